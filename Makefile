@@ -1,0 +1,28 @@
+# Each target sets up what it needs in a virtual environment of its own.
+PYTHON ?= python3
+VENV ?= .venv
+
+.PHONY: demo test lint clean
+
+demo: $(VENV)/installed
+	$(VENV)/bin/dydit demo --out demo --force
+
+test: $(VENV)/installed-test
+	$(VENV)/bin/python -m pytest
+
+lint: $(VENV)/installed-test
+	$(VENV)/bin/ruff check .
+	$(VENV)/bin/ruff format --check .
+	$(VENV)/bin/mypy
+
+$(VENV)/installed: pyproject.toml
+	test -d $(VENV) || $(PYTHON) -m venv $(VENV)
+	$(VENV)/bin/python -m pip install --quiet -e .
+	touch $@
+
+$(VENV)/installed-test: pyproject.toml $(VENV)/installed
+	$(VENV)/bin/python -m pip install --quiet -e '.[test]'
+	touch $@
+
+clean:
+	rm -rf $(VENV) demo runs

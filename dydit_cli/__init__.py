@@ -1,0 +1,61 @@
+"""Turns static Diffusion Transformers into dynamic ones, and makes the saved work real.
+
+The public names are imported when they are first used, so that `import dydit_cli` and `dydit --help` load no torch.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+from dydit_cli.errors import DyditError
+
+__version__ = "0.1.0"
+
+if TYPE_CHECKING:
+    from dydit_cli.checkpoint.convert import convert
+    from dydit_cli.checkpoint.store import load
+    from dydit_cli.figures.visualize import visualize
+    from dydit_cli.model.config import DiTConfig, DyDiTConfig, named_config
+    from dydit_cli.model.dit import DiT
+    from dydit_cli.model.dydit import DyDiT
+    from dydit_cli.model.routing import Routing
+    from dydit_cli.profiling.profile import profile
+    from dydit_cli.train.run import finetune, pretrain
+
+_HOME = {
+    "convert": "checkpoint.convert",
+    "load": "checkpoint.store",
+    "visualize": "figures.visualize",
+    "DiTConfig": "model.config",
+    "DyDiTConfig": "model.config",
+    "named_config": "model.config",
+    "DiT": "model.dit",
+    "DyDiT": "model.dydit",
+    "Routing": "model.routing",
+    "profile": "profiling.profile",
+    "finetune": "train.run",
+    "pretrain": "train.run",
+}
+
+__all__ = [
+    "DiT",
+    "DiTConfig",
+    "DyDiT",
+    "DyDiTConfig",
+    "DyditError",
+    "Routing",
+    "convert",
+    "finetune",
+    "load",
+    "named_config",
+    "pretrain",
+    "profile",
+    "visualize",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME:
+        raise AttributeError(f"module 'dydit_cli' has no attribute {name!r}")
+    return getattr(importlib.import_module(f"dydit_cli.{_HOME[name]}"), name)

@@ -1,0 +1,23 @@
+"""Where to run."""
+
+from __future__ import annotations
+
+import torch
+
+from dydit_cli.errors import DyditError
+
+
+def pick_device(name: str) -> torch.device:
+    """`auto` is cuda, then mps, then cpu, whichever is there; raises `DyditError` for one that is not."""
+    available = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
+    if name == "auto":
+        return torch.device(next(kind for kind, there in available.items() if there))
+    kind = name.split(":")[0]
+    if kind not in available:
+        raise DyditError(f"no device {name!r}; choose auto, cpu, cuda or mps")
+    if not available[kind]:
+        raise DyditError(f"device {name}: this machine or this PyTorch has none; use --device cpu")
+    try:
+        return torch.device(name)
+    except RuntimeError:
+        raise DyditError(f"no device {name!r}; choose auto, cpu, cuda or mps") from None

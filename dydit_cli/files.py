@@ -1,0 +1,109 @@
+"""Writing so that nothing is ever half-written: a temporary name, fsync, rename."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from dydit_cli.errors import DyditError
+
+
+def check_output(path: str | Path, force: bool = False) -> Path:
+    """`path`, where it can be written. Raises `DyditError` where it exists (without `force`) or its folder cannot be.
+
+    An empty folder does not count as existing.
+    """
+    path = Path(path)
+    if path.exists() and not force and not (path.is_dir() and not any(path.iterdir())):
+        raise DyditError(f"{path}: already exists; choose another name or replace it with --force")
+    parent = path.absolute().parent
+    while not parent.exists():
+        parent = parent.parent
+    if not parent.is_dir():
+        raise DyditError(f"{path}: cannot be written: {parent} is a file; choose another place")
+    if not os.access(parent, os.W_OK):
+        raise DyditError(f"{path}: cannot be written: no permission in {parent}; choose another place")
+    return path
+
+
+@contextlib.contextmanager
+def atomic_file(path: str | Path) -> Iterator[Path]:
+    """Yields a temporary path beside `path`, which becomes `path` when the block ends well and is removed otherwise."""
+    path = Path(path)
+    with _as_one_line(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp" + path.suffix)
+        os.close(handle)
+        temporary = Path(name)
+        try:
+            yield temporary
+            os.chmod(temporary, 0o666 & ~_umask())
+            _fsync(temporary)
+            os.replace(temporary, path)
+            _fsync(path.parent)
+        finally:
+            temporary.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def atomic_folder(path: str | Path) -> Iterator[Path]:
+    """Yields a temporary folder beside `path`, which replaces `path` when the block ends well and is removed otherwise."""
+    path = Path(path)
+    with _as_one_line(path):
+        path.absolute().parent.mkdir(parents=True, exist_ok=True)
+        temporary = Path(tempfile.mkdtemp(dir=path.absolute().parent, prefix=f".{path.name}.", suffix=".tmp"))
+        try:
+            yield temporary
+            os.chmod(temporary, 0o777 & ~_umask())
+            for file in temporary.rglob("*"):
+                _fsync(file)
+            _fsync(temporary)
+            old = None
+            if path.exists():
+                old = Path(tempfile.mkdtemp(dir=path.absolute().parent, prefix=f".{path.name}.", suffix=".old"))
+                os.replace(path, old / path.name)
+            os.replace(temporary, path)
+            _fsync(path.absolute().parent)
+            if old:
+                shutil.rmtree(old)
+        finally:
+            shutil.rmtree(temporary, ignore_errors=True)
+
+
+def write_text(path: str | Path, text: str) -> None:
+    """Writes UTF-8 atomically."""
+    with atomic_file(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")
+
+
+def write_json(path: str | Path, value: Any) -> None:
+    """Writes indented JSON atomically; NaN and Infinity, which JSON lacks, are a ValueError."""
+    write_text(path, json.dumps(value, indent=2, allow_nan=False) + "\n")
+
+
+@contextlib.contextmanager
+def _as_one_line(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise DyditError(f"{path}: cannot be written: {error.strerror or error}; choose another place") from None
+
+
+def _fsync(path: Path) -> None:
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def _umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask

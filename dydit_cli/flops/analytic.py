@@ -1,0 +1,97 @@
+"""Multiply-accumulates in closed form over a `Routing`.
+
+Conventions are fvcore's: 1 multiply-accumulate counts 1, a LayerNorm without affine counts 4 per element, and
+elementwise work (activations, modulation, residuals, softmax) counts 0.
+
+Legend: L depth, B batch, N tokens, C width, H heads, D head width, G groups, W channels in a group.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from dydit_cli.model.config import DiTConfig, DyDiTConfig
+from dydit_cli.model.layers import FREQUENCIES
+from dydit_cli.model.routing import Routing
+
+NORM_MACS_PER_ELEMENT = 4
+
+
+@dataclass(frozen=True)
+class BlockMacs:
+    """MACs per block and sample, each L x B, int64."""
+
+    attention: Tensor
+    mlp: Tensor
+    routers: Tensor
+    modulation: Tensor
+    norms: Tensor
+
+    @property
+    def total(self) -> Tensor:
+        return self.attention + self.mlp + self.routers + self.modulation + self.norms
+
+
+def attention_macs(config: DiTConfig) -> int:
+    """One block's attention with every head on, per sample: 4 N C^2 + 2 N^2 C."""
+    N, C = config.num_tokens, config.hidden_size
+    return 4 * N * C * C + 2 * N * N * C
+
+
+def mlp_macs(config: DiTConfig) -> int:
+    """One block's MLP with every group and token on, per sample: 8 N C^2 at ratio 4."""
+    return 2 * config.num_tokens * config.hidden_size * config.mlp_hidden
+
+
+def flops_ratio(routing: Routing, config: DiTConfig) -> Tensor:
+    """The paper's dynamic-to-static ratio (section 3.4), (B,), differentiable: attention and MLP of all blocks alone.
+
+    Per block mean(heads) f_attn + mean(groups) mean(tokens) f_mlp, over the sum of f_attn + f_mlp.
+    """
+    attention, mlp = attention_macs(config), mlp_macs(config)
+    heads = routing.heads.mean(dim=2)  # L B
+    hidden = routing.groups.mean(dim=2) * routing.tokens.mean(dim=2)  # L B
+    return (heads * attention + hidden * mlp).sum(dim=0) / (config.depth * (attention + mlp))
+
+
+def block_macs(routing: Routing, config: DiTConfig) -> BlockMacs:
+    """What the blocks execute when what `routing` switches off is left out; L x B in every field."""
+    N, C, D = config.num_tokens, config.hidden_size, config.head_dim
+    heads = routing.heads.sum(dim=2).long()  # L B
+    groups = routing.groups.sum(dim=2).long()  # L B
+    tokens = routing.tokens.sum(dim=2).long()  # L B
+    group_width = config.mlp_hidden // config.num_heads
+    routers = 0
+    if isinstance(config, DyDiTConfig):
+        hidden = config.token_router_hidden
+        routers = 2 * C * (config.num_heads - 1) + N * (C * hidden + hidden)
+    return BlockMacs(
+        attention=heads * (4 * N * C * D + 2 * N * N * D),
+        mlp=tokens * groups * (2 * C * group_width),
+        routers=torch.full_like(heads, routers),
+        modulation=torch.full_like(heads, 6 * C * C),
+        # norm1 sees every token; norm2 only those that go through the MLP
+        norms=NORM_MACS_PER_ELEMENT * C * (N + tokens),
+    )
+
+
+def frame_macs(config: DiTConfig) -> int:
+    """What surrounds the blocks, per sample: patch, timestep and label embedders and the final layer."""
+    N, C, P = config.num_tokens, config.hidden_size, config.patch_size
+    patches = N * C * config.in_channels * P * P
+    timestep = FREQUENCIES * C + C * C
+    final = 2 * C * C + NORM_MACS_PER_ELEMENT * N * C + N * C * P * P * config.out_channels
+    return patches + timestep + final
+
+
+def total_macs(routing: Routing, config: DiTConfig) -> Tensor:
+    """One forward pass, (B,) int64: the blocks as routed and the frame."""
+    return block_macs(routing, config).total.sum(dim=0) + frame_macs(config)
+
+
+def static_macs(config: DiTConfig) -> int:
+    """One forward pass of the static model of this size, per sample. DiT-XL/2: 118.69 G."""
+    return int(total_macs(Routing.all_on(config, 1), config.static())[0])

@@ -1,0 +1,1 @@
+"""The static DiT, the routers on top of it, and the record of what they switched on."""

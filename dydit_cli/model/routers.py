@@ -1,0 +1,72 @@
+"""The three routers of DyDiT (arXiv 2410.03456, sections 3.2 and 3.3) and the hard gate that they share.
+
+Legend: B batch, N tokens, C width, H heads (and channel groups).
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+# The released models start fully on: sigmoid(15) and sigmoid(35) round to 1.
+HEAD_AND_GROUP_BIAS = 15.0
+TOKEN_BIAS = 35.0
+
+
+def gate(logits: Tensor, temperature: float, noise: float) -> Tensor:
+    """Logits to a mask that is exactly 0 or 1, same shape.
+
+    `noise` 0 is evaluation: sigmoid(logit) > 0.5, which is logit > 0. Above 0, a logistic sample (the difference of two
+    Gumbel samples) times `noise` is added first, and the gradient is that of sigmoid(. / temperature)
+    (straight-through Gumbel-sigmoid).
+    """
+    if noise == 0 and not (torch.is_grad_enabled() and logits.requires_grad):
+        return (logits > 0).to(logits.dtype)
+    if noise > 0:
+        u = torch.rand_like(logits, dtype=torch.float32).clamp_(1e-7, 1 - 1e-7)
+        logits = logits + noise * torch.logit(u).to(logits.dtype)
+    hard = (logits > 0).to(logits.dtype)
+    soft = torch.sigmoid(logits / temperature)
+    # soft - soft.detach() is exactly 0, so that the mask stays exactly 0 or 1
+    return hard + (soft - soft.detach())
+
+
+def init_linear(linear: nn.Linear, bias: float = 0.0) -> None:
+    """Xavier-uniform weights, as everywhere in DiT, and a constant bias."""
+    nn.init.xavier_uniform_(linear.weight)
+    nn.init.constant_(linear.bias, bias)
+
+
+class WidthRouter(nn.Module):
+    """Timestep embedding to H - 1 logits; head (or channel group) 0 is always on and has none."""
+
+    def __init__(self, width: int, heads: int) -> None:
+        super().__init__()
+        self.router = nn.Linear(width, heads - 1)
+
+    def reset(self, bias: float) -> None:
+        init_linear(self.router, bias)
+
+    def forward(self, e: Tensor, temperature: float, noise: float) -> Tensor:
+        """e: B C, the timestep embedder's output before the label is added -> mask B H."""
+        mask = gate(self.router(e), temperature, noise)  # B H-1
+        return torch.cat([torch.ones_like(mask[:, :1]), mask], dim=1)
+
+
+class TokenRouter(nn.Module):
+    """Tokens to one logit each: Linear C -> C/16, ReLU, Linear -> 1."""
+
+    def __init__(self, width: int, hidden: int) -> None:
+        super().__init__()
+        self.mlp_head = nn.Sequential(nn.Linear(width, hidden), nn.ReLU(), nn.Linear(hidden, 1))
+
+    def reset(self, bias: float) -> None:
+        first, last = self.mlp_head[0], self.mlp_head[2]
+        assert isinstance(first, nn.Linear)
+        assert isinstance(last, nn.Linear)
+        init_linear(first)
+        init_linear(last, bias)
+
+    def forward(self, x: Tensor, temperature: float, noise: float) -> Tensor:
+        """x: B N C, after the attention residual and before norm2 -> mask B N."""
+        return gate(self.mlp_head(x).squeeze(-1), temperature, noise)

@@ -1,0 +1,60 @@
+"""What one forward pass switched on: the record in which model, executor, counter, recorder, figures and loss meet."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from dydit_cli.model.config import DiTConfig
+
+
+@dataclass(frozen=True)
+class BlockRouting:
+    """One block's part of a `Routing`. heads, groups: B H; tokens: B N; zeros and ones."""
+
+    heads: Tensor
+    groups: Tensor
+    tokens: Tensor
+
+
+@dataclass(frozen=True)
+class Routing:
+    """Masks of one forward pass, floating point, exactly 0 and 1.
+
+    `heads` and `groups` are L x B x H and depend on the timestep alone; `tokens` is L x B x N and depends on the
+    content. In training they carry straight-through gradients to the routers. A token mask concerns the MLP only:
+    attention sees every token.
+    """
+
+    heads: Tensor
+    groups: Tensor
+    tokens: Tensor
+
+    @classmethod
+    def stack(cls, blocks: Sequence[BlockRouting]) -> Routing:
+        return cls(
+            heads=torch.stack([block.heads for block in blocks]),
+            groups=torch.stack([block.groups for block in blocks]),
+            tokens=torch.stack([block.tokens for block in blocks]),
+        )
+
+    @classmethod
+    def all_on(cls, config: DiTConfig, batch: int, device: torch.device | str | None = None) -> Routing:
+        """What a static model does: everything, for every sample."""
+        width = torch.ones(config.depth, batch, config.num_heads, device=device)
+        tokens = torch.ones(config.depth, batch, config.num_tokens, device=device)
+        return cls(heads=width, groups=width.clone(), tokens=tokens)
+
+    @property
+    def batch(self) -> int:
+        return self.heads.shape[1]
+
+    def detach(self) -> Routing:
+        return Routing(self.heads.detach(), self.groups.detach(), self.tokens.detach())
+
+    def select(self, samples: Tensor | slice) -> Routing:
+        """The part of the batch that `samples` indexes."""
+        return Routing(self.heads[:, samples], self.groups[:, samples], self.tokens[:, samples])
