@@ -1,0 +1,1 @@
+"""Checkpoints on disk, and the conversion of a static one into a dynamic one."""

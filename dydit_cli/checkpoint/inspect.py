@@ -1,0 +1,33 @@
+"""`dydit inspect`: what a checkpoint is."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from dydit_cli.checkpoint.store import read
+from dydit_cli.flops.analytic import static_macs
+from dydit_cli.model.dydit import is_router
+
+
+def inspect(path: str | Path) -> dict[str, Any]:
+    """Kind, size, parameters, bytes, tokens, routers and lineage of a checkpoint, as plain values for JSON.
+
+    `macs_static` is the static model's multiply-accumulates per forward and image.
+    """
+    checkpoint = read(path)
+    config, weights = checkpoint.config, checkpoint.weights
+    dtypes = {str(w.dtype).removeprefix("torch.") for w in weights.values()}
+    return {
+        "path": str(path),
+        "kind": config.kind,
+        "size": config.size_name,
+        "parameters": sum(w.numel() for w in weights.values()),
+        "router_parameters": sum(w.numel() for name, w in weights.items() if is_router(name)),
+        "bytes": sum(w.numel() * w.element_size() for w in weights.values()),
+        "dtype": "/".join(sorted(dtypes)),
+        "tokens": config.num_tokens,
+        "macs_static": static_macs(config),
+        "model": config.to_dict(),
+        "lineage": checkpoint.lineage,
+    }

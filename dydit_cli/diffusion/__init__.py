@@ -1,0 +1,1 @@
+"""Gaussian diffusion: schedule, training objective and samplers. They take a callable and never see a model's class."""

@@ -1,0 +1,70 @@
+"""Many images in batches, each from its own seed, so that an image does not depend on the batch it was drawn in."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from dydit_cli.diffusion.sampler import Denoiser, SamplerSettings, sample
+from dydit_cli.errors import DyditError
+
+
+@dataclass(frozen=True)
+class Progress:
+    """Before a model evaluation: images `first` to `first + batch - 1`, sampling step `step`, timestep `timestep`."""
+
+    first: int
+    batch: int
+    step: int
+    timestep: int
+
+
+def image_generators(seed: int, first: int, count: int) -> list[torch.Generator]:
+    """One generator for each of the images `first`, `first` + 1, ... of the run with `seed`."""
+    return [torch.Generator().manual_seed(seed * 1_000_003 + i) for i in range(first, first + count)]
+
+
+@torch.no_grad()
+def generate(
+    model: Denoiser,
+    labels: Tensor,
+    shape: tuple[int, int, int],
+    settings: SamplerSettings,
+    *,
+    null_class: int,
+    seed: int = 0,
+    batch: int = 64,
+    device: torch.device | str = "cpu",
+    dtype: torch.dtype = torch.float32,
+    on_progress: Callable[[Progress], None] | None = None,
+) -> Tensor:
+    """Samples for labels (M,): M C S S on cpu in float32, `shape` being C S S.
+
+    The noise is drawn on the cpu, image by image: the same seed gives the same noise on any device and at any `batch`.
+    Raises `DyditError` for a label that is no class.
+    """
+    wrong = labels[(labels < 0) | (labels >= null_class)]
+    if len(wrong):
+        raise DyditError(f"class {int(wrong[0])}: the model has classes 0 to {null_class - 1}")
+    parts = []
+    for first in range(0, len(labels), batch):
+        y = labels[first : first + batch].to(device)
+        generators = image_generators(seed, first, len(y))
+        x = torch.stack([torch.randn(shape, generator=generator) for generator in generators])
+
+        def report(step: int, timestep: int, first: int = first, count: int = len(y)) -> None:
+            if on_progress:
+                on_progress(Progress(first, count, step, timestep))
+
+        x = x.to(device=device, dtype=dtype)
+        x = sample(model, x, y, settings, null_class=null_class, generator=generators, on_step=report)
+        parts.append(x.float().cpu())
+    return torch.cat(parts)
+
+
+def cycle_labels(classes: list[int], count: int) -> Tensor:
+    """(count,) labels that go round `classes`."""
+    return torch.tensor([classes[i % len(classes)] for i in range(count)], dtype=torch.long)

@@ -1,0 +1,1 @@
+"""Recipes, data and the loop that pre-trains, fine-tunes and runs the static control."""

@@ -1,0 +1,169 @@
+"""What a training run is: a TOML file, checked, with every default written here."""
+
+from __future__ import annotations
+
+import difflib
+import tomllib
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from dydit_cli.diffusion.schedule import TRAIN_STEPS
+from dydit_cli.errors import DyditError
+
+# in an installed package the recipes lie inside it, in a checkout beside it
+_PACKAGE = Path(__file__).parent.parent
+SHIPPED = next((folder for folder in (_PACKAGE / "recipes", _PACKAGE.parent / "recipes") if folder.is_dir()), _PACKAGE)
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class ModelRecipe(_Section):
+    """The static model that `pretrain` starts from random weights; the fields of `DiTConfig`."""
+
+    input_size: int
+    patch_size: int
+    in_channels: int
+    hidden_size: int
+    depth: int
+    num_heads: int
+    num_classes: int
+    learn_sigma: bool = True
+
+
+class TrainRecipe(_Section):
+    """The optimiser and everything that static and dynamic training share."""
+
+    steps: int = Field(gt=0, description="optimiser steps")
+    batch_size: int = Field(default=64, gt=0, description="images")
+    lr: float = Field(default=1e-4, gt=0)
+    lr_schedule: Literal["constant", "cosine"] = "constant"
+    lr_warmup_steps: int = Field(default=0, ge=0)
+    weight_decay: float = Field(default=0.0, ge=0)
+    ema_decay: float = Field(default=0.9999, ge=0, lt=1)
+    label_dropout: float = Field(default=0.1, ge=0, le=1)
+    timestep_strata: int = Field(default=4, ge=1, le=TRAIN_STEPS)
+    grad_limit: float | None = Field(default=None, gt=0, description="a step whose gradient norm is over it is skipped")
+    seed: int = Field(default=0, ge=0)
+
+
+class RoutingRecipe(_Section):
+    """How a DyDiT is brought to its FLOPs ratio; a static model ignores it (the control experiment)."""
+
+    flops_ratio: float = Field(default=0.5, gt=0, le=1, description="lambda")
+    weight: float = Field(default=2.0, ge=0, description="w of w (ratio - lambda)^2")
+    hold_steps: int = Field(default=100, ge=0, description="steps at target 1")
+    warmup_steps: int = Field(default=1000, ge=0, description="steps over which the target falls from 1 to lambda")
+    complete_steps: int = Field(default=0, ge=0, description="first steps in which the complete model is trained too")
+    router_lr: float | None = Field(default=None, gt=0, description="the routers' own lr; by default the model's")
+    noise_off_steps: int = Field(default=0, ge=0, description="last steps over which the Gumbel noise fades to none")
+
+    def target(self, step: int) -> float:
+        """The ratio asked for at `step`, counted from 0: 1, then linear to lambda, then lambda."""
+        if step < self.hold_steps:
+            return 1.0
+        if step >= self.hold_steps + self.warmup_steps:
+            return self.flops_ratio
+        return 1.0 + (self.flops_ratio - 1.0) * (step - self.hold_steps) / self.warmup_steps
+
+
+class Recipe(_Section):
+    """One run; `model` is for `pretrain` alone."""
+
+    data: str = "digits"
+    model: ModelRecipe | None = None
+    train: TrainRecipe
+    routing: RoutingRecipe = RoutingRecipe()
+
+    @model_validator(mode="after")
+    def _phases_fit(self) -> Recipe:
+        if self.train.lr_warmup_steps > self.train.steps:
+            raise ValueError("train.lr_warmup_steps is over train.steps")
+        return self
+
+
+def with_steps(recipe: Recipe, steps: int) -> Recipe:
+    """`recipe` over another number of steps, its phases stretched in proportion, so that the run keeps its shape."""
+    factor = steps / recipe.train.steps
+
+    def stretched(section: TrainRecipe | RoutingRecipe, *names: str) -> dict[str, int]:
+        return {name: round(getattr(section, name) * factor) for name in names}
+
+    values = recipe.model_dump()
+    values["train"].update(steps=steps, **stretched(recipe.train, "lr_warmup_steps"))
+    phases = ("hold_steps", "warmup_steps", "complete_steps", "noise_off_steps")
+    values["routing"].update(stretched(recipe.routing, *phases))
+    return recipe_from_dict(values, "--steps")
+
+
+def with_settings(recipe: Recipe, settings: Mapping[str, Any] | Sequence[str], where: str = "--set") -> Recipe:
+    """`recipe` with single values replaced: a mapping, or strings `train.lr=1e-4` whose values are written as in TOML."""
+    pairs = settings if isinstance(settings, Mapping) else dict(_parse_setting(text) for text in settings)
+    values = recipe.model_dump()
+    for key, value in pairs.items():
+        *sections, name = key.split(".")
+        place = values
+        for section in sections:
+            place = place.get(section)  # type: ignore[assignment]
+            if not isinstance(place, dict):
+                raise DyditError(f"{where}: no section {section!r} in a recipe; sections are data, model, train, routing")
+        place[name] = value
+    return recipe_from_dict(values, where)
+
+
+def find_recipe(name: str | Path) -> Path:
+    """A recipe's file: a path, or the name of one that ships with dydit, such as `digits/finetune`."""
+    shipped = SHIPPED / f"{name}.toml"
+    return shipped if not Path(name).is_file() and shipped.is_file() else Path(name)
+
+
+def recipe_from_dict(values: dict[str, Any], where: str) -> Recipe:
+    """Raises `DyditError` in one line, naming the key in `where` and, for an unknown one, the nearest known."""
+    try:
+        return Recipe.model_validate(values)
+    except ValidationError as error:
+        raise DyditError(f"{where}: {_explain(error)}") from None
+
+
+def read_recipe(path: str | Path) -> Recipe:
+    """Reads a TOML recipe; raises `DyditError` where it is missing, no TOML, or not a recipe."""
+    path = find_recipe(path)
+    try:
+        values = tomllib.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise DyditError(f"{path}: no such recipe; recipes are TOML files, see the folder recipes/") from None
+    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+        raise DyditError(f"{path}: not a readable TOML recipe: {error}") from None
+    return recipe_from_dict(values, str(path))
+
+
+def _parse_setting(text: str) -> tuple[str, Any]:
+    key, equals, value = text.partition("=")
+    if not equals or not key.strip():
+        raise DyditError(f"--set {text}: write it as KEY=VALUE, for instance --set train.lr=1e-4")
+    try:
+        return key.strip(), tomllib.loads(f"value = {value}")["value"]
+    except tomllib.TOMLDecodeError:
+        return key.strip(), value.strip()
+
+
+def _explain(error: ValidationError) -> str:
+    first = error.errors()[0]
+    location = ".".join(str(part) for part in first["loc"])
+    if first["type"] == "extra_forbidden":
+        name = str(first["loc"][-1])
+        near = difflib.get_close_matches(name, _known_keys(), n=1)
+        return f"unknown key {location!r}" + (f"; did you mean {near[0]!r}?" if near else "")
+    if first["type"] == "missing":
+        return f"{location!r} is missing"
+    message = first["msg"].removeprefix("Value error, ")
+    return f"{location!r}: {message[:1].lower() + message[1:]}, not {first['input']!r}" if location else message
+
+
+def _known_keys() -> list[str]:
+    sections = (Recipe, ModelRecipe, TrainRecipe, RoutingRecipe)
+    return [name for section in sections for name in section.model_fields]
