@@ -1,0 +1,51 @@
+"""dydit inspect"""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+import typer
+
+from dydit_cli import units
+from dydit_cli.cli import console, options
+
+
+def inspect(
+    path: Annotated[str, typer.Argument(metavar="PATH", help="A checkpoint folder, or `digits-dit`.")],
+    json: options.Json = False,
+) -> None:
+    """Say what a checkpoint is, and where it came from.
+
+    Example: `dydit inspect digits-dit`
+    """
+    from dydit_cli.checkpoint.inspect import inspect as run
+
+    report = run(path)
+    if json:
+        console.as_json(report)
+        return
+    model = report["model"]
+    shown = {
+        "kind": {"dit": "DiT (static)", "dydit": "DyDiT (dynamic)"}[report["kind"]],
+        "size": f"{report['size']}: depth {model['depth']}, width {model['hidden_size']}, {model['num_heads']} heads",
+        "parameters": f"{report['parameters']:,} ({report['bytes'] / 1e6:.1f} MB, {report['dtype']})",
+        "tokens": f"{report['tokens']}: patches of {model['patch_size']} x {model['patch_size']} in "
+        f"{model['in_channels']} x {model['input_size']} x {model['input_size']}",
+        "classes": f"{model['num_classes']} and the null class",
+        "variance": "learned" if model["learn_sigma"] else "fixed",
+        "timestep sinusoid": f"{model['timestep_variant']} (norm2 eps {model['norm2_eps']:g})",
+        "static MACs": f"{units.macs(report['macs_static'])} per forward and image",
+        "routers": f"{report['router_parameters']:,} parameters, 3 in each block" if report["router_parameters"] else "none",
+    }
+    for i, entry in enumerate(report["lineage"]):
+        shown["lineage" if i == 0 else " " * i] = _entry(entry)
+    console.facts(path, shown)
+
+
+def _entry(entry: dict[str, Any]) -> str:
+    details = ", ".join(f"{key} {value}" for key, value in entry.items() if key != "action")
+    return f"{entry.get('action', '?')}: {details}"
+
+
+def register(app: typer.Typer) -> None:
+    app.command()(inspect)

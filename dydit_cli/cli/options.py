@@ -1,0 +1,48 @@
+"""Options that several commands share, so that they read the same everywhere."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from dydit_cli.errors import DyditError
+
+if TYPE_CHECKING:
+    from dydit_cli.diffusion.sampler import SamplerSettings
+
+Ckpt = Annotated[str, typer.Argument(metavar="CKPT", help="A checkpoint folder, or `digits-dit`, the bundled one.")]
+Out = Annotated[Path, typer.Option("--out", "-o", metavar="DIR", help="The folder to write.")]
+Force = Annotated[bool, typer.Option("--force", help="Replace what is there.")]
+Json = Annotated[bool, typer.Option("--json", help="Print the figures as JSON.")]
+Device = Annotated[str, typer.Option(help="auto, cpu, cuda or mps.")]
+Seed = Annotated[int, typer.Option(min=0, help="The same seed gives the same result.")]
+Sampler = Annotated[str, typer.Option(help="ddpm or ddim.")]
+SamplingSteps = Annotated[int, typer.Option("--steps", metavar="N", help="Sampling steps, 1 to 1000.")]
+Cfg = Annotated[float, typer.Option(help="Classifier-free guidance scale; 1 is none.")]
+CfgChannels = Annotated[str, typer.Option(help="Channels that guidance acts on: 3 (the authors' code) or all (diffusers).")]
+Batch = Annotated[int, typer.Option(min=1, help="Images drawn at once (guidance doubles it).")]
+
+
+def sampler_settings(sampler: str, steps: int, cfg: float, cfg_channels: str) -> SamplerSettings:
+    """Checked settings from options as they were typed."""
+    from dydit_cli.diffusion.sampler import SamplerSettings
+
+    return SamplerSettings(sampler=sampler, steps=steps, cfg=cfg, cfg_channels=cfg_channels)  # type: ignore[arg-type]
+
+
+def parse_classes(text: str | None, num_classes: int) -> list[int]:
+    """`0,1,5-7` as a list; all classes for None. Raises `DyditError` for what is no class of the model."""
+    if text is None:
+        return list(range(num_classes))
+    classes: list[int] = []
+    for part in text.split(","):
+        first, _, last = part.strip().partition("-")
+        if not first.isdecimal() or (last and not last.isdecimal()):
+            raise DyditError(f"--classes {text}: {part.strip()!r} is no class number; write for instance 0,1,5-7")
+        classes.extend(range(int(first), int(last or first) + 1))
+    unknown = [c for c in classes if c >= num_classes]
+    if unknown or not classes:
+        raise DyditError(f"--classes {text}: the model has classes 0 to {num_classes - 1}")
+    return classes

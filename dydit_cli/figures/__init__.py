@@ -1,0 +1,1 @@
+"""Pictures, drawn from profiles alone: no figure runs a model."""

@@ -1,0 +1,62 @@
+"""Which heads and channel groups run at which timestep (figure 5 of the DyDiT paper)."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from dydit_cli.figures.style import BLUE, GREY, LIGHT, ORANGE, new_figure
+from dydit_cli.profiling.profile import Profile
+from dydit_cli.profiling.record import BoolArray
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+
+def draw_architecture(profile: Profile) -> Figure:
+    """Two maps, heads and channel groups: sampling steps across, blocks and their heads down; above, the active share."""
+    record, config = profile.record, profile.config
+    L, H = config.depth, config.num_heads
+    figure = new_figure(9.0, min(2.6 + 0.085 * L * H, 12.0))
+    grid = figure.subplots(2, 2, sharex=True, sharey="row", height_ratios=[1, max(3.0, 0.05 * L * H)])
+    for column, (name, masks, color) in enumerate(
+        (("attention heads", record.heads, BLUE), ("MLP channel groups", record.groups, ORANGE))
+    ):
+        _share(grid[0, column], masks, color, f"{name}: {100 * masks.mean():.0f} % active")
+        _map(grid[1, column], masks, color, record.timesteps.tolist())
+    grid[0, 0].set_ylabel("active [%]")
+    grid[1, 0].set_ylabel(f"block ({H} rows each, the top one always on)")
+    figure.suptitle(f"What runs at which timestep: {config.size_name}, {profile.summary['ratio']:.2f} of the static MACs")
+    return figure
+
+
+def _share(ax: Axes, masks: BoolArray, color: str, title: str) -> None:
+    ax.step(np.arange(len(masks)), 100 * masks.mean(axis=(1, 2)), where="mid", color=color)
+    ax.set_ylim(0, 105)
+    ax.set_title(title)
+
+
+def _map(ax: Axes, masks: BoolArray, color: str, timesteps: list[int]) -> None:
+    from matplotlib.colors import ListedColormap
+
+    T, L, H = masks.shape
+    ax.imshow(
+        masks.reshape(T, L * H).T,
+        aspect="auto",
+        interpolation="nearest",
+        cmap=ListedColormap([LIGHT, color]),
+        vmin=0,
+        vmax=1,
+    )
+    for block in range(1, L):
+        ax.axhline(block * H - 0.5, color="white", linewidth=1.5 if L * H < 100 else 0.6)
+    every = 1 if L <= 12 else 4
+    ax.set_yticks([block * H + (H - 1) / 2 for block in range(0, L, every)], [str(block) for block in range(0, L, every)])
+    ticks = np.unique(np.linspace(0, T - 1, min(T, 6)).round().astype(int))
+    ax.set_xticks(ticks, [str(timesteps[i]) for i in ticks])
+    ax.set_xlabel("timestep t (999: pure noise; sampling runs left to right)")
+    ax.tick_params(length=0, axis="y")
+    for spine in ax.spines.values():
+        spine.set_color(GREY)

@@ -1,0 +1,36 @@
+"""`dydit visualize`: a profile's figures by name."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from dydit_cli.errors import DyditError
+from dydit_cli.figures import architecture, flops, style, tokens
+from dydit_cli.files import check_output
+from dydit_cli.profiling.profile import Profile, read_profile
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+FIGURES: dict[str, Callable[[Profile], Figure]] = {
+    "architecture": architecture.draw_architecture,
+    "tokens": tokens.draw_tokens,
+    "flops": flops.draw_flops,
+}
+
+
+def visualize(profile: str | Path | Profile, figure: str, out: str | Path, *, force: bool = False) -> Path:
+    """Draws `figure` (architecture, tokens or flops) of a profile folder into the file `out`, PNG, SVG or PDF by ending.
+
+    Raises `DyditError` for an unknown figure or ending, an existing `out` (without `force`) or a folder that is no profile.
+    """
+    if figure not in FIGURES:
+        raise DyditError(f"no figure {figure!r}; choose one of {', '.join(FIGURES)}")
+    style.check_ending(out)
+    out = check_output(out, force)
+    loaded = profile if isinstance(profile, Profile) else read_profile(profile)
+    with style.styled():
+        style.save(FIGURES[figure](loaded), out)
+    return out

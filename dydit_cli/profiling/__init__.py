@@ -1,0 +1,1 @@
+"""What a model does over a sampling run: recorded, counted, tabulated."""

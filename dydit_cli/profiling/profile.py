@@ -1,0 +1,188 @@
+"""`dydit profile`: a sampling run of a DyDiT, its routing and MACs at every timestep, as files that figures draw from."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+from numpy.typing import NDArray
+
+import dydit_cli
+from dydit_cli.checkpoint.store import Checkpoint, read
+from dydit_cli.devices import pick_device
+from dydit_cli.diffusion.generate import Progress, cycle_labels, generate
+from dydit_cli.diffusion.sampler import SamplerSettings
+from dydit_cli.errors import DyditError
+from dydit_cli.files import atomic_folder, check_output, write_json
+from dydit_cli.model.config import DiTConfig, config_from_dict
+from dydit_cli.model.sparse import executor
+from dydit_cli.profiling.record import Recorder, RoutingRecord
+from dydit_cli.profiling.table import phase_table, timestep_table
+
+FORMAT, FORMAT_VERSION = "dydit-profile", 1
+SUMMARY_FILE, TABLE_FILE, ROUTING_FILE = "profile.json", "timesteps.csv", "routing.npz"
+
+
+@dataclass(frozen=True)
+class Profile:
+    """`summary` is profile.json, `table` timesteps.csv; samples (M C S S, float32) and labels (M,) are what was drawn."""
+
+    summary: dict[str, Any]
+    table: pd.DataFrame
+    record: RoutingRecord
+    samples: NDArray[np.float32]
+    labels: NDArray[np.int64]
+
+    @property
+    def config(self) -> DiTConfig:
+        return config_from_dict(self.summary["model"])
+
+    @property
+    def phases(self) -> pd.DataFrame:
+        return phase_table(self.table)
+
+    def write(self, folder: str | Path) -> None:
+        """Writes the three files at once."""
+        with atomic_folder(folder) as temporary:
+            self.table.to_csv(temporary / TABLE_FILE, index=False)
+            record = self.record
+            np.savez_compressed(
+                temporary / ROUTING_FILE,
+                timesteps=record.timesteps,
+                heads=record.heads,
+                groups=record.groups,
+                tokens_bits=np.packbits(record.tokens, axis=-1),
+                tokens_shape=np.array(record.tokens.shape),
+                samples=self.samples,
+                labels=self.labels,
+            )
+            write_json(temporary / SUMMARY_FILE, self.summary)
+
+
+def profile(
+    checkpoint: str | Path,
+    out: str | Path | None = None,
+    *,
+    images: int = 16,
+    settings: SamplerSettings = SamplerSettings(),
+    seed: int = 0,
+    batch: int = 64,
+    device: str = "auto",
+    force: bool = False,
+    on_progress: Callable[[Progress], None] | None = None,
+) -> Profile:
+    """Samples `images` images, classes in turn, and counts what every step switched on; writes to `out` if given.
+
+    Raises `DyditError` for a static model, an existing `out` (without `force`), or images under 1.
+    """
+    if out is not None:
+        check_output(out, force)
+    if images < 1:
+        raise DyditError(f"{images} images: profile at least 1")
+    loaded = read(checkpoint)
+    if loaded.config.kind != "dydit":
+        raise DyditError(
+            f"{checkpoint}: is a static model, which does the same at every timestep; "
+            f"convert it first: dydit convert {checkpoint} DST"
+        )
+    result = profile_checkpoint(
+        loaded, name=str(checkpoint), images=images, settings=settings, seed=seed, batch=batch, device=device,
+        on_progress=on_progress,
+    )  # fmt: skip
+    if out is not None:
+        result.write(out)
+    return result
+
+
+def profile_checkpoint(
+    checkpoint: Checkpoint,
+    *,
+    name: str,
+    images: int,
+    settings: SamplerSettings,
+    seed: int,
+    batch: int,
+    device: str,
+    on_progress: Callable[[Progress], None] | None = None,
+) -> Profile:
+    """As `profile`, of a DyDiT that is in memory; `name` is what the summary calls it."""
+    config, place = checkpoint.config, pick_device(device)
+    model = executor(checkpoint.build().to(place).float(), "sparse")
+    halves = 1 if settings.cfg == 1 else 2
+    recorder = Recorder(model, halves)
+
+    def see(progress: Progress) -> None:
+        recorder.see(progress)
+        if on_progress:
+            on_progress(progress)
+
+    labels = cycle_labels(list(range(config.num_classes)), images)
+    samples = generate(
+        recorder,
+        labels,
+        (config.in_channels, config.input_size, config.input_size),
+        settings,
+        null_class=config.null_class,
+        seed=seed,
+        batch=batch,
+        device=place,
+        on_progress=see,
+    )
+    record = recorder.record()
+    table = timestep_table(record, config)
+    static, dynamic = float(table["static_macs"].mean()), float(table["dynamic_macs"].mean())
+    summary = {
+        "format": FORMAT,
+        "format_version": FORMAT_VERSION,
+        "checkpoint": name,
+        "model": config.to_dict(),
+        "lineage": checkpoint.lineage,
+        "unit": "MAC (1 multiply-accumulate = 1 FLOP of fvcore and the papers), mean per forward and image",
+        "macs_static": static,
+        "macs_dynamic": dynamic,
+        "ratio": dynamic / static,
+        "routed_ratio": float(table["routed_ratio"].mean()),
+        "active_heads_share": float(table["active_heads_share"].mean()),
+        "active_groups_share": float(table["active_groups_share"].mean()),
+        "active_tokens_share": float(table["active_tokens_share"].mean()),
+        "forwards_per_image": settings.steps * halves,
+        "sampler": settings.sampler,
+        "steps": settings.steps,
+        "cfg": settings.cfg,
+        "cfg_channels": settings.cfg_channels,
+        "images": images,
+        "seed": seed,
+        "dtype": "float32",
+        "device": place.type,
+        "versions": {"dydit": dydit_cli.__version__, "torch": torch.__version__},
+    }
+    return Profile(summary, table, record, samples.numpy(), labels.numpy())
+
+
+def read_profile(folder: str | Path) -> Profile:
+    """Reads what `Profile.write` wrote; raises `DyditError` in one line where it is missing, damaged or of another version."""
+    folder = Path(folder)
+    missing = [name for name in (SUMMARY_FILE, TABLE_FILE, ROUTING_FILE) if not (folder / name).is_file()]
+    if missing:
+        raise DyditError(f"{folder}: not a profile: it has no {missing[0]}; make one with: dydit profile CKPT --out DIR")
+    try:
+        summary = json.loads((folder / SUMMARY_FILE).read_text(encoding="utf-8"))
+        if not isinstance(summary, dict) or summary.get("format") != FORMAT:
+            raise DyditError(f"{folder / SUMMARY_FILE}: not a dydit profile; make one with: dydit profile CKPT --out DIR")
+        if summary.get("format_version") != FORMAT_VERSION:
+            version = summary.get("format_version")
+            raise DyditError(f"{folder}: profile version {version!r}, this dydit reads {FORMAT_VERSION}; profile again")
+        table = pd.read_csv(folder / TABLE_FILE)
+        with np.load(folder / ROUTING_FILE, allow_pickle=False) as arrays:
+            shape = tuple(int(n) for n in arrays["tokens_shape"])
+            tokens = np.unpackbits(arrays["tokens_bits"], axis=-1, count=shape[-1]).reshape(shape).astype(bool)
+            record = RoutingRecord(arrays["timesteps"], arrays["heads"], arrays["groups"], tokens)
+            return Profile(summary, table, record, arrays["samples"], arrays["labels"])
+    except (OSError, ValueError, KeyError, IndexError, EOFError) as error:
+        raise DyditError(f"{folder}: damaged profile ({error}); profile again") from None
