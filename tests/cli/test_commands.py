@@ -1,0 +1,380 @@
+"""Each command end to end on small things, and what it says to a user's mistake."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pytest
+from typer.testing import CliRunner, Result
+
+from dydit_cli.checkpoint.store import Checkpoint, read, write
+from dydit_cli.cli.app import app
+from dydit_cli.cli.options import parse_classes
+from dydit_cli.errors import DyditError
+from dydit_cli.model.config import DiTConfig
+from dydit_cli.model.dit import DiT
+from tests.conftest import randomize
+
+SMALL = DiTConfig(input_size=8, patch_size=2, in_channels=1, hidden_size=32, depth=2, num_heads=4, num_classes=10)
+FAST = ["--device", "cpu"]
+
+
+def dydit(*args: object) -> Result:
+    return CliRunner().invoke(app, [str(arg) for arg in args], env={"COLUMNS": "80"})
+
+
+@pytest.fixture(scope="module")
+def room(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """static -> converted -> tuned -> profile, made by the commands themselves."""
+    folder = tmp_path_factory.mktemp("room")
+    write(Checkpoint.of(randomize(DiT(SMALL), scale=0.1), [{"action": "pretrain", "steps": 9}]), folder / "static")
+    for command in (
+        ["convert", folder / "static", folder / "converted"],
+        ["finetune", folder / "converted", "--lambda", 0.5, "--steps", 3, "--batch-size", 8, "--out", folder / "tuned", *FAST],
+        ["profile", folder / "tuned", "--out", folder / "profile", "--images", 3, "--steps", 3, *FAST],
+    ):
+        result = dydit(*command)
+        assert result.exit_code == 0, result.output
+    return folder
+
+
+def figures(result: Result) -> dict[str, object]:
+    assert result.exit_code == 0, result.output
+    values = json.loads(result.stdout)
+    assert isinstance(values, dict)
+    return values
+
+
+def test_convert_reports_its_proof(room: Path, tmp_path: Path) -> None:
+    report = figures(dydit("convert", room / "static", tmp_path / "a", "--json", "--ranking", "none", "--router-bias", 9))
+    assert isinstance(report["max_difference"], float)
+    assert report["max_difference"] < 1e-4
+    assert (report["ranking"], report["router_bias"]) == ("none", 9)
+    text = dydit("convert", room / "static", tmp_path / "b").stdout
+    assert "largest difference" in text
+    assert "allowed: 1e-04" in text
+
+
+def test_finetune_writes_a_checkpoint_metrics_and_its_recipe(room: Path) -> None:
+    tuned = room / "tuned"
+    assert [entry["action"] for entry in read(tuned).lineage] == ["pretrain", "convert", "finetune"]
+    lines = [json.loads(line) for line in (tuned / "metrics.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in lines] == [1, 2, 3]
+    assert all(line["target"] is not None and 0 < line["ratio"] <= 1 for line in lines)
+    assert json.loads((tuned / "recipe.json").read_text())["train"]["batch_size"] == 8
+
+
+def test_a_static_model_is_tuned_statically(room: Path, tmp_path: Path) -> None:
+    result = dydit("finetune", room / "static", "--steps", 2, "--out", tmp_path / "control", "--json", *FAST)
+    assert figures(result)["training_ratio"] is None
+    assert "is a static model: tuning it as it is" in result.stderr
+    assert read(tmp_path / "control").config.kind == "dit"
+
+
+def test_finetune_is_deterministic_under_its_seed(room: Path, tmp_path: Path) -> None:
+    for name, seed in (("a", 1), ("b", 1), ("c", 2)):
+        arguments = ["--steps", 2, "--batch-size", 8, "--seed", seed, "--out", tmp_path / name]
+        assert dydit("finetune", room / "converted", *arguments, *FAST).exit_code == 0
+    weights = {name: (tmp_path / name / "model.safetensors").read_bytes() for name in "abc"}
+    assert weights["a"] == weights["b"] != weights["c"]
+
+
+def test_pretrain_makes_a_static_model(tmp_path: Path) -> None:
+    small = [f"model.{key}={value}" for key, value in (("hidden_size", 16), ("depth", 1), ("num_heads", 2), ("patch_size", 2))]
+    options = [part for setting in [*small, "train.batch_size=4"] for part in ("--set", setting)]
+    result = dydit("pretrain", "digits/pretrain", "--steps", 2, "--out", tmp_path / "new", "--json", *options, *FAST)
+    assert figures(result)["steps"] == 2
+    checkpoint = read(tmp_path / "new")
+    assert (checkpoint.config.kind, checkpoint.config.hidden_size) == ("dit", 16)
+    assert checkpoint.lineage[0]["action"] == "pretrain"
+
+
+def test_profile_writes_its_three_files_and_a_table(room: Path, tmp_path: Path) -> None:
+    names = sorted(path.name for path in (room / "profile").iterdir())
+    assert names == ["profile.json", "routing.npz", "timesteps.csv"]
+    table = pd.read_csv(room / "profile" / "timesteps.csv")
+    assert table["timestep"].to_list() == [999, 500, 0]
+    result = dydit("profile", room / "tuned", "--out", tmp_path / "p", "--images", 2, "--steps", 2, "--sampler", "ddpm", *FAST)
+    assert result.exit_code == 0
+    assert max(len(line) for line in result.stdout.splitlines() if "┃" in line or "│" in line) <= 80
+    for word in ("static", "dynamic", "ratio", "heads", "groups", "tokens", "999 to 750", "MAC"):
+        assert word in result.stdout
+    summary = figures(dydit("profile", room / "tuned", "--out", tmp_path / "q", "--images", 2, "--steps", 2, "--json", *FAST))
+    for key in ("macs_static", "macs_dynamic", "ratio", "sampler", "steps", "cfg", "images", "seed"):
+        assert key in summary
+
+
+def test_visualize_draws(room: Path, tmp_path: Path) -> None:
+    result = dydit("visualize", room / "profile", "--figure", "flops", "--out", tmp_path / "f.svg")
+    assert result.exit_code == 0
+    assert (tmp_path / "f.svg").stat().st_size > 1000
+
+
+@pytest.mark.parametrize("execution", ["sparse", "masked", "complete"])
+def test_sample_writes_a_grid_and_single_images(room: Path, tmp_path: Path, execution: str) -> None:
+    out = tmp_path / "samples"
+    arguments = ["--num", 4, "--classes", "0,7-8", "--steps", 2, "--execution", execution, "--out", out, "--json", *FAST]
+    summary = figures(dydit("sample", room / "tuned", *arguments))
+    assert summary["execution"] == execution
+    names = sorted(path.name for path in out.iterdir())
+    assert names == ["00000-class0.png", "00001-class7.png", "00002-class8.png", "00003-class0.png", "grid.png", "samples.json"]
+
+
+def test_sample_is_deterministic_under_its_seed(room: Path, tmp_path: Path) -> None:
+    for name, seed in (("a", 1), ("b", 1), ("c", 2)):
+        arguments = ["--num", 2, "--steps", 2, "--sampler", "ddpm", "--seed", seed, "--out", tmp_path / name]
+        assert dydit("sample", room / "static", *arguments, *FAST).exit_code == 0
+    grids = {name: (tmp_path / name / "grid.png").read_bytes() for name in "abc"}
+    assert grids["a"] == grids["b"] != grids["c"]
+
+
+def test_sample_decodes_latents_with_a_vae(tmp_path: Path) -> None:
+    """A tiny AutoencoderKL that diffusers builds and saves."""
+    from diffusers import AutoencoderKL
+
+    config = DiTConfig(input_size=4, patch_size=2, in_channels=4, hidden_size=16, depth=1, num_heads=2, num_classes=3)
+    write(Checkpoint.of(randomize(DiT(config), scale=0.1), []), tmp_path / "latent")
+    vae: Any = AutoencoderKL(block_out_channels=(4,), norm_num_groups=2, latent_channels=4)
+    vae.save_pretrained(tmp_path / "vae")
+    arguments = ["sample", tmp_path / "latent", "--num", 2, "--steps", 2, "--out", tmp_path / "out", *FAST]
+    refused = dydit(*arguments)
+    assert (refused.exit_code, refused.stdout) == (2, "")
+    assert "makes latents of 4 channels; give the VAE that decodes them with --vae DIR" in refused.stderr
+    assert dydit(*arguments, "--vae", tmp_path / "vae").exit_code == 0
+    assert (tmp_path / "out" / "grid.png").is_file()
+    bad = dydit(*arguments, "--force", "--vae", tmp_path / "latent" / "nowhere")
+    assert (bad.exit_code, "not a VAE; give a diffusers AutoencoderKL folder" in bad.stderr) == (2, True)
+
+
+def test_inspect_tells_kind_size_and_lineage(room: Path) -> None:
+    report = figures(dydit("inspect", room / "tuned", "--json"))
+    assert report["kind"] == "dydit"
+    assert report["tokens"] == 16
+    text = dydit("inspect", room / "tuned").stdout
+    for word in ("DyDiT (dynamic)", "depth 2, width 32, 4 heads", "parameters", "routers", "convert", "finetune"):
+        assert word in text
+
+
+MISTAKES: dict[str, tuple[str, str]] = {
+    "missing path": (
+        "inspect {room}/nowhere",
+        "no such checkpoint; give a folder",
+    ),
+    "not a checkpoint": (
+        "inspect {room}/profile",
+        "not a checkpoint: it has no config.json",
+    ),
+    "a file": (
+        "convert {room}/profile/profile.json {tmp}/out",
+        "not a checkpoint; give the folder that holds config.json",
+    ),
+    "convert a DyDiT": (
+        "convert {room}/tuned {tmp}/out",
+        "is a DyDiT already",
+    ),
+    "profile a static model": (
+        "profile {room}/static --out {tmp}/out",
+        "convert it first: dydit convert {room}/static",
+    ),
+    "unknown class": (
+        "sample {room}/tuned --classes 3,10 --out {tmp}/out",
+        "the model has classes 0 to 9",
+    ),
+    "class that is no number": (
+        "sample {room}/tuned --classes cat --out {tmp}/out",
+        "'cat' is no class number",
+    ),
+    "too many steps": (
+        "sample {room}/tuned --steps 1001 --out {tmp}/out",
+        "ask for 1 to 1000",
+    ),
+    "too many profile steps": (
+        "profile {room}/tuned --steps 1001 --out {tmp}/out",
+        "ask for 1 to 1000",
+    ),
+    "ratio 0": (
+        "finetune {room}/converted --flops-ratio 0 --out {tmp}/out",
+        "over 0 and at most 1",
+    ),
+    "ratio over 1": (
+        "finetune {room}/converted --flops-ratio 1.5 --out {tmp}/out",
+        "over 0 and at most 1",
+    ),
+    "ratio nan": (
+        "finetune {room}/converted --flops-ratio nan --out {tmp}/out",
+        "over 0 and at most 1",
+    ),
+    "no steps": (
+        "finetune {room}/converted --steps 0 --out {tmp}/out",
+        "0 steps; train at least 1",
+    ),
+    "unknown data": (
+        "finetune {room}/converted --data cats --out {tmp}/out",
+        "no data set 'cats'; choose one of digits",
+    ),
+    "missing recipe": (
+        "finetune {room}/converted --recipe x.toml --out {tmp}/out",
+        "x.toml: no such recipe",
+    ),
+    "recipe without model": (
+        "pretrain digits/finetune --out {tmp}/out",
+        "the recipe has no [model] section",
+    ),
+    "unknown sampler": (
+        "sample {room}/tuned --sampler euler --out {tmp}/out",
+        "no sampler 'euler'",
+    ),
+    "unknown device": (
+        "sample {room}/tuned --device tpu --out {tmp}/out",
+        "no device 'tpu'; choose auto, cpu, cuda or mps",
+    ),
+    "absent device": (
+        "sample {room}/tuned --device mps --out {tmp}/out",
+        "this machine or this PyTorch has none",
+    ),
+    "unknown execution": (
+        "sample {room}/tuned --execution fast --out {tmp}/out",
+        "no execution 'fast'",
+    ),
+    "existing output": (
+        "convert {room}/static {room}/tuned",
+        "already exists; choose another name or replace it with --force",
+    ),
+    "existing run": (
+        "finetune {room}/converted --out {room}/tuned",
+        "already exists",
+    ),
+    "existing profile": (
+        "profile {room}/tuned --out {room}/profile",
+        "already exists",
+    ),
+    "existing samples": (
+        "sample {room}/tuned --out {room}/profile",
+        "already exists",
+    ),
+    "existing demo": (
+        "demo --out {room}/profile",
+        "already exists",
+    ),
+    "output under a file": (
+        "convert {room}/static {room}/profile/profile.json/out",
+        "profile.json is a file; choose another place",
+    ),
+    "unknown figure": (
+        "visualize {room}/profile --figure pie --out {tmp}/out.png",
+        "no figure 'pie'",
+    ),
+    "unknown ending": (
+        "visualize {room}/profile --out {tmp}/out.gif",
+        "ends in .png, .svg or .pdf",
+    ),
+    "not a profile": (
+        "visualize {room}/tuned --out {tmp}/out.png",
+        "not a profile: it has no profile.json",
+    ),
+    "unknown command": (
+        "train",
+        "No such command 'train'",
+    ),
+    "unknown option": (
+        "inspect {room}/tuned --colour",
+        "No such option: --colour",
+    ),
+    "missing argument": (
+        "convert",
+        "Missing argument 'SRC'. (see dydit convert --help)",
+    ),
+    "not a number": (
+        "sample {room}/tuned --num many --out {tmp}/out",
+        "Invalid value for '--num'",
+    ),
+}
+
+
+@pytest.mark.parametrize("mistake", MISTAKES)
+def test_a_mistake_gets_one_line_and_leaves_nothing(room: Path, tmp_path: Path, mistake: str) -> None:
+    arguments, message = MISTAKES[mistake]
+    if mistake == "absent device":
+        import torch
+
+        if torch.backends.mps.is_available():
+            pytest.skip("this machine has the device that the test wants absent")
+    before = snapshot(room)
+    result = dydit(*(argument.format(room=room, tmp=tmp_path) for argument in arguments.split()))
+    assert result.exit_code == 2, result.output
+    assert result.stdout == ""
+    assert result.stderr.startswith("error: ")
+    assert result.stderr.count("\n") == 1
+    assert message.format(room=room) in result.stderr
+    assert list(tmp_path.iterdir()) == []
+    assert snapshot(room) == before
+
+
+def snapshot(folder: Path) -> dict[str, float]:
+    return {str(path): path.stat().st_mtime for path in folder.rglob("*")}
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may write everywhere")
+def test_an_unwritable_output_is_named(room: Path, tmp_path: Path) -> None:
+    (tmp_path / "locked").mkdir(mode=0o500)
+    result = dydit("convert", room / "static", tmp_path / "locked" / "out")
+    assert (result.exit_code, "no permission in" in result.stderr) == (2, True)
+
+
+def test_our_own_faults_are_one_line_too(room: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import dydit_cli.checkpoint.inspect
+
+    def broken(path: str) -> None:
+        raise ZeroDivisionError("two\nlines")
+
+    monkeypatch.setattr(dydit_cli.checkpoint.inspect, "inspect", broken)
+    result = dydit("inspect", room / "tuned")
+    assert result.exit_code == 1
+    assert result.stderr.startswith("error: internal error: ZeroDivisionError: two lines")
+    assert result.stderr.count("\n") == 1
+
+
+def test_force_replaces(room: Path, tmp_path: Path) -> None:
+    for force in ([], ["--force"]):
+        assert dydit("convert", room / "static", tmp_path / "out", *force).exit_code == 0
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+
+
+def test_classes_are_lists_and_ranges() -> None:
+    assert parse_classes("0,5-7", 10) == [0, 5, 6, 7]
+    assert parse_classes(None, 3) == [0, 1, 2]
+    for text in ("", "1,,2", "-3", "8-12", "5-3"):
+        with pytest.raises(DyditError):
+            parse_classes(text, 10)
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_ctrl_c_saves_what_was_learned(room: Path, tmp_path: Path, number: signal.Signals) -> None:
+    out = tmp_path / "run"
+    arguments = ["finetune", room / "converted", "--steps", 100000, "--batch-size", 8, "--out", out, *FAST]
+    command = [sys.executable, "-m", "dydit_cli", *(str(argument) for argument in arguments)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        until = time.monotonic() + 60
+        while not (out / "metrics.jsonl").is_file() and time.monotonic() < until:
+            time.sleep(0.05)
+        time.sleep(0.3)
+        process.send_signal(number)
+        stdout, stderr = process.communicate(timeout=60)
+    assert process.returncode == 128 + number
+    assert "interrupted, saved" in stdout
+    assert "stopping after this step" in stderr
+    lines = (out / "metrics.jsonl").read_text().splitlines()
+    assert read(out).lineage[-1]["steps"] == len(lines)
+
+
+def test_version_and_module() -> None:
+    done = subprocess.run([sys.executable, "-m", "dydit_cli", "--version"], capture_output=True, text=True, check=True)
+    assert done.stdout.startswith("dydit 0.")

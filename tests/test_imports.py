@@ -1,0 +1,91 @@
+"""The house's arrows: who may import whom, read off the source; and what the command line may load."""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+import dydit_cli
+
+PACKAGE = Path(dydit_cli.__file__).parent
+
+# room: the rooms that it may import from, besides itself, errors, and the leaves files, devices and units
+ALLOWED: dict[str, set[str]] = {
+    "model": set(),
+    "diffusion": set(),
+    "checkpoint": {"model", "flops"},
+    "flops": {"model"},
+    "profiling": {"model", "flops", "checkpoint", "diffusion"},
+    "train": {"model", "flops", "checkpoint", "diffusion"},
+    "evaluate": {"train"},
+    "figures": {"profiling"},
+    "sampling": {"model", "checkpoint", "diffusion", "figures"},
+    "demo": {"checkpoint", "diffusion", "evaluate", "figures", "profiling", "sampling", "train"},
+    "errors": set(),
+    "files": set(),
+    "devices": set(),
+    "units": set(),
+}
+LEAVES = {"errors", "files", "devices", "units"}
+
+
+def imported_rooms(path: Path) -> set[str]:
+    rooms = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.ImportFrom) and node.module and node.module.startswith("dydit_cli."):
+            rooms.add(node.module.split(".")[1])
+    return rooms
+
+
+@pytest.mark.parametrize("room", ALLOWED)
+def test_arrows_run_one_way(room: str) -> None:
+    files = sorted((PACKAGE / room).rglob("*.py")) or [PACKAGE / f"{room}.py"]
+    for file in files:
+        forbidden = imported_rooms(file) - ALLOWED[room] - LEAVES - {room}
+        assert not forbidden, f"{file.relative_to(PACKAGE)} imports {sorted(forbidden)}"
+
+
+def test_every_room_is_listed() -> None:
+    there = {path.stem for path in PACKAGE.iterdir() if path.suffix == ".py" or (path / "__init__.py").is_file()}
+    assert there == {*ALLOWED, "cli", "__init__", "__main__"}
+
+
+@pytest.mark.parametrize(("library", "room"), [("matplotlib", "figures"), ("rich", "cli")])
+def test_libraries_keep_to_their_room(library: str, room: str) -> None:
+    for file in PACKAGE.rglob("*.py"):
+        for node in ast.walk(ast.parse(file.read_text())):
+            names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
+            if isinstance(node, ast.ImportFrom):
+                names = [node.module or ""]
+            if any(name.split(".")[0] == library for name in names):
+                assert file.relative_to(PACKAGE).parts[0] == room, f"{file} imports {library}"
+
+
+def test_help_is_quick_and_loads_no_torch() -> None:
+    code = (
+        "import sys, dydit_cli\n"
+        "from dydit_cli.cli.app import app\n"
+        "try:\n    app(['--help'])\nexcept SystemExit as end:\n    assert end.code == 0\n"
+        "heavy = {'torch', 'matplotlib', 'pandas', 'numpy', 'diffusers', 'sklearn'} & set(sys.modules)\n"
+        "sys.exit(f'loaded: {heavy}' if heavy else 0)\n"
+    )
+    times = []
+    for _ in range(3):
+        start = time.perf_counter()
+        done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+        times.append(time.perf_counter() - start)
+        assert done.returncode == 0, done.stderr
+        assert "convert" in done.stdout
+    assert min(times) < 0.5
+
+
+def test_public_names_are_there() -> None:
+    for name in dydit_cli.__all__:
+        assert getattr(dydit_cli, name) is not None
+    with pytest.raises(AttributeError, match="no attribute 'nothing'"):
+        _ = dydit_cli.nothing

@@ -1,0 +1,221 @@
+"""Checkpoint folders: round trips, damage, ranking and conversion."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+import dydit_cli
+from dydit_cli.checkpoint import store
+from dydit_cli.checkpoint.convert import convert, default_biases
+from dydit_cli.checkpoint.ranking import magnitude, permute_channels, permute_heads, rank
+from dydit_cli.checkpoint.store import Checkpoint, read, write
+from dydit_cli.errors import DyditError
+from dydit_cli.files import atomic_file, atomic_folder, write_text
+from dydit_cli.model.config import DyDiTConfig
+from dydit_cli.model.dit import DiT
+from dydit_cli.model.dydit import DyDiT
+from dydit_cli.model.sparse import SparseDyDiT
+from tests.conftest import TINY, inputs
+
+
+@pytest.fixture
+def static_folder(tmp_path: Path, tiny_static: DiT) -> Path:
+    write(Checkpoint.of(tiny_static, [{"action": "pretrain", "steps": 3}]), tmp_path / "static")
+    return tmp_path / "static"
+
+
+def test_round_trip_is_bit_exact(tmp_path: Path, tiny_static: DiT, tiny_dynamic: DyDiT) -> None:
+    for model in (tiny_static, tiny_dynamic):
+        checkpoint = Checkpoint.of(model, [{"action": "pretrain"}])
+        write(checkpoint, tmp_path / "there")
+        back = read(tmp_path / "there")
+        assert back.config == checkpoint.config
+        assert back.lineage == checkpoint.lineage
+        assert back.weights.keys() == checkpoint.weights.keys()
+        assert all(torch.equal(back.weights[name], w) for name, w in checkpoint.weights.items())
+        x, t, y = inputs(TINY)
+        assert torch.equal(back.build()(x, t, y), model(x, t, y))
+
+
+def test_load_by_execution(tmp_path: Path, tiny_dynamic: DyDiT) -> None:
+    write(Checkpoint.of(tiny_dynamic, []), tmp_path / "there")
+    assert isinstance(dydit_cli.load(tmp_path / "there"), DyDiT)
+    assert isinstance(dydit_cli.load(tmp_path / "there", execution="sparse"), SparseDyDiT)
+
+
+def edit_config(change: Callable[[dict[str, object]], object]) -> Callable[[Path], None]:
+    def damage(folder: Path) -> None:
+        path = folder / "config.json"
+        header = json.loads(path.read_text())
+        change(header)
+        path.write_text(json.dumps(header))
+
+    return damage
+
+
+def edit_weights(change: Callable[[dict[str, torch.Tensor]], object]) -> Callable[[Path], None]:
+    def damage(folder: Path) -> None:
+        path = folder / "model.safetensors"
+        weights = {name: w.clone() for name, w in load_file(path).items()}
+        change(weights)
+        save_file(weights, path)
+
+    return damage
+
+
+def cut(name: str) -> Callable[[Path], None]:
+    return lambda folder: os.truncate(folder / name, (folder / name).stat().st_size // 2)
+
+
+DAMAGE: dict[str, tuple[Callable[[Path], object], str]] = {
+    "no weights": (lambda f: (f / "model.safetensors").unlink(), "not a checkpoint: it has no model.safetensors"),
+    "no config": (lambda f: (f / "config.json").unlink(), "not a checkpoint: it has no config.json"),
+    "cut weights": (cut("model.safetensors"), "model.safetensors: damaged"),
+    "cut config": (cut("config.json"), "config.json: not readable as JSON"),
+    "binary config": (lambda f: (f / "config.json").write_bytes(b"\xff\xfe"), "config.json: not readable as JSON"),
+    "other config": (lambda f: (f / "config.json").write_text('{"a": 1}'), "not a dydit checkpoint's configuration"),
+    "newer": (edit_config(lambda h: h.update(format_version=2)), "format version 2; this dydit reads version 1"),
+    "lineage": (edit_config(lambda h: h.update(lineage="mother")), '"lineage" must be a list of objects'),
+    "other depth": (edit_config(lambda h: h["model"].update(depth=4)), "missing blocks.3.adaLN_modulation.1.bias"),  # type: ignore[attr-defined]
+    "other classes": (
+        edit_config(lambda h: h["model"].update(num_classes=5)),  # type: ignore[attr-defined]
+        "y_embedder.embedding_table.weight is [11, 24] where [6, 24] is wanted",
+    ),
+    "unknown key": (edit_weights(lambda w: w.update(extra=torch.ones(2))), "unknown extra"),
+    "missing key": (edit_weights(lambda w: w.pop("x_embedder.proj.bias")), "missing x_embedder.proj.bias"),
+    "NaN": (edit_weights(lambda w: w["x_embedder.proj.bias"].fill_(float("nan"))), "x_embedder.proj.bias holds NaN or Inf"),
+    "integers": (
+        edit_weights(lambda w: w.update({"x_embedder.proj.bias": torch.ones(24, dtype=torch.int64)})),
+        "x_embedder.proj.bias is int64 where floating point is wanted",
+    ),
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGE)
+def test_damage_is_named_in_one_line(static_folder: Path, damage: str) -> None:
+    do, message = DAMAGE[damage]
+    do(static_folder)
+    with pytest.raises(DyditError) as error:
+        read(static_folder)
+    assert message in str(error.value)
+    assert str(static_folder) in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+def test_missing_and_foreign_paths(tmp_path: Path) -> None:
+    with pytest.raises(DyditError, match=r"no such checkpoint; give a folder, or a bundled one: digits-dit"):
+        read(tmp_path / "nowhere")
+    (tmp_path / "file").write_text("hello")
+    with pytest.raises(DyditError, match=r"not a checkpoint; give the folder that holds config\.json"):
+        read(tmp_path / "file")
+
+
+def test_a_failed_write_leaves_the_old_one(tmp_path: Path, static_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    before = {path.name: path.read_bytes() for path in static_folder.iterdir()}
+
+    def full(*args: object, **kwargs: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(store, "save_file", full)
+    with pytest.raises(DyditError, match="cannot be written: No space left on device"):
+        write(Checkpoint.of(DiT(TINY), []), static_folder)
+    assert {path.name: path.read_bytes() for path in static_folder.iterdir()} == before
+    assert [path.name for path in tmp_path.iterdir()] == ["static"]
+
+
+def test_atomic_writers_leave_nothing_behind_on_failure(tmp_path: Path) -> None:
+    for writer in (atomic_file, atomic_folder):
+        with pytest.raises(RuntimeError), writer(tmp_path / "thing"):
+            raise RuntimeError
+    assert list(tmp_path.iterdir()) == []
+    write_text(tmp_path / "thing", "a")
+    assert (tmp_path / "thing").stat().st_mode & 0o777 == 0o666 & ~current_umask()
+
+
+def current_umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask
+
+
+def test_ranking_is_a_permutation_in_descending_order(tiny_static: DiT) -> None:
+    weights = tiny_static.state_dict()
+    ranked = rank(weights, TINY, "magnitude")
+    for i in range(TINY.depth):
+        heads, channels = magnitude(ranked, f"blocks.{i}", TINY)
+        assert torch.equal(heads, heads.sort(descending=True).values)
+        assert torch.equal(channels, channels.sort(descending=True).values)
+    for name, weight in weights.items():
+        assert torch.equal(ranked[name].flatten().sort().values, weight.flatten().sort().values)
+    assert any(not torch.equal(ranked[name], weights[name]) for name in weights)
+
+
+def test_ranking_preserves_the_function(tiny_static: DiT) -> None:
+    ranked = DiT(TINY)
+    ranked.load_state_dict(rank(tiny_static.state_dict(), TINY, "magnitude"))
+    x, t, y = inputs(TINY, batch=8)
+    with torch.no_grad():
+        assert (ranked.eval()(x, t, y) - tiny_static(x, t, y)).abs().max() < 1e-4
+
+
+def test_permutations_have_inverses(tiny_static: DiT) -> None:
+    weights = tiny_static.state_dict()
+    heads = torch.tensor([2, 0, 1])
+    channels = torch.randperm(TINY.mlp_hidden, generator=torch.Generator().manual_seed(0))
+    moved = {**weights, **permute_heads(weights, "blocks.1", TINY, heads), **permute_channels(weights, "blocks.1", channels)}
+    back = {
+        **permute_heads(moved, "blocks.1", TINY, heads.argsort()),
+        **permute_channels(moved, "blocks.1", channels.argsort()),
+    }
+    assert all(torch.equal(w, weights[name]) for name, w in back.items())
+
+
+@pytest.mark.parametrize("ranking", ["magnitude", "none"])
+def test_conversion_keeps_the_function(static_folder: Path, tmp_path: Path, tiny_static: DiT, ranking: str) -> None:
+    # the fixture's inputs to the routers are far larger than a trained model's, so the biases are too
+    report = convert(static_folder, tmp_path / "out", ranking=ranking, router_bias=50, token_router_bias=99)  # type: ignore[arg-type]
+    assert report.max_difference < 1e-4
+    converted = read(tmp_path / "out")
+    assert isinstance(converted.config, DyDiTConfig)
+    assert [entry["action"] for entry in converted.lineage] == ["pretrain", "convert"]
+    x, t, y = inputs(TINY, batch=8)
+    with torch.no_grad():
+        assert (converted.build()(x, t, y) - tiny_static(x, t, y)).abs().max() < 1e-4
+    assert report.parameters_dynamic - report.parameters_static == 3 * (2 * (24 * 2 + 2) + 24 + 1 + 1 + 1)
+
+
+def test_conversion_that_changes_the_function_is_refused(static_folder: Path, tmp_path: Path) -> None:
+    with pytest.raises(DyditError, match=r"differs from the static model by .* raise --router-bias \(now -50\)"):
+        convert(static_folder, tmp_path / "out", router_bias=-50)
+    assert not (tmp_path / "out").exists()
+
+
+def test_conversion_is_deterministic(static_folder: Path, tmp_path: Path) -> None:
+    for name in ("a", "b"):
+        convert(static_folder, tmp_path / name, router_bias=50, token_router_bias=99, seed=3)
+    assert (tmp_path / "a/model.safetensors").read_bytes() == (tmp_path / "b/model.safetensors").read_bytes()
+
+
+def test_converting_a_dydit_or_over_something_is_refused(static_folder: Path, tmp_path: Path, tiny_dynamic: DyDiT) -> None:
+    write(Checkpoint.of(tiny_dynamic, []), tmp_path / "dynamic")
+    with pytest.raises(DyditError, match="is a DyDiT already; fine-tune it: dydit finetune"):
+        convert(tmp_path / "dynamic", tmp_path / "out")
+    with pytest.raises(DyditError, match="already exists; choose another name or replace it with --force"):
+        convert(static_folder, tmp_path / "dynamic")
+    with pytest.raises(DyditError, match="no ranking 'size'; choose one of magnitude, none"):
+        convert(static_folder, tmp_path / "out", ranking="size")  # type: ignore[arg-type]
+    convert(static_folder, tmp_path / "dynamic", router_bias=50, token_router_bias=99, force=True)
+    assert read(tmp_path / "dynamic").lineage[-1]["action"] == "convert"
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["dynamic", "static"]
+
+
+def test_biases_are_the_papers_except_for_narrow_models() -> None:
+    assert default_biases(1152) == (15.0, 35.0)
+    assert default_biases(96) == (5.0, 5.0)
