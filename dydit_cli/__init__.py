@@ -14,7 +14,9 @@ __version__ = "0.1.0"
 
 if TYPE_CHECKING:
     from dydit_cli.checkpoint.convert import convert
-    from dydit_cli.checkpoint.store import load
+    from dydit_cli.checkpoint.export import export
+    from dydit_cli.checkpoint.in_diffusers import as_diffusers
+    from dydit_cli.checkpoint.read import load
     from dydit_cli.figures.visualize import visualize
     from dydit_cli.model.config import DiTConfig, DyDiTConfig, named_config
     from dydit_cli.model.dit import DiT
@@ -24,8 +26,10 @@ if TYPE_CHECKING:
     from dydit_cli.train.run import finetune, pretrain
 
 _HOME = {
+    "as_diffusers": "checkpoint.in_diffusers",
     "convert": "checkpoint.convert",
-    "load": "checkpoint.store",
+    "export": "checkpoint.export",
+    "load": "checkpoint.read",
     "visualize": "figures.visualize",
     "DiTConfig": "model.config",
     "DyDiTConfig": "model.config",
@@ -45,7 +49,9 @@ __all__ = [
     "DyDiTConfig",
     "DyditError",
     "Routing",
+    "as_diffusers",
     "convert",
+    "export",
     "finetune",
     "load",
     "named_config",

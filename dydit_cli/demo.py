@@ -10,18 +10,16 @@ from typing import Any
 from torch import Tensor
 
 from dydit_cli.checkpoint.convert import convert
-from dydit_cli.checkpoint.store import read
+from dydit_cli.checkpoint.read import read
 from dydit_cli.devices import pick_device
-from dydit_cli.diffusion.generate import cycle_labels
 from dydit_cli.diffusion.sampler import SamplerSettings
 from dydit_cli.errors import DyditError
-from dydit_cli.evaluate.digits import digit_classifier
+from dydit_cli.evaluate.digits import digit_classifier, judge
 from dydit_cli.figures.grid import save_png
 from dydit_cli.figures.samples import side_by_side
 from dydit_cli.figures.visualize import FIGURES, visualize
 from dydit_cli.files import check_output, write_json
 from dydit_cli.profiling.profile import profile
-from dydit_cli.sampling import draw
 from dydit_cli.train.recipe import Recipe, read_recipe, with_settings
 from dydit_cli.train.run import finetune
 
@@ -83,8 +81,6 @@ def demo(
         on_progress=lambda p: on_work(p.batch, ""),
     )
 
-    labels = cycle_labels(list(range(static.config.num_classes)), images)
-    classifier = digit_classifier()
     samples: dict[str, Tensor] = {}
     rows: dict[str, dict[str, float]] = {}
     for name, checkpoint, macs in (
@@ -93,8 +89,9 @@ def demo(
     ):
         on_stage(f"sample {name}", images * settings.steps, "image-steps")
         model = checkpoint.build().to(place)
-        samples[name], seconds = draw(model, labels, settings, seed=seed, on_progress=lambda p: on_work(p.batch, ""))
-        rows[name] = {"macs": macs, "recognised": classifier.recognised(samples[name], labels), "seconds": seconds}
+        judged = judge(model, images=images, settings=settings, seed=seed, on_progress=lambda p: on_work(p.batch, ""))
+        samples[name] = judged.samples
+        rows[name] = {"macs": macs, "recognised": judged.recognised, "seconds": judged.seconds}
 
     on_stage("draw", len(FIGURES) + 1, "figures")
     for figure in FIGURES:
@@ -110,7 +107,7 @@ def demo(
         "finetune_steps": tuned.steps,
         "finetune_share": tuned.steps / pretraining_steps(static.lineage),
         "finetune_seconds": tuned.seconds,
-        "classifier_accuracy": classifier.accuracy,
+        "classifier_accuracy": digit_classifier().accuracy,
         "images": images,
         "sampler": settings.sampler,
         "steps": settings.steps,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import json
 import os
 import shutil
@@ -53,7 +54,10 @@ def atomic_file(path: str | Path) -> Iterator[Path]:
 
 @contextlib.contextmanager
 def atomic_folder(path: str | Path) -> Iterator[Path]:
-    """Yields a temporary folder beside `path`, which replaces `path` when the block ends well and is removed otherwise."""
+    """Yields a temporary folder beside `path`, which replaces `path` when the block ends well and is removed otherwise.
+
+    Where the system can exchange two names (Linux, macOS), there is no moment without a whole `path`.
+    """
     path = Path(path)
     with _as_one_line(path):
         path.absolute().parent.mkdir(parents=True, exist_ok=True)
@@ -64,14 +68,12 @@ def atomic_folder(path: str | Path) -> Iterator[Path]:
             for file in temporary.rglob("*"):
                 _fsync(file)
             _fsync(temporary)
-            old = None
-            if path.exists():
-                old = Path(tempfile.mkdtemp(dir=path.absolute().parent, prefix=f".{path.name}.", suffix=".old"))
-                os.replace(path, old / path.name)
-            os.replace(temporary, path)
+            # after an exchange the old folder bears the temporary name, and goes with it
+            if not (path.exists() and _exchange(temporary, path)):
+                if path.exists():
+                    shutil.rmtree(path)
+                os.replace(temporary, path)
             _fsync(path.absolute().parent)
-            if old:
-                shutil.rmtree(old)
         finally:
             shutil.rmtree(temporary, ignore_errors=True)
 
@@ -93,6 +95,17 @@ def _as_one_line(path: Path) -> Iterator[None]:
         yield
     except OSError as error:
         raise DyditError(f"{path}: cannot be written: {error.strerror or error}; choose another place") from None
+
+
+def _exchange(a: Path, b: Path) -> bool:
+    """Swaps two paths in one step, so that no moment is without `b`; False where the system cannot."""
+    libc = ctypes.CDLL(None, use_errno=True)
+    here, swap = -100, 2  # AT_FDCWD; RENAME_EXCHANGE on Linux, RENAME_SWAP on macOS
+    if hasattr(libc, "renameat2"):
+        return bool(libc.renameat2(here, os.fsencode(a), here, os.fsencode(b), swap) == 0)
+    if hasattr(libc, "renamex_np"):
+        return bool(libc.renamex_np(os.fsencode(a), os.fsencode(b), swap) == 0)
+    return False
 
 
 def _fsync(path: Path) -> None:

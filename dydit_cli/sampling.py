@@ -13,7 +13,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from dydit_cli.checkpoint.store import read
+from dydit_cli.checkpoint.read import Reading, read
 from dydit_cli.devices import pick_device
 from dydit_cli.diffusion.generate import Progress, cycle_labels, generate
 from dydit_cli.diffusion.sampler import SamplerSettings
@@ -74,6 +74,7 @@ def sample_images(
     vae: str | Path | None = None,
     batch: int = 64,
     seed: int = 0,
+    reading: Reading = Reading(),
     device: str = "auto",
     force: bool = False,
     on_progress: Callable[[Progress], None] | None = None,
@@ -83,8 +84,10 @@ def sample_images(
     Raises `DyditError` for an existing `out` (without `force`), an unknown class, or a latent model without `vae`.
     """
     out = check_output(out, force)
-    loaded = read(checkpoint)
+    loaded = read(checkpoint, reading)
     config = loaded.config
+    if config.in_channels not in (1, 3):
+        vae = vae or loaded.vae
     if vae is None and config.in_channels not in (1, 3):
         raise DyditError(
             f"{checkpoint}: makes latents of {config.in_channels} channels; give the VAE that decodes them with --vae DIR"
@@ -103,6 +106,7 @@ def sample_images(
         "steps": settings.steps,
         "cfg": settings.cfg,
         "cfg_channels": settings.cfg_channels,
+        "spacing": settings.spacing,
         "execution": execution if config.kind == "dydit" else "static",
         "seed": seed,
         "device": place.type,

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, get_args
 
 import torch
 
+from dydit_cli.checkpoint.checkpoint import Checkpoint
+from dydit_cli.checkpoint.native import write
 from dydit_cli.checkpoint.ranking import RankingName, rank
-from dydit_cli.checkpoint.store import Checkpoint, read, write
+from dydit_cli.checkpoint.read import Reading, read
 from dydit_cli.errors import DyditError
 from dydit_cli.files import check_output
 from dydit_cli.model.config import DyDiTConfig
@@ -20,7 +22,7 @@ from dydit_cli.model.routers import HEAD_AND_GROUP_BIAS, TOKEN_BIAS
 TOLERANCE = 1e-4
 PROOF_BATCH = 16
 # Under this width a router has too few inputs to move a bias of 15 within a short fine-tuning.
-NARROW_WIDTH, NARROW_BIAS = 256, 5.0
+NARROW_WIDTH, NARROW_BIAS, NARROW_TOKEN_BIAS = 256, 5.0, 10.0
 
 
 @dataclass(frozen=True)
@@ -29,6 +31,7 @@ class Conversion:
     `proof_inputs` random inputs, `output_scale` the largest static output among them."""
 
     source: str
+    found: str
     destination: str
     parameters_static: int
     parameters_dynamic: int
@@ -44,8 +47,8 @@ class Conversion:
 
 
 def default_biases(width: int) -> tuple[float, float]:
-    """The routers' initial bias for heads and groups, and for tokens: the paper's 15 and 35, or 5 and 5 if narrow."""
-    return (NARROW_BIAS, NARROW_BIAS) if width < NARROW_WIDTH else (HEAD_AND_GROUP_BIAS, TOKEN_BIAS)
+    """The routers' initial bias for heads and groups, and for tokens: the paper's 15 and 35, or 5 and 10 if narrow."""
+    return (NARROW_BIAS, NARROW_TOKEN_BIAS) if width < NARROW_WIDTH else (HEAD_AND_GROUP_BIAS, TOKEN_BIAS)
 
 
 def make_dynamic(
@@ -57,7 +60,7 @@ def make_dynamic(
     model.reset_routers(router_bias, token_router_bias)
     routers = {name: p for name, p in model.state_dict().items() if name not in static.weights}
     weights = {**rank(static.weights, static.config, ranking), **routers}
-    return Checkpoint(model.config, {name: w.contiguous() for name, w in weights.items()}, static.lineage)
+    return replace(static, config=model.config, weights={name: w.contiguous() for name, w in weights.items()})
 
 
 @torch.inference_mode()
@@ -80,9 +83,10 @@ def convert(
     router_bias: float | None = None,
     token_router_bias: float | None = None,
     seed: int = 0,
+    reading: Reading = Reading(),
     force: bool = False,
 ) -> Conversion:
-    """Converts the static checkpoint `source` to a DyDiT in the folder `destination`.
+    """Converts the static checkpoint `source`, of any format, to a DyDiT in the folder `destination`.
 
     Raises `DyditError` where the source is no static checkpoint, the destination exists (without `force`), or the
     result differs from the static model by more than 1e-4 on random inputs; then nothing is written.
@@ -90,7 +94,7 @@ def convert(
     destination = check_output(destination, force)
     if ranking not in get_args(RankingName):
         raise DyditError(f"no ranking {ranking!r}; choose one of {', '.join(get_args(RankingName))}")
-    static = read(source)
+    static = read(source, reading)
     if isinstance(static.config, DyDiTConfig):
         raise DyditError(f"{source}: is a DyDiT already; fine-tune it: dydit finetune {source} --out DIR")
     bias, token_bias = default_biases(static.config.hidden_size)
@@ -107,6 +111,7 @@ def convert(
         )
     report = Conversion(
         source=str(source),
+        found=static.found,
         destination=str(destination),
         parameters_static=static_model.num_parameters(),
         parameters_dynamic=dynamic_model.num_parameters(),
@@ -120,9 +125,10 @@ def convert(
     entry = {
         "action": "convert",
         "source": str(source),
+        "found": static.found,
         "ranking": ranking,
         "router_bias": bias,
         "token_router_bias": token_bias,
     }
-    write(Checkpoint(dynamic.config, dynamic.weights, [*static.lineage, entry]), destination)
+    write(replace(dynamic, lineage=[*static.lineage, entry]), destination)
     return report

@@ -5,21 +5,23 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from dydit_cli.checkpoint.store import read
+from dydit_cli.checkpoint.read import Reading, read
 from dydit_cli.flops.analytic import static_macs
 from dydit_cli.model.dydit import is_router
 
 
-def inspect(path: str | Path) -> dict[str, Any]:
-    """Kind, size, parameters, bytes, tokens, routers and lineage of a checkpoint, as plain values for JSON.
+def inspect(path: str | Path, reading: Reading = Reading()) -> dict[str, Any]:
+    """What was found, kind, size, parameters, bytes, tokens, routers and lineage of a checkpoint, as plain values for JSON.
 
     `macs_static` is the static model's multiply-accumulates per forward and image.
     """
-    checkpoint = read(path)
+    checkpoint = read(path, reading)
     config, weights = checkpoint.config, checkpoint.weights
     dtypes = {str(w.dtype).removeprefix("torch.") for w in weights.values()}
     return {
         "path": str(path),
+        "found": checkpoint.found,
+        "notes": list(checkpoint.notes),
         "kind": config.kind,
         "size": config.size_name,
         "parameters": sum(w.numel() for w in weights.values()),
@@ -29,5 +31,7 @@ def inspect(path: str | Path) -> dict[str, Any]:
         "tokens": config.num_tokens,
         "macs_static": static_macs(config),
         "model": config.to_dict(),
+        "labels": checkpoint.labels,
+        "vae": str(checkpoint.vae) if checkpoint.vae else None,
         "lineage": checkpoint.lineage,
     }

@@ -74,9 +74,9 @@ def _options(
 
 
 def _register() -> None:
-    from dydit_cli.cli import convert, demo, finetune, inspect, pretrain, profile, sample, visualize
+    from dydit_cli.cli import convert, demo, export, finetune, inspect, pretrain, profile, sample, visualize
 
-    for module in (convert, finetune, sample, profile, visualize, inspect, pretrain, demo):
+    for module in (convert, finetune, sample, profile, visualize, inspect, export, pretrain, demo):
         module.register(app)
 
 

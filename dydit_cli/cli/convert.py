@@ -11,7 +11,7 @@ from dydit_cli.cli import console, options
 
 
 def convert(
-    source: Annotated[str, typer.Argument(metavar="SRC", help="A static checkpoint: a folder, or `digits-dit`.")],
+    source: Annotated[str, typer.Argument(metavar="SRC", help="A static checkpoint of any format, or `digits-dit`.")],
     destination: Annotated[Path, typer.Argument(metavar="DST", help="The folder to write.")],
     ranking: Annotated[
         str, typer.Option(help="How heads and channels are ordered: magnitude, or none to leave them.")
@@ -21,8 +21,12 @@ def convert(
         typer.Option(help="Initial bias of the head and channel routers.", show_default="15, under width 256: 5"),
     ] = None,
     token_router_bias: Annotated[
-        float | None, typer.Option(help="Initial bias of the token routers.", show_default="35, under width 256: 5")
+        float | None, typer.Option(help="Initial bias of the token routers.", show_default="35, under width 256: 10")
     ] = None,
+    weights: options.Weights = "ema",
+    num_heads: options.NumHeads = None,
+    input_size: options.InputSize = None,
+    timestep_variant: options.TimestepVariant = None,
     seed: options.Seed = 0,
     force: options.Force = False,
     json: options.Json = False,
@@ -41,6 +45,7 @@ def convert(
         router_bias=router_bias,
         token_router_bias=token_router_bias,
         seed=seed,
+        reading=options.reading(weights, num_heads, input_size, timestep_variant),
         force=force,
     )
     if json:
@@ -50,6 +55,7 @@ def convert(
     console.facts(
         f"{source} -> {destination}",
         {
+            "found": report.found,
             "parameters": f"{report.parameters_static:,} + {routers:,} in routers",
             "ranking": report.ranking,
             "router bias": f"{report.router_bias:g} (heads, groups), {report.token_router_bias:g} (tokens)",

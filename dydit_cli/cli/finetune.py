@@ -38,6 +38,14 @@ def finetune(
         list[str],
         typer.Option("--set", metavar="KEY=VALUE", help="Replace one value of the recipe, such as train.ema_decay=0.99."),
     ] = [],  # noqa: B006
+    num_classes: Annotated[
+        int | None,
+        typer.Option(metavar="N", help="Another number of classes: draws a new label table."),
+    ] = None,
+    weights: options.Weights = "ema",
+    num_heads: options.NumHeads = None,
+    input_size: options.InputSize = None,
+    timestep_variant: options.TimestepVariant = None,
     device: options.Device = "auto",
     force: options.Force = False,
     json: options.Json = False,
@@ -48,25 +56,30 @@ def finetune(
 
     Example: `dydit finetune runs/digits-dydit --flops-ratio 0.5 --data digits --out runs/digits-0.5`
     """
-    from dydit_cli.checkpoint.store import read
+    from dydit_cli.checkpoint.read import read
     from dydit_cli.train.recipe import with_settings
     from dydit_cli.train.run import finetune as run
     from dydit_cli.train.run import resolve_recipe
 
+    reading = options.reading(weights, num_heads, input_size, timestep_variant)
     named = {"train.lr": lr, "routing.router_lr": router_lr, "train.batch_size": batch_size, "train.seed": seed}
     asked = {key: value for key, value in named.items() if value is not None}
     resolved = resolve_recipe(recipe, flops_ratio=flops_ratio, steps=steps, data=data, settings=setting)
     resolved = with_settings(resolved, asked, "options")
-    if read(checkpoint).config.kind == "dit":
+    if read(checkpoint, reading).config.kind == "dit":
         console.note(
             f"{checkpoint} is a static model: tuning it as it is, without a FLOPs target (dydit convert makes it dynamic)"
         )
+    if num_classes is not None:
+        console.note(f"the label table is drawn anew for {num_classes} classes; the null class keeps its row")
     with interruptible() as stop:
         with console.progress("finetune", resolved.train.steps, "steps") as advance:
             result = run(
                 checkpoint,
                 out,
                 recipe=resolved,
+                num_classes=num_classes,
+                reading=reading,
                 device=device,
                 force=force,
                 on_step=lambda metrics: advance(1, describe(metrics)),

@@ -11,7 +11,11 @@ from dydit_cli.cli import console, options
 
 
 def inspect(
-    path: Annotated[str, typer.Argument(metavar="PATH", help="A checkpoint folder, or `digits-dit`.")],
+    path: Annotated[str, typer.Argument(metavar="PATH", help="A checkpoint of any format, or `digits-dit`.")],
+    weights: options.Weights = "ema",
+    num_heads: options.NumHeads = None,
+    input_size: options.InputSize = None,
+    timestep_variant: options.TimestepVariant = None,
     json: options.Json = False,
 ) -> None:
     """Say what a checkpoint is, and where it came from.
@@ -20,18 +24,23 @@ def inspect(
     """
     from dydit_cli.checkpoint.inspect import inspect as run
 
-    report = run(path)
+    report = run(path, options.reading(weights, num_heads, input_size, timestep_variant))
     if json:
         console.as_json(report)
         return
     model = report["model"]
     shown = {
+        "found": report["found"] + "".join(f"; {note}" for note in report["notes"]),
         "kind": {"dit": "DiT (static)", "dydit": "DyDiT (dynamic)"}[report["kind"]],
         "size": f"{report['size']}: depth {model['depth']}, width {model['hidden_size']}, {model['num_heads']} heads",
         "parameters": f"{report['parameters']:,} ({report['bytes'] / 1e6:.1f} MB, {report['dtype']})",
         "tokens": f"{report['tokens']}: patches of {model['patch_size']} x {model['patch_size']} in "
         f"{model['in_channels']} x {model['input_size']} x {model['input_size']}",
         "classes": f"{model['num_classes']} and the null class",
+        "class names": f"{len(report['labels'])}, such as {next(iter(report['labels'].values()))!r}"
+        if report["labels"]
+        else "none",
+        "VAE": report["vae"] or "none beside it",
         "variance": "learned" if model["learn_sigma"] else "fixed",
         "timestep sinusoid": f"{model['timestep_variant']} (norm2 eps {model['norm2_eps']:g})",
         "static MACs": f"{units.macs(report['macs_static'])} per forward and image",

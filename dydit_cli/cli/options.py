@@ -10,14 +10,31 @@ import typer
 from dydit_cli.errors import DyditError
 
 if TYPE_CHECKING:
+    from dydit_cli.checkpoint.read import Reading
     from dydit_cli.diffusion.sampler import SamplerSettings
 
-Ckpt = Annotated[str, typer.Argument(metavar="CKPT", help="A checkpoint folder, or `digits-dit`, the bundled one.")]
+Ckpt = Annotated[
+    str,
+    typer.Argument(metavar="CKPT", help="A checkpoint: folder, .pt, .safetensors, hub id, or `digits-dit`."),
+]
 Out = Annotated[Path, typer.Option("--out", "-o", metavar="DIR", help="The folder to write.")]
 Force = Annotated[bool, typer.Option("--force", help="Replace what is there.")]
 Json = Annotated[bool, typer.Option("--json", help="Print the figures as JSON.")]
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda or mps.")]
 Seed = Annotated[int, typer.Option(min=0, help="The same seed gives the same result.")]
+Weights = Annotated[str, typer.Option(help="Which weights of a training checkpoint: ema or model.")]
+NumHeads = Annotated[int | None, typer.Option(metavar="N", help="Attention heads, where weights alone do not tell them.")]
+InputSize = Annotated[int | None, typer.Option(metavar="N", help="Latent pixels a side, where weights alone do not tell it.")]
+TimestepVariant = Annotated[
+    str | None,
+    typer.Option(
+        metavar="original|diffusers",
+        help="Which code the weights were trained with. A diffusers folder is read as diffusers runs it; weights that "
+        "began at the DiT authors' release want `original`.",
+        show_default="what the format implies",
+    ),
+]
+Spacing = Annotated[str, typer.Option(help="Timesteps: linspace (the authors' code), leading (diffusers' DDIM) or trailing.")]
 Sampler = Annotated[str, typer.Option(help="ddpm or ddim.")]
 SamplingSteps = Annotated[int, typer.Option("--steps", metavar="N", help="Sampling steps, 1 to 1000.")]
 Cfg = Annotated[float, typer.Option(help="Classifier-free guidance scale; 1 is none.")]
@@ -25,11 +42,24 @@ CfgChannels = Annotated[str, typer.Option(help="Channels that guidance acts on: 
 Batch = Annotated[int, typer.Option(min=1, help="Images drawn at once (guidance doubles it).")]
 
 
-def sampler_settings(sampler: str, steps: int, cfg: float, cfg_channels: str) -> SamplerSettings:
+def reading(weights: str, num_heads: int | None, input_size: int | None, timestep_variant: str | None) -> Reading:
+    """Checked hints for the reader from options as they were typed."""
+    from dydit_cli.checkpoint.read import Reading
+
+    return Reading(weights, num_heads, input_size, timestep_variant)  # type: ignore[arg-type]
+
+
+def sampler_settings(sampler: str, steps: int, cfg: float, cfg_channels: str, spacing: str) -> SamplerSettings:
     """Checked settings from options as they were typed."""
     from dydit_cli.diffusion.sampler import SamplerSettings
 
-    return SamplerSettings(sampler=sampler, steps=steps, cfg=cfg, cfg_channels=cfg_channels)  # type: ignore[arg-type]
+    return SamplerSettings(
+        sampler=sampler,  # type: ignore[arg-type]
+        steps=steps,
+        cfg=cfg,
+        cfg_channels=cfg_channels,  # type: ignore[arg-type]
+        spacing=spacing,  # type: ignore[arg-type]
+    )
 
 
 def parse_classes(text: str | None, num_classes: int) -> list[int]:

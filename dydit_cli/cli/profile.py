@@ -22,8 +22,13 @@ def profile(
     steps: options.SamplingSteps = 50,
     cfg: options.Cfg = 1.5,
     cfg_channels: options.CfgChannels = "3",
+    spacing: options.Spacing = "linspace",
     batch: options.Batch = 64,
     seed: options.Seed = 0,
+    weights: options.Weights = "ema",
+    num_heads: options.NumHeads = None,
+    input_size: options.InputSize = None,
+    timestep_variant: options.TimestepVariant = None,
     device: options.Device = "auto",
     force: options.Force = False,
     json: options.Json = False,
@@ -36,7 +41,8 @@ def profile(
     """
     from dydit_cli.profiling.profile import profile as run
 
-    settings = options.sampler_settings(sampler, steps, cfg, cfg_channels)
+    settings = options.sampler_settings(sampler, steps, cfg, cfg_channels, spacing)
+    reading = options.reading(weights, num_heads, input_size, timestep_variant)
     with console.progress("profile", images * steps, "image-steps") as advance:
         result = run(
             checkpoint,
@@ -45,6 +51,7 @@ def profile(
             settings=settings,
             batch=batch,
             seed=seed,
+            reading=reading,
             device=device,
             force=force,
             on_progress=lambda progress: advance(progress.batch),

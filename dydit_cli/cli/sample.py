@@ -18,12 +18,17 @@ def sample(
     sampler: options.Sampler = "ddim",
     steps: options.SamplingSteps = 50,
     cfg_channels: options.CfgChannels = "3",
+    spacing: options.Spacing = "linspace",
     execution: Annotated[
         str, typer.Option(help="sparse (skipped work left out), masked, or complete (everything on).")
     ] = "sparse",
     vae: Annotated[str | None, typer.Option(metavar="DIR", help="An AutoencoderKL folder, for models of latents.")] = None,
     batch: options.Batch = 64,
     seed: options.Seed = 0,
+    weights: options.Weights = "ema",
+    num_heads: options.NumHeads = None,
+    input_size: options.InputSize = None,
+    timestep_variant: options.TimestepVariant = None,
     device: options.Device = "auto",
     force: options.Force = False,
     json: options.Json = False,
@@ -32,11 +37,12 @@ def sample(
 
     Example: `dydit sample digits-dit --num 8 --classes 0,1,2 --steps 10 --out runs/samples`
     """
-    from dydit_cli.checkpoint.store import read
+    from dydit_cli.checkpoint.read import read
     from dydit_cli.sampling import sample_images
 
-    settings = options.sampler_settings(sampler, steps, cfg, cfg_channels)
-    chosen = options.parse_classes(classes, read(checkpoint).config.num_classes)
+    settings = options.sampler_settings(sampler, steps, cfg, cfg_channels, spacing)
+    reading = options.reading(weights, num_heads, input_size, timestep_variant)
+    chosen = options.parse_classes(classes, read(checkpoint, reading).config.num_classes)
     with console.progress("sample", num * steps, "image-steps") as advance:
         result = sample_images(
             checkpoint,
@@ -48,6 +54,7 @@ def sample(
             vae=vae,
             batch=batch,
             seed=seed,
+            reading=reading,
             device=device,
             force=force,
             on_progress=lambda progress: advance(progress.batch),

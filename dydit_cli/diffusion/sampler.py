@@ -9,7 +9,7 @@ from typing import Any, Literal, Protocol, get_args
 import torch
 from torch import Tensor
 
-from dydit_cli.diffusion.schedule import BETA_END, BETA_START, TRAIN_STEPS, spaced_timesteps
+from dydit_cli.diffusion.schedule import BETA_END, BETA_START, TRAIN_STEPS, Spacing, spaced_timesteps
 from dydit_cli.errors import DyditError
 
 SamplerName = Literal["ddpm", "ddim"]
@@ -24,13 +24,18 @@ class Denoiser(Protocol):
 
 @dataclass(frozen=True)
 class SamplerSettings:
-    """How images are drawn. `cfg_channels` is how many channels guidance acts on: the authors' code guides the first 3
-    (of 4), diffusers all. A `cfg` of 1 is no guidance, and one model evaluation a step instead of two."""
+    """How images are drawn.
+
+    `cfg_channels` is how many channels guidance acts on: the authors' code guides the first 3 (of 4), diffusers all.
+    `spacing` is how the timesteps are chosen (`spaced_timesteps`). A `cfg` of 1 is no guidance, and one model
+    evaluation a step instead of two.
+    """
 
     sampler: SamplerName = "ddim"
     steps: int = 50
     cfg: float = 1.5
     cfg_channels: GuidanceChannels = "3"
+    spacing: Spacing = "linspace"
     clip: bool = False
 
     def __post_init__(self) -> None:
@@ -40,12 +45,12 @@ class SamplerSettings:
             raise DyditError(f"guidance channels {self.cfg_channels!r}; choose 3 or all")
         if not self.cfg >= 1 or self.cfg == float("inf"):
             raise DyditError(f"guidance scale {self.cfg}; it must be 1 (none) or more")
-        spaced_timesteps(self.steps)
+        spaced_timesteps(self.steps, self.spacing)
 
     @property
     def timesteps(self) -> list[int]:
         """The noisiest first."""
-        return spaced_timesteps(self.steps)
+        return spaced_timesteps(self.steps, self.spacing)
 
 
 def guided(

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Literal, get_args
 
 import torch
 from torch import Tensor
 
 from dydit_cli.errors import DyditError
 
+Spacing = Literal["linspace", "leading", "trailing"]
 TRAIN_STEPS = 1000
 BETA_START, BETA_END = 1e-4, 0.02
 
@@ -74,13 +76,21 @@ def linear_schedule(steps: int = TRAIN_STEPS) -> Schedule:
     return Schedule(torch.linspace(BETA_START, BETA_END, steps, dtype=torch.float64))
 
 
-def spaced_timesteps(steps: int, train_steps: int = TRAIN_STEPS) -> list[int]:
-    """`steps` timesteps spread over the schedule with both ends taken, the noisiest first: 10 gives 999, 888, ... 0.
+def spaced_timesteps(steps: int, spacing: Spacing = "linspace", train_steps: int = TRAIN_STEPS) -> list[int]:
+    """`steps` timesteps of the schedule, the noisiest first.
 
-    Raises `DyditError` where `steps` is under 1 or over `train_steps`.
+    `linspace` takes both ends, as the authors' code does: 10 steps are 999, 888, ... 0. `leading` is the default of
+    diffusers' DDIM: 900, 800, ... 0. `trailing` is 999, 899, ... 99 (arXiv 2305.08891). Raises `DyditError` where `steps`
+    is under 1 or over `train_steps`.
     """
+    if spacing not in get_args(Spacing):
+        raise DyditError(f"no timestep spacing {spacing!r}; choose one of {', '.join(get_args(Spacing))}")
     if not 1 <= steps <= train_steps:
         raise DyditError(f"{steps} sampling steps: the schedule has {train_steps}, so ask for 1 to {train_steps}")
+    if spacing == "leading":
+        return [i * (train_steps // steps) for i in reversed(range(steps))]
+    if spacing == "trailing":
+        return [round(train_steps - i * train_steps / steps) - 1 for i in range(steps)]
     if steps == 1:
         return [train_steps - 1]
     stride = (train_steps - 1) / (steps - 1)

@@ -67,7 +67,7 @@ def block_macs(routing: Routing, config: DiTConfig) -> BlockMacs:
     routers = 0
     if isinstance(config, DyDiTConfig):
         hidden = config.token_router_hidden
-        routers = 2 * C * (config.num_heads - 1) + N * (C * hidden + hidden)
+        routers = 2 * C * config.router_rows + N * (C * hidden + hidden)
     return BlockMacs(
         attention=heads * (4 * N * C * D + 2 * N * N * D),
         mlp=tokens * groups * (2 * C * group_width),

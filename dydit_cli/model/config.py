@@ -18,6 +18,7 @@ SIZES: dict[str, tuple[int, int, int]] = {
     "XL": (28, 1152, 16),
 }
 PATCH_SIZES = (2, 4, 8)
+LARGEST = 10**7  # no size of a model is near it; a damaged file's may be
 NAMED_SIZES: tuple[str, ...] = tuple(f"DiT-{size}/{patch}" for size in SIZES for patch in PATCH_SIZES)
 
 
@@ -47,7 +48,7 @@ class DiTConfig:
     def __post_init__(self) -> None:
         for name in ("input_size", "patch_size", "in_channels", "hidden_size", "depth", "num_heads", "num_classes"):
             value = getattr(self, name)
-            if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+            if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= LARGEST:
                 raise DyditError(f"model configuration: {name} is {value!r}; it must be a whole number of 1 or more")
         if not isinstance(self.learn_sigma, bool):
             raise DyditError(f"model configuration: learn_sigma is {self.learn_sigma!r}; it must be true or false")
@@ -109,11 +110,13 @@ class DiTConfig:
 class DyDiTConfig(DiTConfig):
     """A DiT with routers for heads and MLP channel groups (TDW) and for tokens (SDT), arXiv 2410.03456 section 3.
 
-    The MLP's hidden width is cut into `num_heads` contiguous channel groups. `temperature` is the Gumbel-sigmoid's; it
+    The MLP's hidden width is cut into `num_heads` contiguous channel groups. `always_on` says that head 0 and group 0
+    have no logit and always run; the older public release routes them too. `temperature` is the Gumbel-sigmoid's; it
     shapes gradients only and plays no part in evaluation.
     """
 
     token_router_reduction: int = 16
+    always_on: bool = True
     temperature: float = 5.0
 
     kind = "dydit"
@@ -126,6 +129,8 @@ class DyDiTConfig(DiTConfig):
             raise DyditError(
                 f"model configuration: the MLP's {self.mlp_hidden} channels cannot be cut into {self.num_heads} equal groups"
             )
+        if not isinstance(self.always_on, bool):
+            raise DyditError(f"model configuration: always_on is {self.always_on!r}; it must be true or false")
         reduction = self.token_router_reduction
         if isinstance(reduction, bool) or not isinstance(reduction, int) or not 1 <= reduction <= self.hidden_size:
             raise DyditError(
@@ -138,6 +143,11 @@ class DyDiTConfig(DiTConfig):
     def group_width(self) -> int:
         """MLP channels in one group."""
         return self.mlp_hidden // self.num_heads
+
+    @property
+    def router_rows(self) -> int:
+        """Logits of a head or group router: one fewer than heads, where the first is always on."""
+        return self.num_heads - 1 if self.always_on else self.num_heads
 
     @property
     def token_router_hidden(self) -> int:

@@ -22,8 +22,8 @@ class DynamicBlock(Block):
     def __init__(self, config: DyDiTConfig) -> None:
         super().__init__(config)
         self.temperature = config.temperature
-        self.attn_rate = WidthRouter(config.hidden_size, config.num_heads)
-        self.mlp_rate = WidthRouter(config.hidden_size, config.num_heads)
+        self.attn_rate = WidthRouter(config.hidden_size, config.router_rows, config.always_on)
+        self.mlp_rate = WidthRouter(config.hidden_size, config.router_rows, config.always_on)
         self.token_selection = TokenRouter(config.hidden_size, config.token_router_hidden)
 
     def forward_routed(self, x: Tensor, c: Tensor, e: Tensor, noise: float) -> tuple[Tensor, BlockRouting]:

@@ -38,19 +38,20 @@ def init_linear(linear: nn.Linear, bias: float = 0.0) -> None:
 
 
 class WidthRouter(nn.Module):
-    """Timestep embedding to H - 1 logits; head (or channel group) 0 is always on and has none."""
+    """Timestep embedding to a logit per head (or channel group); with `always_on` the first has none and always runs."""
 
-    def __init__(self, width: int, heads: int) -> None:
+    def __init__(self, width: int, rows: int, always_on: bool) -> None:
         super().__init__()
-        self.router = nn.Linear(width, heads - 1)
+        self.always_on = always_on
+        self.router = nn.Linear(width, rows)
 
     def reset(self, bias: float) -> None:
         init_linear(self.router, bias)
 
     def forward(self, e: Tensor, temperature: float, noise: float) -> Tensor:
         """e: B C, the timestep embedder's output before the label is added -> mask B H."""
-        mask = gate(self.router(e), temperature, noise)  # B H-1
-        return torch.cat([torch.ones_like(mask[:, :1]), mask], dim=1)
+        mask = gate(self.router(e), temperature, noise)  # B H-1, or B H
+        return torch.cat([torch.ones_like(mask[:, :1]), mask], dim=1) if self.always_on else mask
 
 
 class TokenRouter(nn.Module):

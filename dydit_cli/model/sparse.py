@@ -168,6 +168,8 @@ def run_block(block: DynamicBlock, plan: BlockPlan, x: Tensor, c: Tensor) -> tup
 def sparse_attention(part: AttentionSlice, x: Tensor, proj_bias: Tensor) -> Tensor:
     """x: B N C -> B N C, with the active heads alone."""
     B, N, _ = x.shape
+    if part.heads == 0:  # only without an always-on head: zeros into proj leave its bias
+        return proj_bias.expand_as(x)
     qkv = F.linear(x, part.qkv_weight, part.qkv_bias).view(B, N, 3, part.heads, -1)  # B N 3 h D
     q, k, v = qkv.permute(2, 0, 3, 1, 4)  # each B h N D
     out = F.scaled_dot_product_attention(q, k, v)  # B h N D

@@ -14,7 +14,8 @@ import torch
 from numpy.typing import NDArray
 
 import dydit_cli
-from dydit_cli.checkpoint.store import Checkpoint, read
+from dydit_cli.checkpoint.checkpoint import Checkpoint
+from dydit_cli.checkpoint.read import Reading, read
 from dydit_cli.devices import pick_device
 from dydit_cli.diffusion.generate import Progress, cycle_labels, generate
 from dydit_cli.diffusion.sampler import SamplerSettings
@@ -73,6 +74,7 @@ def profile(
     settings: SamplerSettings = SamplerSettings(),
     seed: int = 0,
     batch: int = 64,
+    reading: Reading = Reading(),
     device: str = "auto",
     force: bool = False,
     on_progress: Callable[[Progress], None] | None = None,
@@ -85,7 +87,7 @@ def profile(
         check_output(out, force)
     if images < 1:
         raise DyditError(f"{images} images: profile at least 1")
-    loaded = read(checkpoint)
+    loaded = read(checkpoint, reading)
     if loaded.config.kind != "dydit":
         raise DyditError(
             f"{checkpoint}: is a static model, which does the same at every timestep; "
@@ -156,6 +158,7 @@ def profile_checkpoint(
         "steps": settings.steps,
         "cfg": settings.cfg,
         "cfg_channels": settings.cfg_channels,
+        "spacing": settings.spacing,
         "images": images,
         "seed": seed,
         "dtype": "float32",

@@ -9,7 +9,10 @@ from typing import Any
 
 import torch
 
-from dydit_cli.checkpoint.store import Checkpoint, build_model, read, write_into
+from dydit_cli.checkpoint.checkpoint import Checkpoint, build_model
+from dydit_cli.checkpoint.classes import with_classes
+from dydit_cli.checkpoint.native import write_into
+from dydit_cli.checkpoint.read import Reading, read
 from dydit_cli.devices import pick_device
 from dydit_cli.errors import DyditError
 from dydit_cli.files import check_output, write_json
@@ -39,15 +42,21 @@ def finetune(
     data: str | None = None,
     recipe: str | Path | Recipe | None = None,
     settings: Mapping[str, Any] | Sequence[str] = (),
+    num_classes: int | None = None,
+    reading: Reading = Reading(),
     **options: Any,
 ) -> TrainResult:
     """Fine-tunes a checkpoint into the folder `out`: a DyDiT to `flops_ratio`, a static model as it is (the control).
 
     Without a `recipe` the data set's own is taken. `steps` stretches the recipe's phases; `settings` replaces single
-    values, for instance {"train.lr": 1e-4}; further options as in `run_training`.
+    values, such as {"train.lr": 1e-4}; `num_classes` re-initialises the label table, keeping the null row;
+    further options as in `run_training`.
     """
     resolved = resolve_recipe(recipe, flops_ratio=flops_ratio, steps=steps, data=data, settings=settings)
-    return run_training(read(checkpoint), resolved, out, action="finetune", source=str(checkpoint), **options)
+    start = read(checkpoint, reading)
+    if num_classes is not None:
+        start = with_classes(start, num_classes, resolved.train.seed)
+    return run_training(start, resolved, out, action="finetune", source=str(checkpoint), **options)
 
 
 def resolve_recipe(
@@ -121,5 +130,5 @@ def run_training(
         "seed": recipe.train.seed,
         **({"flops_ratio": recipe.routing.flops_ratio} if start.config.kind == "dydit" else {}),
     }
-    write_into(Checkpoint.of(model, [*start.lineage, entry]), out)
+    write_into(Checkpoint.of(model, [*start.lineage, entry], like=start), out)
     return result

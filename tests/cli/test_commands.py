@@ -15,7 +15,9 @@ import pandas as pd
 import pytest
 from typer.testing import CliRunner, Result
 
-from dydit_cli.checkpoint.store import Checkpoint, read, write
+from dydit_cli.checkpoint.checkpoint import Checkpoint
+from dydit_cli.checkpoint.native import write
+from dydit_cli.checkpoint.read import read
 from dydit_cli.cli.app import app
 from dydit_cli.cli.options import parse_classes
 from dydit_cli.errors import DyditError
@@ -174,7 +176,7 @@ MISTAKES: dict[str, tuple[str, str]] = {
     ),
     "a file": (
         "convert {room}/profile/profile.json {tmp}/out",
-        "not a checkpoint; give the folder that holds config.json",
+        "not a checkpoint; give a folder, a .pt or a .safetensors file",
     ),
     "convert a DyDiT": (
         "convert {room}/tuned {tmp}/out",
@@ -332,7 +334,7 @@ def test_an_unwritable_output_is_named(room: Path, tmp_path: Path) -> None:
 def test_our_own_faults_are_one_line_too(room: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     import dydit_cli.checkpoint.inspect
 
-    def broken(path: str) -> None:
+    def broken(*arguments: object) -> None:
         raise ZeroDivisionError("two\nlines")
 
     monkeypatch.setattr(dydit_cli.checkpoint.inspect, "inspect", broken)

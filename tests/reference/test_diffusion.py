@@ -12,6 +12,7 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
+from dydit_cli.checkpoint.read import read
 from dydit_cli.diffusion.objective import loss_terms
 from dydit_cli.diffusion.sampler import SamplerSettings, make_scheduler, sample
 from dydit_cli.diffusion.schedule import linear_schedule, spaced_timesteps
@@ -90,7 +91,30 @@ def test_loops_equal_the_authors(
     assert largest_difference(ours, theirs) < 1e-5 * theirs.abs().max().item()
 
 
-def test_scheduler_is_diffusers(golden: Path) -> None:
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_ddim_equals_diffusers_own_pipeline(golden: Path, dtype: torch.dtype) -> None:
+    """DiTPipeline with DDIMScheduler: leading spacing, guidance on all channels, diffusers' variant of the model."""
+    model = read(golden / "diffusers_dit").build().to(dtype)
+    io = load_file(golden / "diffusers_dit" / "io.safetensors")
+    settings = SamplerSettings(steps=10, cfg=1.5, cfg_channels="all", spacing="leading")
+    assert settings.timesteps == io["pipe.ddim.timesteps10"].tolist()
+    with torch.inference_mode():
+        ours = sample(model, io["pipe.x_T"].to(dtype), io["pipe.labels"], settings, null_class=10)
+    theirs = io["pipe.ddim.sample10"]
+    assert largest_difference(ours, theirs) < 1e-5 * theirs.abs().max().item()
+
+
+@pytest.mark.parametrize("steps", [25, 50, 250])
+@pytest.mark.parametrize("spacing", ["leading", "linspace", "trailing"])
+def test_spacings_equal_diffusers(steps: int, spacing: Any) -> None:
+    from diffusers import DDPMScheduler
+
+    scheduler: Any = DDPMScheduler(timestep_spacing=spacing)
+    scheduler.set_timesteps(steps)
+    assert spaced_timesteps(steps, spacing) == scheduler.timesteps.tolist()
+
+
+def test_scheduler_is_diffusers() -> None:
     assert type(make_scheduler(SamplerSettings(sampler="ddpm"), True)).__module__.startswith("diffusers.")
     assert type(make_scheduler(SamplerSettings(sampler="ddim"), True)).__module__.startswith("diffusers.")
 

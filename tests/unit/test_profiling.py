@@ -10,7 +10,8 @@ import pytest
 import torch
 from PIL import Image
 
-from dydit_cli.checkpoint.store import Checkpoint, write
+from dydit_cli.checkpoint.checkpoint import Checkpoint
+from dydit_cli.checkpoint.native import write
 from dydit_cli.diffusion.generate import cycle_labels, generate
 from dydit_cli.diffusion.sampler import SamplerSettings
 from dydit_cli.errors import DyditError

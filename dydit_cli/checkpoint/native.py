@@ -1,0 +1,83 @@
+"""The project's own layout: a folder with config.json and model.safetensors."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from safetensors.torch import save_file
+
+from dydit_cli.checkpoint.checkpoint import Checkpoint
+from dydit_cli.checkpoint.tensors import read_safetensors
+from dydit_cli.errors import DyditError
+from dydit_cli.files import atomic_file, atomic_folder, write_json
+from dydit_cli.model.config import config_from_dict
+
+CONFIG_FILE, WEIGHTS_FILE = "config.json", "model.safetensors"
+FORMAT, FORMAT_VERSION = "dydit", 1
+
+
+def is_native(header: Any) -> bool:
+    """Whether a parsed config.json is ours."""
+    return isinstance(header, dict) and header.get("format") == FORMAT
+
+
+def read_native(folder: Path, header: dict[str, Any]) -> Checkpoint:
+    """The checkpoint in a folder whose parsed config.json is `header`; raises `DyditError` where it is damaged."""
+    path = folder / CONFIG_FILE
+    version = header.get("format_version")
+    if version != FORMAT_VERSION:
+        raise DyditError(f"{path}: format version {version!r}; this dydit reads version {FORMAT_VERSION}: update dydit")
+    model, lineage, labels, vae = (header.get(key) for key in ("model", "lineage", "labels", "vae"))
+    if not isinstance(model, dict):
+        raise DyditError(f'{path}: "model" must be an object')
+    if not isinstance(lineage, list) or not all(isinstance(entry, dict) for entry in lineage):
+        raise DyditError(f'{path}: "lineage" must be a list of objects')
+    if vae is not None and not isinstance(vae, str):
+        raise DyditError(f'{path}: "vae" must be a path')
+    if not (folder / WEIGHTS_FILE).is_file():
+        raise DyditError(f"{folder}: not a whole checkpoint: it has no {WEIGHTS_FILE}")
+    weights = read_safetensors(folder / WEIGHTS_FILE)
+    try:
+        config = config_from_dict(model)
+        names = None if labels is None else parse_labels(labels)
+    except DyditError as error:
+        raise DyditError(f"{path}: {error}") from None
+    checkpoint = Checkpoint(config, weights, lineage, "dydit folder", (), names, Path(vae) if vae else None)
+    try:
+        return checkpoint.check()
+    except DyditError as error:
+        raise DyditError(f"{folder / WEIGHTS_FILE}: {error}") from None
+
+
+def parse_labels(value: Any) -> dict[int, str]:
+    """Class numbers to names, from JSON, whose keys are text."""
+    if not isinstance(value, dict) or not all(k.isdecimal() and isinstance(v, str) for k, v in value.items()):
+        raise DyditError("labels must map class numbers to names")
+    return {int(number): name for number, name in value.items()}
+
+
+def write(checkpoint: Checkpoint, folder: str | Path) -> None:
+    """Writes a whole checkpoint folder at once, replacing what was there; a failure leaves what was there untouched."""
+    with atomic_folder(folder) as temporary:
+        save_file(checkpoint.weights, temporary / WEIGHTS_FILE, metadata={"format": "pt"})
+        write_json(temporary / CONFIG_FILE, _header(checkpoint))
+
+
+def write_into(checkpoint: Checkpoint, folder: str | Path) -> None:
+    """Writes the two files into a run's folder beside what it holds, each atomically, the configuration last."""
+    folder = Path(folder)
+    with atomic_file(folder / WEIGHTS_FILE) as temporary:
+        save_file(checkpoint.weights, temporary, metadata={"format": "pt"})
+    write_json(folder / CONFIG_FILE, _header(checkpoint))
+
+
+def _header(checkpoint: Checkpoint) -> dict[str, Any]:
+    return {
+        "format": FORMAT,
+        "format_version": FORMAT_VERSION,
+        "model": checkpoint.config.to_dict(),
+        "lineage": checkpoint.lineage,
+        **({"labels": {str(k): v for k, v in checkpoint.labels.items()}} if checkpoint.labels else {}),
+        **({"vae": str(checkpoint.vae)} if checkpoint.vae else {}),
+    }

@@ -1,0 +1,197 @@
+"""Any checkpoint that people have, in: the tool says what it found."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+from dydit_cli.checkpoint import keys
+from dydit_cli.checkpoint.checkpoint import Checkpoint
+from dydit_cli.checkpoint.diffusers_folder import read_pipeline, read_transformer
+from dydit_cli.checkpoint.infer import Hints, infer
+from dydit_cli.checkpoint.native import CONFIG_FILE, is_native, read_native
+from dydit_cli.checkpoint.tensors import (
+    INDEX_ENDING,
+    Weights,
+    read_json,
+    read_pickle,
+    read_safetensors,
+    read_shards,
+    state_dict_in,
+)
+from dydit_cli.devices import pick_device
+from dydit_cli.errors import DyditError
+from dydit_cli.model.config import NAMED_SIZES, TimestepVariant, named_config
+from dydit_cli.model.layers import sincos_positions
+from dydit_cli.model.sparse import Executable, Execution, executor
+
+BUNDLED = Path(__file__).parent.parent / "weights"
+BUNDLED_NAMES = ("digits-dit",)
+PICKLES = (".pt", ".pth", ".bin", ".ckpt")
+WhichWeights = Literal["ema", "model"]
+
+
+@dataclass(frozen=True)
+class Reading:
+    """What a reader is told beside the path.
+
+    `weights` chooses among a training checkpoint's two sets; `num_heads` and `input_size` are for weights that do not
+    tell them; `timestep_variant` says which code the weights were trained with where their format would say otherwise.
+    """
+
+    weights: WhichWeights = "ema"
+    num_heads: int | None = None
+    input_size: int | None = None
+    timestep_variant: TimestepVariant | None = None
+
+    def __post_init__(self) -> None:
+        if self.weights not in get_args(WhichWeights):
+            raise DyditError(f"weights {self.weights!r}; choose ema or model")
+        if self.timestep_variant not in (None, *get_args(TimestepVariant)):
+            raise DyditError(f"timestep variant {self.timestep_variant!r}; choose original or diffusers")
+        for name, value in (("heads", self.num_heads), ("input size", self.input_size)):
+            if value is not None and value < 1:
+                raise DyditError(f"{name} {value}; it must be 1 or more")
+
+
+def load(
+    path: str | Path,
+    *,
+    execution: Execution = "masked",
+    device: str = "cpu",
+    weights: WhichWeights = "ema",
+    num_heads: int | None = None,
+    input_size: int | None = None,
+    timestep_variant: TimestepVariant | None = None,
+) -> Executable:
+    """The model of any checkpoint that `read` knows, in evaluation mode on `device`, float32.
+
+    `execution` is how a DyDiT runs: `masked` (a `DyDiT`, differentiable), `sparse` (the skipped work left out) or
+    `complete` (everything on). The rest is as in `Reading`. Raises `DyditError` where it cannot be read.
+    """
+    checkpoint = read(path, Reading(weights, num_heads, input_size, timestep_variant))
+    return executor(checkpoint.build().float().to(pick_device(device)), execution)
+
+
+def read(path: str | Path, reading: Reading = Reading()) -> Checkpoint:
+    """Reads a checkpoint of any known format, a bundled one by name, or a Hugging Face hub id.
+
+    Raises `DyditError` in one line where it is missing, is no checkpoint, or is damaged. Nothing in it is ever run.
+    """
+    place = resolve(path)
+    if place.is_dir():
+        return _read_folder(place, reading)
+    if place.is_file():
+        return _read_file(place, reading)
+    if _may_be_hub_id(str(path)):
+        return _read_folder(_download(str(path)), reading)
+    names = ", ".join(BUNDLED_NAMES)
+    raise DyditError(f"{path}: no such checkpoint; give a folder, a .pt or .safetensors file, or a bundled one: {names}")
+
+
+def resolve(path: str | Path) -> Path:
+    """The place that `path` names: itself, or a bundled checkpoint by its name."""
+    if not Path(path).exists() and str(path) in BUNDLED_NAMES:
+        return BUNDLED / str(path)
+    return Path(path)
+
+
+def _read_folder(folder: Path, reading: Reading) -> Checkpoint:
+    if (folder / "model_index.json").is_file():
+        return read_pipeline(folder, reading.timestep_variant)
+    if (folder / CONFIG_FILE).is_file():
+        header = read_json(folder / CONFIG_FILE)
+        if is_native(header):
+            return read_native(folder, header)
+        if isinstance(header, dict) and header.get("_class_name") == "DiTTransformer2DModel":
+            return read_transformer(folder, header, reading.timestep_variant)
+        raise DyditError(f"{folder / CONFIG_FILE}: neither a dydit nor a diffusers DiTTransformer2DModel configuration")
+    files = [file for file in sorted(folder.iterdir()) if file.suffix in (*PICKLES, ".safetensors") or _is_index(file)]
+    indices = [file for file in files if _is_index(file)]
+    if len(indices or files) == 1:
+        return _read_file((indices or files)[0], reading)
+    if files:
+        raise DyditError(f"{folder}: holds {len(files)} weight files and no config.json; name one, such as {files[0]}")
+    raise DyditError(f"{folder}: not a checkpoint: it has no {CONFIG_FILE} and no .pt or .safetensors file")
+
+
+def _read_file(file: Path, reading: Reading) -> Checkpoint:
+    if (file.suffix == ".safetensors" or _is_index(file)) and (file.parent / CONFIG_FILE).is_file():
+        # a weights file inside a folder that says what it is
+        return _read_folder(file.parent, reading)
+    notes: list[str] = []
+    hints = Hints(reading.num_heads, reading.input_size, reading.timestep_variant or "original")
+    if _is_index(file):
+        weights, kind = read_shards(file), "sharded .safetensors"
+    elif file.suffix == ".safetensors":
+        weights, kind = read_safetensors(file), ".safetensors"
+    elif file.suffix in PICKLES:
+        weights, kind, hints = _from_pickle(file, reading, hints, notes)
+    else:
+        raise DyditError(f"{file}: not a checkpoint; give a folder, a .pt or a .safetensors file")
+    try:
+        return _from_state_dict(weights, kind, hints, reading, notes)
+    except DyditError as error:
+        raise DyditError(f"{file}: {error}") from None
+
+
+def _from_state_dict(weights: Weights, kind: str, hints: Hints, reading: Reading, notes: list[str]) -> Checkpoint:
+    names = "DiT"
+    if keys.is_diffusers(set(weights)):
+        names = "diffusers DiT"
+        variant = reading.timestep_variant or "diffusers"
+        hints = Hints(hints.num_heads, hints.input_size, variant, 1e-5 if variant == "diffusers" else 1e-6)
+        weights = keys.from_diffusers(weights)
+        notes.append(f"timestep sinusoid and norm2 eps are the {variant} ones (--timestep-variant says which)")
+    inferred = infer(weights, hints)
+    if "pos_embed" not in weights:
+        side = inferred.config.input_size // inferred.config.patch_size
+        weights = {**weights, "pos_embed": sincos_positions(inferred.config.hidden_size, side)}
+    if inferred.config.kind == "dydit":
+        names = "DyDiT"
+    found = f"{names} weights ({kind})"
+    return Checkpoint(inferred.config, weights, [], found, (*notes, *inferred.notes)).check()
+
+
+def _from_pickle(file: Path, reading: Reading, hints: Hints, notes: list[str]) -> tuple[Weights, str, Hints]:
+    """The weights in a pickle, plain or in a training script's dict {model, ema, opt, args}."""
+    value = read_pickle(file)
+    if not isinstance(value, dict) or not any(isinstance(value.get(part), dict) for part in get_args(WhichWeights)):
+        return state_dict_in(value, file), file.suffix, hints
+    part = reading.weights
+    if not isinstance(value.get(part), dict):
+        raise DyditError(f"{file}: a training checkpoint without {part!r} weights; it has {', '.join(sorted(value))}")
+    notes.append(f"the {part} weights of a training checkpoint (--weights says which)")
+    heads = hints.num_heads or _heads_of(getattr(value.get("args"), "model", None))
+    hints = Hints(heads, hints.input_size, hints.timestep_variant, hints.norm2_eps)
+    return state_dict_in(value[part], file), f"{file.suffix}, training checkpoint", hints
+
+
+def _heads_of(name: Any) -> int | None:
+    return named_config(name).num_heads if name in NAMED_SIZES else None
+
+
+def _is_index(file: Path) -> bool:
+    return file.name.endswith(INDEX_ENDING)
+
+
+def _may_be_hub_id(path: str) -> bool:
+    """`org/name`, unless there is a folder `org` here: then it is a local path with a slip."""
+    return bool(re.fullmatch(r"[A-Za-z0-9][\w.-]*/[\w.-]+", path)) and not Path(path.split("/")[0]).exists()
+
+
+def _download(name: str) -> Path:
+    try:
+        from huggingface_hub import snapshot_download
+    except ImportError:
+        raise DyditError(
+            f"{name}: no such path here; to read it from the Hugging Face hub: pip install huggingface_hub"
+        ) from None
+    try:
+        return Path(snapshot_download(name, allow_patterns=["*.json", "*.safetensors"]))
+    # the hub client raises its own and its network library's exceptions alike
+    except Exception as error:
+        reason = str(error).splitlines()[0][:120] if str(error) else type(error).__name__
+        raise DyditError(f"{name}: no such path here, and the Hugging Face hub does not give it ({reason})") from None

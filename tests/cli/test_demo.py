@@ -1,0 +1,68 @@
+"""The bundled model is as good as its card says, and the demo runs to its table."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+
+from typer.testing import CliRunner
+
+import dydit_cli
+from dydit_cli.checkpoint.read import BUNDLED, read
+from dydit_cli.cli.app import app
+from dydit_cli.demo import demo
+from dydit_cli.diffusion.sampler import SamplerSettings
+from dydit_cli.evaluate.digits import digit_classifier, judge
+from dydit_cli.model.dit import DiT
+from dydit_cli.train.data import load_digits_split
+from dydit_cli.train.recipe import read_recipe, with_settings, with_steps
+
+CARD = BUNDLED / "digits-dit" / "README.md"
+
+
+def test_the_classifier_is_right_on_held_out_digits() -> None:
+    classifier = digit_classifier()
+    held_out = load_digits_split(held_out=True)
+    assert classifier.accuracy >= 0.97
+    assert classifier.recognised(held_out.images, held_out.labels) == classifier.accuracy
+    assert classifier.recognised(held_out.images, (held_out.labels + 1) % 10) < 0.05
+
+
+def test_the_bundled_model_is_recognised() -> None:
+    """The card's figure is for 1,000 samples and 50 steps; 60 and 12 are enough to see that the model is whole."""
+    model = dydit_cli.load("digits-dit")
+    assert isinstance(model, DiT)
+    assert judge(model, images=60, settings=SamplerSettings(steps=12)).recognised >= 0.95
+
+
+def test_the_card_says_what_the_model_is() -> None:
+    card, checkpoint = CARD.read_text(), read("digits-dit")
+    pretraining = checkpoint.lineage[0]
+    assert f"{pretraining['steps']:,} steps" in card
+    assert f"{checkpoint.build().num_parameters():,} parameters" in card
+    share = re.search(r"(\d+\.\d) % of 1,000 samples", card)
+    assert share
+    assert float(share.group(1)) >= 95
+    assert sum(path.stat().st_size for path in CARD.parent.iterdir()) <= 5_000_000
+
+
+def test_demo_runs_to_its_table(tmp_path: Path) -> None:
+    recipe = with_settings(with_steps(read_recipe("digits/finetune"), 2), {"train.batch_size": 8})
+    result = demo(tmp_path / "demo", images=4, settings=SamplerSettings(steps=2), recipe=recipe, device="cpu")
+    written = json.loads((tmp_path / "demo" / "demo.json").read_text())
+    assert written == result
+    for model in ("static", "dynamic"):
+        assert set(written[model]) == {"macs", "recognised", "seconds"}
+    assert written["ratio"] == written["dynamic"]["macs"] / written["static"]["macs"]
+    assert written["finetune_share"] <= 0.03
+    for name in ("architecture.png", "tokens.png", "flops.png", "samples.png", "converted", "finetuned", "profile"):
+        assert (tmp_path / "demo" / name).exists()
+
+
+def test_the_demos_recipe_stays_under_three_percent_of_pretraining() -> None:
+    assert read_recipe("digits/finetune").train.steps <= 0.03 * read("digits-dit").lineage[0]["steps"]
+
+
+def test_demo_is_a_command() -> None:
+    assert "--images" in CliRunner().invoke(app, ["demo", "--help"]).output

@@ -1,0 +1,80 @@
+"""Every command that the README shows works as printed, and so does the example in every command's help."""
+
+from __future__ import annotations
+
+import os
+import re
+import shlex
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+from dydit_cli.cli.app import app
+from tests.conftest import ROOT
+
+README = (ROOT / "README.md").read_text()
+BLOCKS = re.findall(r"^```bash\n(.*?)^```", README, flags=re.MULTILINE | re.DOTALL)
+COMMANDS = ("convert", "finetune", "sample", "profile", "visualize", "inspect", "pretrain", "demo")
+
+# what makes a printed command quick enough for a test, without changing what it is
+QUICK = {
+    "finetune": ["--steps", "2", "--set", "train.batch_size=8"],
+    "pretrain": ["--steps", "2", "--set", "train.batch_size=8"],
+    "profile": ["--images", "2", "--steps", "2"],
+    "sample": ["--num", "2", "--steps", "2"],
+}
+
+
+def printed(text: str) -> list[list[str]]:
+    """The `dydit` command lines of a piece of text, continued lines joined, comments left out."""
+    lines = text.replace("\\\n", " ").splitlines()
+    return [shlex.split(line, comments=True)[1:] for line in lines if line.startswith("dydit ")]
+
+
+def run(arguments: list[str]) -> None:
+    result = CliRunner().invoke(app, [*arguments, *QUICK.get(arguments[0], [])])
+    assert result.exit_code == 0, f"dydit {shlex.join(arguments)}\n{result.output}"
+
+
+def test_the_digits_walk_through(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    shutil.copytree(ROOT / "recipes", tmp_path / "recipes")
+    commands = [command for block in BLOCKS for command in printed(block) if "XL" not in shlex.join(command)]
+    assert {command[0] for command in commands} >= {"convert", "finetune", "profile", "visualize", "sample"}
+    for command in commands:
+        if command[0] != "demo":
+            run(command)
+
+
+def test_examples_in_the_helps(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In this order each makes what the next one reads."""
+    monkeypatch.chdir(tmp_path)
+    for name in COMMANDS:
+        result = CliRunner().invoke(app, [name, "--help"], env={"COLUMNS": "200"})
+        assert result.exit_code == 0
+        example = re.search(r"Example:\s+(dydit .*?)\s*$", result.output, flags=re.MULTILINE)
+        assert example, f"dydit {name} --help shows no example"
+        if name != "demo":
+            run(shlex.split(example.group(1))[1:])
+
+
+def test_two_make_targets_are_named() -> None:
+    for target in ("make demo", "make test"):
+        assert any(target in block for block in BLOCKS)
+        done = subprocess.run(["make", "--dry-run", target.split()[1]], cwd=ROOT, capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+        assert "venv" in done.stdout
+
+
+def test_pictures_and_files_that_the_readme_names_are_there() -> None:
+    for link in re.findall(r"\]\(([^)#:]+)\)", README):
+        assert (ROOT / link).exists(), link
+
+
+def test_ci_calls_the_test_command() -> None:
+    script = ROOT / ".ci" / "run"
+    assert os.access(script, os.X_OK)
+    assert "make test" in script.read_text()

@@ -1,0 +1,472 @@
+"""Other people's files through our readers, and ours back through theirs."""
+
+from __future__ import annotations
+
+import json
+import pickle
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from dydit_cli.checkpoint.checkpoint import Checkpoint
+from dydit_cli.checkpoint.export import export
+from dydit_cli.checkpoint.in_diffusers import as_diffusers
+from dydit_cli.checkpoint.native import write
+from dydit_cli.checkpoint.read import Reading, load, read
+from dydit_cli.diffusion.generate import generate, image_generators
+from dydit_cli.diffusion.sampler import SamplerSettings
+from dydit_cli.errors import DyditError
+from dydit_cli.model.config import DiTConfig, DyDiTConfig
+from dydit_cli.model.dit import DiT
+from dydit_cli.model.dydit import DyDiT
+from tests.conftest import TINY, inputs, randomize
+from tests.reference.test_models import largest_difference
+
+HEADS_A, HEADS_B = Reading(num_heads=4), Reading(num_heads=3)
+
+
+def same_weights(a: Checkpoint, b: Checkpoint) -> bool:
+    same = all(torch.equal(w, b.weights[name]) and w.dtype == b.weights[name].dtype for name, w in a.weights.items())
+    return same and a.weights.keys() == b.weights.keys() and a.config == b.config
+
+
+@pytest.mark.parametrize(("case", "reading"), [("a", HEADS_A), ("b", HEADS_B)])
+def test_plain_dit_file(golden: Path, case: str, reading: Reading) -> None:
+    checkpoint = read(golden / f"dit_static_{case}.pt", reading)
+    facts = json.loads((golden / "dit_static.json").read_text())["cases"][case]
+    assert checkpoint.config == DiTConfig(**facts["config"])
+    assert checkpoint.found == "DiT weights (.pt)"
+    io = load_file(golden / f"dit_static_{case}.safetensors")
+    with torch.inference_mode():
+        assert largest_difference(checkpoint.build()(io["x"], io["t"], io["y"]), io["out"]) < 1e-5
+
+
+@pytest.mark.parametrize("which", ["ema", "model"])
+def test_training_checkpoint(golden: Path, which: Any) -> None:
+    checkpoint = read(golden / "dit_static_b_train.pt", Reading(weights=which, num_heads=3))
+    assert checkpoint.found == "DiT weights (.pt, training checkpoint)"
+    assert f"the {which} weights of a training checkpoint" in checkpoint.notes[0]
+    io = load_file(golden / "dit_static_b.safetensors")
+    with torch.inference_mode():
+        assert largest_difference(checkpoint.build()(io["x"], io["t"], io["y"]), io[f"train.{which}.out"]) < 1e-5
+
+
+@pytest.mark.parametrize("execution", ["masked", "sparse", "complete"])
+def test_dydit_file(golden: Path, execution: Any) -> None:
+    """Heads come from the routers' rows; nothing else needs saying."""
+    checkpoint = read(golden / "dydit_masked_a.pt")
+    facts = json.loads((golden / "dydit_masked.json").read_text())["cases"]["a"]
+    assert checkpoint.config == DyDiTConfig(**facts["config"])
+    assert "4 heads from 3 router rows" in checkpoint.notes
+    io = load_file(golden / "dydit_masked_a.safetensors")
+    model = load(golden / "dydit_masked_a.pt", execution=execution)
+    with torch.inference_mode():
+        out = model(io["mixed.x"], io["mixed.t"], io["mixed.y"])
+    assert largest_difference(out, io["mixed.out_complete" if execution == "complete" else "mixed.out"]) < 1e-5
+
+
+def test_older_dydit_release_routes_every_head(tmp_path: Path) -> None:
+    config = DyDiTConfig.from_static(TINY, always_on=False, token_router_reduction=4)
+    model = randomize(DyDiT(config))
+    path = tmp_path / "old.pt"
+    torch.save(model.state_dict(), path)
+    for reading in (Reading(num_heads=3),):
+        checkpoint = read(path, reading)
+        assert checkpoint.config == config
+        assert "3 heads from 3 router rows (the older release: no head is always on)" in checkpoint.notes
+    x, t, y = inputs(TINY, 8)
+    with torch.no_grad():
+        masked, routing = load(path, num_heads=3)(x, t, y, return_routing=True)
+        sparse = load(path, num_heads=3, execution="sparse")(x, t, y)
+    assert routing.heads[..., 0].mean() < 1
+    assert (masked - sparse).abs().max() < 1e-5
+    with pytest.raises(DyditError, match="has 3 rows: 4 heads, or 3 in the older release; say which with --num-heads N"):
+        read(path)
+
+
+def test_diffusers_pipeline_folder(golden: Path) -> None:
+    io = load_file(golden / "diffusers_dit" / "io.safetensors")
+    arguments = (io["hidden_states"], io["timestep"], io["class_labels"])
+    checkpoint = read(golden / "diffusers_dit")
+    assert checkpoint.found == "diffusers DiTPipeline folder"
+    assert (checkpoint.config.timestep_variant, checkpoint.config.norm2_eps) == ("diffusers", 1e-5)
+    original = read(golden / "diffusers_dit" / "transformer", Reading(timestep_variant="original"))
+    assert (original.config.timestep_variant, original.config.norm2_eps) == ("original", 1e-6)
+    with torch.inference_mode():
+        assert largest_difference(checkpoint.build()(*arguments), io["sample"]) < 1e-5
+        assert largest_difference(original.build()(*arguments), io["official.mapped"]) < 1e-5
+
+
+def build_diffusers(folder: Path, **more: Any) -> Any:
+    from diffusers import DiTTransformer2DModel
+
+    torch.manual_seed(0)
+    sizes: dict[str, Any] = {"num_attention_heads": 2, "attention_head_dim": 8, "num_layers": 2, "sample_size": 8}
+    sizes |= {"patch_size": 2, "in_channels": 3, "out_channels": 6, "num_embeds_ada_norm": 5}
+    model: Any = DiTTransformer2DModel(**{**sizes, **more})
+    frame = {name: p for name, p in model.named_parameters() if "norm1.emb" in name}
+    with torch.no_grad():
+        for name, p in model.named_parameters():
+            p.normal_(0, 0.2)
+            if name in frame:  # one embedder for all blocks
+                p.copy_(frame[name.replace("transformer_blocks.1", "transformer_blocks.0")])
+    model.eval().save_pretrained(folder)
+    return model
+
+
+def run_diffusers(model: Any) -> tuple[tuple[Tensor, Tensor, Tensor], Tensor]:
+    generator = torch.Generator().manual_seed(3)
+    x = torch.randn(4, 3, 8, 8, generator=generator)
+    t, y = torch.tensor([0, 999, 437, 12]), torch.tensor([0, 5, 2, 4])
+    with torch.inference_mode():
+        return (x, t, y), model(x, timestep=t, class_labels=y).sample
+
+
+@pytest.mark.parametrize("shard", ["10GB", "10KB"])
+def test_diffusers_own_model_in_and_back(tmp_path: Path, shard: str) -> None:
+    """Built and saved by diffusers, whole or in shards, read by us; written by us, read by diffusers, the same bits."""
+    from diffusers import DiTTransformer2DModel
+
+    theirs = build_diffusers(tmp_path / "theirs")
+    theirs.save_pretrained(tmp_path / "shards", max_shard_size=shard)
+    arguments, expected = run_diffusers(theirs)
+    ours = read(tmp_path / "shards")
+    with torch.inference_mode():
+        assert largest_difference(ours.build()(*arguments), expected) < 1e-5
+    export(tmp_path / "theirs", tmp_path / "back", format="diffusers")
+    back: Any = DiTTransformer2DModel.from_pretrained(tmp_path / "back")
+    for name, w in theirs.state_dict().items():
+        assert torch.equal(back.state_dict()[name], w), name
+    assert torch.equal(run_diffusers(back)[1], expected)
+
+
+def test_pipeline_keeps_class_names_and_finds_its_vae(tmp_path: Path) -> None:
+    build_diffusers(tmp_path / "pipe" / "transformer")
+    index = {"_class_name": "DiTPipeline", "id2label": {"0": "tench", "1": "goldfish, Carassius"}}
+    (tmp_path / "pipe" / "model_index.json").write_text(json.dumps(index))
+    (tmp_path / "pipe" / "vae").mkdir()
+    (tmp_path / "pipe" / "vae" / "config.json").write_text("{}")
+    checkpoint = read(tmp_path / "pipe")
+    assert checkpoint.labels == {0: "tench", 1: "goldfish, Carassius"}
+    assert checkpoint.vae == tmp_path / "pipe" / "vae"
+    write(checkpoint, tmp_path / "ours")
+    ours = read(tmp_path / "ours")
+    assert (ours.labels, ours.vae) == (checkpoint.labels, checkpoint.vae)
+
+
+STATIC_PATHS = [["dit"], ["native"], ["dit", "native", "dit"]]
+DIFFUSERS = DiTConfig(**{**TINY.static().__dict__, "timestep_variant": "diffusers", "norm2_eps": 1e-5})
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize(
+    ("kind", "formats"),
+    [("dit", path) for path in STATIC_PATHS]
+    + [("dydit", path) for path in (["dydit"], ["native"], ["native", "dydit", "native"])]
+    + [("diffusers", path) for path in (["diffusers"], ["native", "diffusers"], ["diffusers", "native", "diffusers"])],
+)
+def test_round_trips_are_bit_exact(tmp_path: Path, kind: str, formats: list[Any], dtype: torch.dtype) -> None:
+    config = {"dit": TINY, "dydit": DyDiTConfig.from_static(TINY, token_router_reduction=4), "diffusers": DIFFUSERS}[kind]
+    model = randomize(DyDiT(config) if isinstance(config, DyDiTConfig) else DiT(config)).to(dtype)
+    if kind == "diffusers":
+        # positions are not stored over there, so they come back in float32
+        model.pos_embed.data = DiT(config).pos_embed.data
+    start = Checkpoint.of(model, [])
+    write(start, tmp_path / "start")
+    here = tmp_path / "start"
+    for i, format in enumerate(formats):
+        there = tmp_path / (f"{i}.pt" if format in ("dit", "dydit") else f"{i}")
+        export(here, there, format=format, reading=Reading(num_heads=3))
+        here = there
+    assert same_weights(start, read(here, Reading(num_heads=3)))
+
+
+def test_dtype_of_an_export(tmp_path: Path, tiny_static: DiT) -> None:
+    write(Checkpoint.of(tiny_static, []), tmp_path / "start")
+    for dtype, expected in (("bf16", torch.bfloat16), ("fp16", torch.float16), ("fp32", torch.float32)):
+        export(tmp_path / "start", tmp_path / dtype, format="native", dtype=dtype)  # type: ignore[arg-type]
+        assert {w.dtype for w in read(tmp_path / dtype).weights.values()} == {expected}
+    with torch.no_grad():
+        tiny_static.final_layer.linear.bias.fill_(1e6)
+    write(Checkpoint.of(tiny_static, []), tmp_path / "large")
+    with pytest.raises(DyditError, match=r"final_layer.linear.bias has values that float16 cannot hold; use bf16 or fp32"):
+        export(tmp_path / "large", tmp_path / "out", format="native", dtype="fp16")
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_dydit_has_no_place_in_a_static_format(tmp_path: Path, tiny_dynamic: DyDiT) -> None:
+    write(Checkpoint.of(tiny_dynamic, []), tmp_path / "dynamic")
+    formats: tuple[Any, ...] = ("dit", "diffusers")
+    for format in formats:
+        with pytest.raises(DyditError, match=f"routers the static format '{format}' has no place for; .* --complete"):
+            export(tmp_path / "dynamic", tmp_path / "out", format=format)
+    export(tmp_path / "dynamic", tmp_path / "all-on.pt", format="dit", complete=True)
+    x, t, y = inputs(TINY)
+    with torch.no_grad():
+        static = load(tmp_path / "all-on.pt", num_heads=3)(x, t, y)
+        assert torch.equal(static, tiny_dynamic(x, t, y, complete=True))
+
+
+def test_what_diffusers_would_compute_otherwise_is_refused(tmp_path: Path, tiny_static: DiT) -> None:
+    write(Checkpoint.of(tiny_static, []), tmp_path / "static")
+    with pytest.raises(DyditError, match=r"sinusoid \(over 128\), and diffusers computes another .* --any-variant"):
+        export(tmp_path / "static", tmp_path / "out", format="diffusers")
+    export(tmp_path / "static", tmp_path / "out", format="diffusers", any_variant=True)
+    assert read(tmp_path / "out", Reading(timestep_variant="original")).config == TINY
+    with pytest.raises(DyditError, match="runs with diffusers' timestep sinusoid or norm epsilon"):
+        export(tmp_path / "out", tmp_path / "out.pt", format="dit")
+    with pytest.raises(DyditError, match="is a static model; use --format dit"):
+        export(tmp_path / "static", tmp_path / "out.pt", format="dydit")
+    with pytest.raises(DyditError, match="no format 'onnx'; choose one of dit, dydit, diffusers, native"):
+        export(tmp_path / "static", tmp_path / "out.pt", format="onnx")  # type: ignore[arg-type]
+
+
+def test_bare_safetensors_and_shards(tmp_path: Path, tiny_static: DiT) -> None:
+    weights = tiny_static.state_dict()
+    save_file(weights, tmp_path / "one.safetensors")
+    assert read(tmp_path / "one.safetensors", Reading(num_heads=3)).config == TINY
+    names = sorted(weights)
+    files = {name: f"part-{i % 3}.safetensors" for i, name in enumerate(names)}
+    (tmp_path / "shards").mkdir()
+    for file in set(files.values()):
+        save_file({name: weights[name] for name in names if files[name] == file}, tmp_path / "shards" / file)
+    (tmp_path / "shards" / "dit.safetensors.index.json").write_text(json.dumps({"weight_map": files}))
+    for path in (tmp_path / "shards", tmp_path / "shards" / "dit.safetensors.index.json"):
+        checkpoint = read(path, Reading(num_heads=3))
+        assert checkpoint.found == "DiT weights (sharded .safetensors)"
+        assert all(torch.equal(checkpoint.weights[name], w) for name, w in weights.items())
+
+
+@pytest.mark.parametrize("prefix", ["module.", "_orig_mod.", "module._orig_mod."])
+def test_wrappers_prefixes_are_taken_off(tmp_path: Path, tiny_static: DiT, prefix: str) -> None:
+    torch.save({prefix + name: w for name, w in tiny_static.state_dict().items()}, tmp_path / "wrapped.pt")
+    assert read(tmp_path / "wrapped.pt", Reading(num_heads=3)).config == TINY
+
+
+class Evil:
+    """A pickle that would write a file when it is read."""
+
+    def __init__(self, target: Path) -> None:
+        self.target = target
+
+    def __reduce__(self) -> Any:
+        return (Path.write_text, (self.target, "run"))
+
+
+@pytest.mark.parametrize("protocol", [2, 4])
+def test_a_pickle_that_wants_to_run_code_is_refused_and_not_run(tmp_path: Path, protocol: int) -> None:
+    target = tmp_path / "written"
+    for name, save in (
+        ("zip.pt", lambda value, path: torch.save(value, path)),
+        ("plain.pt", lambda value, path: path.write_bytes(pickle.dumps(value, protocol=protocol))),
+    ):
+        save({"x_embedder.proj.weight": torch.ones(1), "evil": Evil(target)}, tmp_path / name)
+        with pytest.raises(DyditError) as error:
+            read(tmp_path / name)
+        assert "refused: its pickle wants" in str(error.value), str(error.value)
+        assert "which is code and not data" in str(error.value)
+        assert not target.exists()
+
+
+def test_only_an_allowed_namespace_is_read(golden: Path) -> None:
+    """The training script's args: read as data, and the loader's allow-list does not leak out."""
+    read(golden / "dit_static_b_train.pt", HEADS_B)
+    with pytest.raises(pickle.UnpicklingError):
+        torch.load(golden / "dit_static_b_train.pt", weights_only=True)
+
+
+@pytest.mark.parametrize(
+    ("value", "message"),
+    [
+        ({}, "holds no weights"),
+        ([1, 2], "holds no weights"),
+        (torch.ones(3), "holds no weights"),
+        ({"a": 1}, "'a' is no tensor; the file holds something else than weights"),
+        ({1: torch.ones(1)}, "'1' is no tensor"),
+        ({"a": torch.ones(2)}, "missing x_embedder.proj.weight"),
+        ({"a": torch.ones(2, dtype=torch.int32)}, "a is int32; weights are floating point"),
+        ({"a": torch.tensor([1.0, float("inf")])}, "a holds NaN or Inf; the checkpoint is damaged"),
+        ({"a": torch.ones(1).expand(10**9)}, "a says shape [1000000000], which its data do not fill"),
+        ({"a": torch.ones(2).to_sparse()}, "a is no dense tensor"),
+        ({"model": {"a": torch.ones(2)}, "opt": {}}, "a training checkpoint without 'ema' weights; it has model, opt"),
+    ],
+)
+def test_pickles_that_are_no_checkpoint(tmp_path: Path, value: Any, message: str) -> None:
+    torch.save(value, tmp_path / "thing.pt")
+    with pytest.raises(DyditError) as error:
+        read(tmp_path / "thing.pt")
+    assert message in str(error.value)
+    assert str(tmp_path / "thing.pt") in str(error.value)
+
+
+def damaged(weights: dict[str, Tensor], name: str, change: Any) -> dict[str, Tensor]:
+    rest = dict(weights)
+    value = change(rest.pop(name))
+    return rest if value is None else {**rest, name: value}
+
+
+@pytest.mark.parametrize(
+    ("name", "change", "message"),
+    [
+        ("pos_embed", lambda w: w[:, :15], "pos_embed has 15 tokens, which are no square"),
+        ("pos_embed", lambda w: None, "say the input size with --input-size N"),
+        ("blocks.1.attn.qkv.weight", lambda w: None, "missing blocks.1.attn.qkv.weight"),
+        ("blocks.1.attn.qkv.weight", lambda w: w[:9], "blocks.1.attn.qkv.weight is [9, 24] where [72, 24] is wanted"),
+        (
+            "final_layer.linear.weight",
+            lambda w: w[:1].repeat(5, 1),
+            "has 5 rows; 1 or twice that fit the patches",
+        ),
+        ("x_embedder.proj.weight", lambda w: w.flatten(), "x_embedder.proj.weight has shape [24]; it needs 4 dimensions"),
+        ("x_embedder.proj.weight", lambda w: w[:0], "x_embedder.proj.weight has shape [0, 1, 1, 1]"),
+    ],
+)
+def test_shapes_that_are_no_dit(tmp_path: Path, tiny_static: DiT, name: str, change: Any, message: str) -> None:
+    torch.save(damaged(tiny_static.state_dict(), name, change), tmp_path / "thing.pt")
+    with pytest.raises(DyditError) as error:
+        read(tmp_path / "thing.pt", Reading(num_heads=3))
+    assert message in str(error.value)
+
+
+def test_heads_are_asked_for_with_the_divisors(tmp_path: Path, tiny_static: DiT) -> None:
+    torch.save(tiny_static.state_dict(), tmp_path / "thing.pt")
+    with pytest.raises(DyditError, match="say them with --num-heads N, one of 1, 2, 3, 4, 6, 8, 12, 24"):
+        read(tmp_path / "thing.pt")
+    with pytest.raises(DyditError, match="hidden_size 24 must be a multiple of num_heads 5"):
+        read(tmp_path / "thing.pt", Reading(num_heads=5))
+
+
+def test_published_sizes_tell_their_heads(tmp_path: Path) -> None:
+    config = DiTConfig(input_size=4, patch_size=2, hidden_size=384, depth=12, num_heads=6, num_classes=3)
+    with torch.device("meta"):
+        shapes = DiT(config).state_dict()
+    torch.save({name: torch.zeros(w.shape, dtype=torch.bfloat16) for name, w in shapes.items()}, tmp_path / "s.pt")
+    checkpoint = read(tmp_path / "s.pt")
+    assert checkpoint.config == config
+    assert "6 heads as DiT-S has" in checkpoint.notes
+    assert "input size 4 from 4 positions" in checkpoint.notes
+
+
+def test_diffusers_embedders_must_be_one(tmp_path: Path) -> None:
+    build_diffusers(tmp_path / "theirs")
+    file = tmp_path / "theirs" / "diffusion_pytorch_model.safetensors"
+    weights = {name: w.clone() for name, w in load_file(file).items()}
+    name = "transformer_blocks.1.norm1.emb.timestep_embedder.linear_1.bias"
+    weights[name] += 1
+    save_file(weights, file)
+    with pytest.raises(DyditError, match=f"{name} differs from block 0's; a DiT has one embedder for all blocks"):
+        read(tmp_path / "theirs")
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "message"),
+    [
+        ("activation_fn", "geglu", "activation_fn is 'geglu'; a DiT has 'gelu-approximate'"),
+        ("norm_type", "layer_norm", "norm_type is 'layer_norm'"),
+        ("num_layers", "two", "num_layers is 'two'; it must be a whole number"),
+        ("num_layers", 3, "the weights have 2 blocks where the configuration says 3"),
+        ("out_channels", 5, "out_channels 5 is neither in_channels 3 nor twice that"),
+        ("sample_size", 7, "input_size 7 is no multiple of patch_size 2"),
+    ],
+)
+def test_diffusers_configurations_that_are_no_dit(tmp_path: Path, key: str, value: Any, message: str) -> None:
+    build_diffusers(tmp_path / "theirs")
+    path = tmp_path / "theirs" / "config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), key: value}))
+    with pytest.raises(DyditError) as error:
+        read(tmp_path / "theirs")
+    assert message in str(error.value)
+
+
+def test_a_hub_id_says_that_the_hub_is_out_of_reach(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+
+    def offline(*args: object, **kwargs: object) -> None:
+        raise OSError("We couldn't connect\nto the hub")
+
+    monkeypatch.setattr("huggingface_hub.snapshot_download", offline)
+    with pytest.raises(DyditError, match=r"org/name: no such path here, and the Hugging Face hub does not give it"):
+        read("org/name")
+    (tmp_path / "org").mkdir()
+    with pytest.raises(DyditError, match=r"org/name: no such checkpoint"):
+        read("org/name")
+
+
+def test_a_hub_id_is_fetched(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    build_diffusers(tmp_path / "snapshot")
+    monkeypatch.setattr("huggingface_hub.snapshot_download", lambda name, allow_patterns: str(tmp_path / "snapshot"))
+    assert read("facebook/DiT-tiny").found == "diffusers DiTTransformer2DModel folder"
+
+
+@pytest.mark.parametrize(
+    ("index", "message"),
+    [
+        ({"weight_map": {"a": "../part-0.safetensors"}}, "is not a plain file name beside the index"),
+        ({"weight_map": {"a": "part-9.safetensors"}}, "shard part-9.safetensors is missing beside it"),
+        ({"weight_map": {"a": "part-0.safetensors", "b": "part-0.safetensors"}}, "b is in none of the shards"),
+        ({"weight_map": {"c": "part-0.safetensors"}}, "a is not where the index says"),
+        ({"weight_map": {"a": "part-0.safetensors", "d": "part-1.safetensors"}}, "a stands in another shard too"),
+        ({"weight_map": []}, 'it needs a "weight_map" of names to files'),
+        ([], 'it needs a "weight_map" of names to files'),
+    ],
+)
+def test_damaged_shards(tmp_path: Path, index: Any, message: str) -> None:
+    for i in range(2):
+        save_file({"a": torch.ones(2)}, tmp_path / f"part-{i}.safetensors")
+    (tmp_path / "x.safetensors.index.json").write_text(json.dumps(index))
+    with pytest.raises(DyditError) as error:
+        read(tmp_path / "x.safetensors.index.json")
+    assert message in str(error.value)
+
+
+def test_duplicate_keys_in_a_header_are_refused(tmp_path: Path) -> None:
+    entry = '{"dtype":"F32","shape":[1],"data_offsets":[0,4]}'
+    header = f'{{"a":{entry},"a":{entry}}}'.encode()
+    (tmp_path / "twice.safetensors").write_bytes(len(header).to_bytes(8, "little") + header + b"\0" * 4)
+    with pytest.raises(DyditError, match="'a' stands twice"):
+        read(tmp_path / "twice.safetensors")
+
+
+@pytest.mark.parametrize("execution", ["sparse", "masked"])
+def test_inside_diffusers_own_pipeline(tmp_path: Path, execution: Any) -> None:
+    """A DyDiT in DiTPipeline makes the latents that `dydit sample` makes, at equal seeds, spacing and guidance."""
+    from diffusers import AutoencoderKL, DDIMScheduler, DiTPipeline
+
+    config = DyDiTConfig(
+        input_size=4, patch_size=1, in_channels=4, hidden_size=24, depth=2, num_heads=3, num_classes=7, token_router_reduction=4
+    )
+    write(Checkpoint.of(randomize(DyDiT(config)), []), tmp_path / "ours")
+    latents: list[Tensor] = []
+
+    vae: Any = AutoencoderKL(block_out_channels=(4,), norm_num_groups=2, latent_channels=4)
+    decode = vae.decode
+
+    def spy(z: Tensor) -> Any:
+        latents.append(z * vae.config.scaling_factor)
+        return decode(z)
+
+    vae.decode = spy
+    scheduler: Any = DDIMScheduler(beta_start=1e-4, beta_end=0.02, beta_schedule="linear", clip_sample=False)
+    transformer: Any = as_diffusers(load(tmp_path / "ours"), execution)
+    pipeline: Any = DiTPipeline(transformer=transformer, vae=vae, scheduler=scheduler)
+    pipeline.set_progress_bar_config(disable=True)
+    labels = [0, 3, 6]
+    images = pipeline(
+        labels, guidance_scale=1.5, generator=image_generators(5, 0, 3), num_inference_steps=10, output_type="np"
+    ).images
+    assert images.shape == (3, 4, 4, 3)
+
+    settings = SamplerSettings(steps=10, cfg=1.5, cfg_channels="all", spacing="leading")
+    ours = generate(load(tmp_path / "ours"), torch.tensor(labels), (4, 4, 4), settings, null_class=7, seed=5)
+    scale = ours.abs().max().item()
+    assert largest_difference(ours, latents[0]) < 1e-4 * max(1.0, scale)
+
+
+def test_a_pipeline_cannot_hold_more_than_a_thousand_classes() -> None:
+    config = DiTConfig(input_size=2, patch_size=1, in_channels=1, hidden_size=8, depth=1, num_heads=2, num_classes=1001)
+    with pytest.raises(DyditError, match="has 1001 classes, and DiTPipeline takes class 1000 for none"):
+        as_diffusers(DiT(config))

@@ -1,0 +1,115 @@
+"""Checkpoints are data: damage, malice, kill -9 and size."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from dydit_cli.checkpoint.checkpoint import Checkpoint
+from dydit_cli.checkpoint.native import write
+from dydit_cli.checkpoint.read import read
+from dydit_cli.model.dit import DiT
+from tests.conftest import ROOT, TINY, randomize
+from tests.fuzz_checkpoints import make_originals, run_case
+
+CASES = 2000
+
+
+@pytest.fixture(scope="module")
+def originals(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
+    return make_originals(tmp_path_factory.mktemp("originals"))
+
+
+@settings(max_examples=CASES, deadline=None, suppress_health_check=list(HealthCheck), database=None)
+@given(which=st.integers(0, 8), seed=st.integers(0, 2**32))
+def test_a_mutated_file_is_read_or_refused_in_one_line(originals: list[Path], which: int, seed: int) -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        assert run_case(originals[which], seed, Path(folder) / "case") in ("read", "refused")
+
+
+def test_there_are_nine_originals(originals: list[Path]) -> None:
+    assert len(originals) == 9
+
+
+WRITER = """
+import sys, torch
+from pathlib import Path
+sys.path.insert(0, {root!r})
+from dydit_cli.checkpoint.checkpoint import Checkpoint
+from dydit_cli.checkpoint.native import write
+from tests.conftest import TINY, randomize
+from dydit_cli.model.dit import DiT
+checkpoint = Checkpoint.of(randomize(DiT(TINY), seed=1), [{{"action": "second"}}])
+print("ready", flush=True)
+while True:
+    write(checkpoint, {path!r})
+"""
+
+
+def test_kill_nine_during_a_write_leaves_a_whole_checkpoint(tmp_path: Path) -> None:
+    """Four kills at different moments of an endless overwriting: what is there is always one whole checkpoint."""
+    path = tmp_path / "model"
+    write(Checkpoint.of(randomize(DiT(TINY)), [{"action": "first"}]), path)
+    script = WRITER.format(root=str(ROOT), path=str(path))
+    for i in range(4):
+        with subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE, text=True) as process:
+            assert process.stdout is not None
+            assert process.stdout.readline() == "ready\n"
+            time.sleep(0.01 + 0.007 * i)
+            process.kill()
+        assert read(path).build().num_parameters() == DiT(TINY).num_parameters()
+
+
+READER = """
+import sys, threading, time
+from dydit_cli.checkpoint.read import Reading, read
+def anonymous():
+    return int(next(line for line in open("/proc/self/status") if line.startswith("RssAnon")).split()[1]) * 1024
+read("digits-dit")  # what a first reading imports is not the file's
+before = peak = anonymous()
+done = False
+def watch():
+    global peak
+    while not done:
+        peak = max(peak, anonymous())
+        time.sleep(0.002)
+thread = threading.Thread(target=watch)
+thread.start()
+checkpoint = read({path!r}, Reading(num_heads=8))
+done = True
+thread.join()
+print(peak - before)
+"""
+
+
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="counts anonymous memory in Linux's /proc")
+@pytest.mark.parametrize("name", ["train.pt", "model.safetensors"])
+def test_reading_maps_files_and_copies_little(tmp_path: Path, name: str) -> None:
+    """120 MB of weights (beside them in the .pt as many again and the optimiser's 240) cost under a quarter of that."""
+    from safetensors.torch import save_file
+
+    from dydit_cli.model.config import DiTConfig
+
+    config = DiTConfig(input_size=16, hidden_size=512, depth=6, num_heads=8, num_classes=10)
+    with torch.device("meta"):
+        shapes = DiT(config).state_dict()
+    weights = {key: torch.zeros(w.shape) for key, w in shapes.items()}
+    size = sum(w.numel() * w.element_size() for w in weights.values())
+    assert size > 100e6
+    path = tmp_path / name
+    if name.endswith(".pt"):
+        torch.save({"model": weights, "ema": weights, "opt": {"exp_avg": torch.zeros(size // 2)}}, path)
+    else:
+        save_file(weights, path)
+    done = subprocess.run(
+        [sys.executable, "-c", READER.format(path=str(path))], capture_output=True, text=True, check=True, cwd=ROOT
+    )
+    assert int(done.stdout) < size / 4
