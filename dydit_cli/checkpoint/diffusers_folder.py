@@ -44,8 +44,18 @@ def read_pipeline(folder: Path, variant: TimestepVariant | None) -> Checkpoint:
     except DyditError as error:
         raise DyditError(f"{folder / 'model_index.json'}: {error}") from None
     vae = folder / "vae" if (folder / "vae" / "config.json").is_file() else None
-    notes = inner.notes + ((f"VAE in {vae}",) if vae else ("no VAE beside it",))
+    notes = (*inner.notes, f"VAE in {vae}" if vae else "no VAE beside it", _scheduler(folder))
     return Checkpoint(inner.config, inner.weights, inner.lineage, "diffusers DiTPipeline folder", notes, labels, vae)
+
+
+def _scheduler(folder: Path) -> str:
+    """The pipeline's scheduler as a phrase; dydit samples with the one that its options name."""
+    path = folder / "scheduler" / "scheduler_config.json"
+    values = read_json(path) if path.is_file() else None
+    if not isinstance(values, dict):
+        return "no scheduler beside it"
+    spacing = values.get("timestep_spacing", "leading")
+    return f"scheduler {values.get('_class_name')} with {spacing} timesteps (dydit sample --spacing {spacing})"
 
 
 def read_transformer(folder: Path, config: Any, variant: TimestepVariant | None) -> Checkpoint:

@@ -19,7 +19,7 @@ def draw_architecture(profile: Profile) -> Figure:
     """Two maps, heads and channel groups: sampling steps across, blocks and their heads down; above, the active share."""
     record, config = profile.record, profile.config
     L, H = config.depth, config.num_heads
-    figure = new_figure(9.0, min(2.6 + 0.085 * L * H, 12.0))
+    figure = new_figure(9.0, min(2.6 + 0.085 * L * H, 12.0), gap=0.06)
     grid = figure.subplots(2, 2, sharex=True, sharey="row", height_ratios=[1, max(3.0, 0.05 * L * H)])
     for column, (name, masks, color) in enumerate(
         (("attention heads", record.heads, BLUE), ("MLP channel groups", record.groups, ORANGE))

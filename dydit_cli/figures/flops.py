@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from dydit_cli.figures.style import BLUE, GREEN, GREY, ORANGE, new_figure
+from dydit_cli.figures.style import BLUE, GREEN, ORANGE, new_figure
 from dydit_cli.profiling.profile import Profile
 from dydit_cli.units import scale_of
 
@@ -29,16 +29,13 @@ def draw_flops(profile: Profile) -> Figure:
         labels=["attention", "MLP", "routers, adaLN, norms, embedders"],
         step="mid",
     )
-    ax.axhline(summary["macs_static"] / size, color="black", linestyle="--", linewidth=1)
-    ax.text(table["timestep"].max(), summary["macs_static"] / size, "static model", va="bottom", ha="left")
-    ax.axhline(summary["macs_dynamic"] / size, color=GREY, linestyle=":", linewidth=1.2)
-    ax.text(
-        table["timestep"].min(),
-        summary["macs_dynamic"] / size,
-        f"mean: {summary['ratio']:.3f} of static",
-        va="bottom",
-        ha="right",
-    )
+    left = table["timestep"].max()
+    for macs, text, line in (
+        (summary["macs_static"], " static model", "--"),
+        (summary["macs_dynamic"], f" mean over the steps: {summary['ratio']:.3f} of static", ":"),
+    ):
+        ax.axhline(macs / size, color="black", linestyle=line, linewidth=1.1)
+        ax.text(left, macs / size, text, va="bottom", ha="left")
     ax.invert_xaxis()
     ax.margins(x=0)
     ax.set_ylim(0, 1.32 * summary["macs_static"] / size)

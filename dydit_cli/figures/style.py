@@ -47,11 +47,12 @@ def styled() -> Iterator[None]:
         yield
 
 
-def new_figure(width: float, height: float) -> Figure:
-    """A figure of `width` x `height` inches that no window system knows of."""
+def new_figure(width: float, height: float, gap: float = 0.02) -> Figure:
+    """A figure of `width` x `height` inches that no window system knows of; `gap` parts columns, as a share of one."""
     from matplotlib.figure import Figure
+    from matplotlib.layout_engine import ConstrainedLayoutEngine
 
-    return Figure(figsize=(width, height), layout="constrained")
+    return Figure(figsize=(width, height), layout=ConstrainedLayoutEngine(wspace=gap))
 
 
 def save(figure: Figure, path: str | Path) -> None:

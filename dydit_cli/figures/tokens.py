@@ -29,7 +29,7 @@ def draw_tokens(profile: Profile) -> Figure:
     """Each generated image beside the map of its tokens, at most 20 images."""
     shares = token_share(profile)[:SHOWN]
     rows, columns = math.ceil(len(shares) / COLUMNS), min(len(shares), COLUMNS)
-    figure = new_figure(max(2.0 * columns + 0.6, 4.5), 1.15 * rows + 0.9)
+    figure = new_figure(max(2.0 * columns + 0.6, 4.5), 1.02 * rows + 0.7)
     axes = np.atleast_2d(figure.subplots(rows, 2 * columns, squeeze=False))
     low, high = float(shares.min()), float(shares.max())
     heat: Any = None

@@ -7,17 +7,25 @@ import re
 import shlex
 import shutil
 import subprocess
+from argparse import Namespace
 from pathlib import Path
+from typing import Any
 
 import pytest
+import torch
+from safetensors.torch import save_file
 from typer.testing import CliRunner
 
+from dydit_cli.checkpoint.export import export
 from dydit_cli.cli.app import app
+from dydit_cli.model.config import DiTConfig, DyDiTConfig
+from dydit_cli.model.dit import DiT
+from dydit_cli.model.dydit import DyDiT
 from tests.conftest import ROOT
 
 README = (ROOT / "README.md").read_text()
 BLOCKS = re.findall(r"^```bash\n(.*?)^```", README, flags=re.MULTILINE | re.DOTALL)
-COMMANDS = ("convert", "finetune", "sample", "profile", "visualize", "inspect", "pretrain", "demo")
+COMMANDS = ("convert", "finetune", "sample", "profile", "visualize", "inspect", "export", "pretrain", "demo")
 
 # what makes a printed command quick enough for a test, without changing what it is
 QUICK = {
@@ -37,6 +45,46 @@ def printed(text: str) -> list[list[str]]:
 def run(arguments: list[str]) -> None:
     result = CliRunner().invoke(app, [*arguments, *QUICK.get(arguments[0], [])])
     assert result.exit_code == 0, f"dydit {shlex.join(arguments)}\n{result.output}"
+
+
+def table_commands() -> list[list[str]]:
+    """The commands in the table of checkpoint formats."""
+    return [shlex.split(text)[1:] for text in re.findall(r"\| `(dydit inspect [^`]+)` \|", README)]
+
+
+def stand_ins(folder: Path) -> None:
+    """Small models of a published depth and width under the names that the README gives to real files."""
+    from diffusers import AutoencoderKL
+
+    config = DiTConfig(input_size=4, patch_size=2, hidden_size=384, depth=12, num_heads=6, num_classes=1000)
+    static = DiT(config).state_dict()
+    torch.save(static, folder / "DiT-XL-2-256x256.pt")
+    torch.save({"model": static, "ema": static, "opt": {}, "args": Namespace(lr=1e-4)}, folder / "0400000.pt")
+    save_file(static, folder / "dit.safetensors")
+    torch.save(DyDiT(DyDiTConfig.from_static(config)).state_dict(), folder / "DyDiT-XL-2.pt")
+    export(folder / "DiT-XL-2-256x256.pt", folder / "DiT-XL-2-256", format="diffusers", any_variant=True)
+    vae: Any = AutoencoderKL(block_out_channels=(4,), norm_num_groups=2, latent_channels=4)
+    vae.save_pretrained(folder / "sd-vae-ft-ema")
+
+
+def test_the_real_models_commands_on_stand_ins(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    stand_ins(tmp_path)
+    monkeypatch.setattr("huggingface_hub.snapshot_download", lambda name, **more: str(tmp_path / "DiT-XL-2-256"))
+    commands = [command for block in BLOCKS for command in printed(block) if "XL" in shlex.join(command)]
+    assert len(commands) == 5
+    assert len(table_commands()) == 7
+    for command in [*commands, *table_commands()]:
+        run(command)
+
+
+def test_the_python_example(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    """As printed, but for fewer steps and images."""
+    monkeypatch.chdir(tmp_path)
+    (code,) = re.findall(r"^```python\n(.*?)^```", README, flags=re.MULTILINE | re.DOTALL)
+    code = code.replace("flops_ratio=0.5", "flops_ratio=0.5, steps=2").replace("images=16", "images=1")
+    exec(compile(code, "README", "exec"), {})
+    assert "timestep" in capsys.readouterr().out
 
 
 def test_the_digits_walk_through(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -94,6 +94,10 @@ def test_diffusers_pipeline_folder(golden: Path) -> None:
     checkpoint = read(golden / "diffusers_dit")
     assert checkpoint.found == "diffusers DiTPipeline folder"
     assert (checkpoint.config.timestep_variant, checkpoint.config.norm2_eps) == ("diffusers", 1e-5)
+    assert checkpoint.notes[1:] == (
+        "no VAE beside it",
+        "scheduler DDIMScheduler with leading timesteps (dydit sample --spacing leading)",
+    )
     original = read(golden / "diffusers_dit" / "transformer", Reading(timestep_variant="original"))
     assert (original.config.timestep_variant, original.config.norm2_eps) == ("original", 1e-6)
     with torch.inference_mode():
