@@ -13,7 +13,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from dydit_cli.checkpoint.read import Reading, read
+from dydit_cli.checkpoint.read import Reading, Source, read
 from dydit_cli.devices import pick_device
 from dydit_cli.diffusion.generate import Progress, cycle_labels, generate
 from dydit_cli.diffusion.sampler import SamplerSettings
@@ -64,7 +64,7 @@ def draw(
 
 
 def sample_images(
-    checkpoint: str | Path,
+    checkpoint: Source,
     out: str | Path,
     *,
     num: int = 64,
@@ -90,7 +90,7 @@ def sample_images(
         vae = vae or loaded.vae
     if vae is None and config.in_channels not in (1, 3):
         raise DyditError(
-            f"{checkpoint}: makes latents of {config.in_channels} channels; give the VAE that decodes them with --vae DIR"
+            f"{loaded.path}: makes latents of {config.in_channels} channels; give the VAE that decodes them with --vae DIR"
         )
     place = pick_device(device)
     decode = load_vae(vae, place) if vae is not None else None
@@ -99,7 +99,7 @@ def sample_images(
     samples, seconds = draw(model, labels, settings, execution=execution, batch=batch, seed=seed, on_progress=on_progress)
     pixels = to_pixels((decode(samples) if decode else samples).numpy())
     summary = {
-        "checkpoint": str(checkpoint),
+        "checkpoint": str(loaded.path),
         "images": num,
         "classes": sorted(set(labels.tolist())),
         "sampler": settings.sampler,

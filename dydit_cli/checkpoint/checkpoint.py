@@ -21,7 +21,8 @@ class Checkpoint:
     """A model's configuration, its weights under the public names, and where they come from.
 
     `lineage` is what was done to the model, oldest first; `found` what it was read from, and `notes` what was inferred
-    on the way; `labels` are the classes' names and `vae` the folder of the VAE of its latents, where they are known.
+    on the way; `labels` are the classes' names and `vae` the folder of the VAE of its latents, where they are known;
+    `path` is what the reader was given and `file` the file of the weights (of shards, their index).
     """
 
     config: DiTConfig
@@ -31,6 +32,8 @@ class Checkpoint:
     notes: tuple[str, ...] = ()
     labels: dict[int, str] | None = None
     vae: Path | None = None
+    path: str | None = None
+    file: Path | None = None
 
     @classmethod
     def of(cls, model: DiT, lineage: list[dict[str, Any]], like: Checkpoint | None = None) -> Checkpoint:

@@ -7,20 +7,22 @@ from pathlib import Path
 from typing import Any, get_args
 
 import torch
+from torch import Tensor
 
+from dydit_cli.checkpoint import lineage
 from dydit_cli.checkpoint.checkpoint import Checkpoint
-from dydit_cli.checkpoint.native import write
-from dydit_cli.checkpoint.ranking import RankingName, rank
-from dydit_cli.checkpoint.read import Reading, read
+from dydit_cli.checkpoint.native import WEIGHTS_FILE, write_description
+from dydit_cli.checkpoint.proof import Proof
+from dydit_cli.checkpoint.ranking import RankingName, rank_block
+from dydit_cli.checkpoint.read import Reading, Source, read
+from dydit_cli.checkpoint.stream import SafetensorsWriter
 from dydit_cli.errors import DyditError
-from dydit_cli.files import check_output
+from dydit_cli.files import atomic_folder, check_output
 from dydit_cli.model.config import DyDiTConfig
-from dydit_cli.model.dit import DiT
 from dydit_cli.model.dydit import DyDiT
-from dydit_cli.model.routers import HEAD_AND_GROUP_BIAS, TOKEN_BIAS
+from dydit_cli.model.routers import HEAD_AND_GROUP_BIAS, TOKEN_BIAS, TokenRouter, WidthRouter
 
 TOLERANCE = 1e-4
-PROOF_BATCH = 16
 # Under this width a router has too few inputs to move a bias of 15 within a short fine-tuning.
 NARROW_WIDTH, NARROW_BIAS, NARROW_TOKEN_BIAS = 256, 5.0, 10.0
 
@@ -51,32 +53,20 @@ def default_biases(width: int) -> tuple[float, float]:
     return (NARROW_BIAS, NARROW_TOKEN_BIAS) if width < NARROW_WIDTH else (HEAD_AND_GROUP_BIAS, TOKEN_BIAS)
 
 
-def make_dynamic(
-    static: Checkpoint, *, ranking: RankingName, router_bias: float, token_router_bias: float, seed: int
-) -> Checkpoint:
-    """`static` ranked and with fresh routers; nothing is written."""
-    torch.manual_seed(seed)
-    model = DyDiT(DyDiTConfig.from_static(static.config))
-    model.reset_routers(router_bias, token_router_bias)
-    routers = {name: p for name, p in model.state_dict().items() if name not in static.weights}
-    weights = {**rank(static.weights, static.config, ranking), **routers}
-    return replace(static, config=model.config, weights={name: w.contiguous() for name, w in weights.items()})
-
-
-@torch.inference_mode()
-def largest_difference(static: DiT, dynamic: DiT, seed: int) -> tuple[float, float]:
-    """Largest absolute difference of the two models' outputs on random inputs, and the largest static output."""
-    config = static.config
-    generator = torch.Generator().manual_seed(seed)
-    x = torch.randn(PROOF_BATCH, config.in_channels, config.input_size, config.input_size, generator=generator)
-    t = torch.linspace(0, 999, PROOF_BATCH).long()
-    y = torch.randint(0, config.num_classes + 1, (PROOF_BATCH,), generator=generator)
-    expected = static(x, t, y)
-    return (dynamic(x, t, y) - expected).abs().max().item(), expected.abs().max().item()
+def fresh_routers(config: DyDiTConfig, i: int, bias: float, token_bias: float) -> dict[str, Tensor]:
+    """New router weights of block `i` under their full names, drawn from torch's generator."""
+    width, rows = config.hidden_size, config.router_rows
+    heads, groups = (WidthRouter(width, rows, config.always_on) for _ in range(2))
+    tokens = TokenRouter(width, config.token_router_hidden)
+    heads.reset(bias)
+    groups.reset(bias)
+    tokens.reset(token_bias)
+    modules = {"attn_rate": heads, "mlp_rate": groups, "token_selection": tokens}
+    return {f"blocks.{i}.{part}.{name}": w for part, module in modules.items() for name, w in module.state_dict().items()}
 
 
 def convert(
-    source: str | Path,
+    source: Source,
     destination: str | Path,
     *,
     ranking: RankingName = "magnitude",
@@ -96,39 +86,54 @@ def convert(
         raise DyditError(f"no ranking {ranking!r}; choose one of {', '.join(get_args(RankingName))}")
     static = read(source, reading)
     if isinstance(static.config, DyDiTConfig):
-        raise DyditError(f"{source}: is a DyDiT already; fine-tune it: dydit finetune {source} --out DIR")
+        raise DyditError(f"{static.path}: is a DyDiT already; fine-tune it: dydit finetune {static.path} --out DIR")
     bias, token_bias = default_biases(static.config.hidden_size)
     bias = bias if router_bias is None else router_bias
     token_bias = token_bias if token_router_bias is None else token_router_bias
 
-    dynamic = make_dynamic(static, ranking=ranking, router_bias=bias, token_router_bias=token_bias, seed=seed)
-    static_model, dynamic_model = static.build().float(), dynamic.build().float()
-    difference, scale = largest_difference(static_model, dynamic_model, seed)
-    if not difference <= TOLERANCE:
-        raise DyditError(
-            f"{source}: converted, it differs from the static model by {difference:.1e} (allowed: {TOLERANCE:.0e}): "
-            f"a router starts switched off; raise --router-bias (now {bias:g}) or --token-router-bias (now {token_bias:g})"
-        )
+    config = DyDiTConfig.from_static(static.config)
+    step = lineage.entry("convert", static, ranking=ranking, router_bias=bias, token_router_bias=token_bias)
+    dynamic = replace(static, config=config, lineage=[*static.lineage, step])
+    proof = Proof(static, config, seed)
+    torch.manual_seed(seed)
+    with torch.device("meta"):
+        shapes = DyDiT(config).state_dict()
+    layout = {name: (_dtype(static, name), tuple(w.shape)) for name, w in shapes.items()}
+    with atomic_folder(destination) as temporary:
+        # one block at a time: ranked, proven and written, so that no second model is ever in memory
+        with SafetensorsWriter(temporary / WEIGHTS_FILE, layout) as out:
+            for name, w in static.weights.items():
+                if not name.startswith("blocks."):
+                    out.write(name, w)
+            for i in range(config.depth):
+                block = rank_block(static.weights, i, config, ranking) | fresh_routers(config, i, bias, token_bias)
+                proof.block(i, block)
+                for name, w in block.items():
+                    out.write(name, w)
+        difference, scale = proof.result()
+        if not difference <= TOLERANCE or proof.off_timesteps:
+            raise DyditError(
+                f"{static.path}: converted, it differs from the static model by {difference:.1e} (allowed: "
+                f"{TOLERANCE:.0e}), routers of {proof.off_timesteps} blocks and timesteps starting switched off; "
+                f"raise --router-bias (now {bias:g}) or --token-router-bias (now {token_bias:g})"
+            )
+        write_description(replace(dynamic, weights=shapes), temporary)
     report = Conversion(
-        source=str(source),
-        found=static.found,
+        source=str(static.path),
+        found="; ".join((static.found, *static.notes)),
         destination=str(destination),
-        parameters_static=static_model.num_parameters(),
-        parameters_dynamic=dynamic_model.num_parameters(),
+        parameters_static=sum(w.numel() for w in static.weights.values()),
+        parameters_dynamic=sum(w.numel() for w in shapes.values()),
         ranking=ranking,
         router_bias=bias,
         token_router_bias=token_bias,
         max_difference=difference,
         output_scale=scale,
-        proof_inputs=PROOF_BATCH,
+        proof_inputs=proof.inputs,
     )
-    entry = {
-        "action": "convert",
-        "source": str(source),
-        "found": static.found,
-        "ranking": ranking,
-        "router_bias": bias,
-        "token_router_bias": token_bias,
-    }
-    write(replace(dynamic, lineage=[*static.lineage, entry]), destination)
     return report
+
+
+def _dtype(static: Checkpoint, name: str) -> torch.dtype:
+    """What the source has; routers are float32."""
+    return static.weights[name].dtype if name in static.weights else torch.float32

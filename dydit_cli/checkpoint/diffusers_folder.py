@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -45,7 +46,7 @@ def read_pipeline(folder: Path, variant: TimestepVariant | None) -> Checkpoint:
         raise DyditError(f"{folder / 'model_index.json'}: {error}") from None
     vae = folder / "vae" if (folder / "vae" / "config.json").is_file() else None
     notes = (*inner.notes, f"VAE in {vae}" if vae else "no VAE beside it", _scheduler(folder))
-    return Checkpoint(inner.config, inner.weights, inner.lineage, "diffusers DiTPipeline folder", notes, labels, vae)
+    return replace(inner, found="diffusers DiTPipeline folder", notes=notes, labels=labels, vae=vae)
 
 
 def _scheduler(folder: Path) -> str:
@@ -70,7 +71,7 @@ def read_transformer(folder: Path, config: Any, variant: TimestepVariant | None)
         weights["pos_embed"] = sincos_positions(ours.hidden_size, ours.input_size // ours.patch_size)
         runs = "diffusers'" if ours.timestep_variant == "diffusers" else "the DiT authors'"
         notes = (f"timestep sinusoid and norm2 eps are {runs} (--timestep-variant says which)",)
-        return Checkpoint(ours, weights, [], f"diffusers {CLASS} folder", notes).check()
+        return Checkpoint(ours, weights, [], f"diffusers {CLASS} folder", notes, file=file).check()
     except DyditError as error:
         raise DyditError(f"{file}: {error}") from None
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-SHOWN = 3
+SHOWN = 5
 
 
 @dataclass(frozen=True)
@@ -22,7 +22,7 @@ class Mismatch:
         return bool(self.missing or self.unexpected or self.wrong)
 
     def summary(self) -> str:
-        """One line; at most three names of each sort."""
+        """One line; at most five names of each sort."""
         parts = []
         if self.missing:
             parts.append(f"missing {_some(self.missing)}")

@@ -8,9 +8,10 @@ from typing import Any
 from safetensors.torch import save_file
 
 from dydit_cli.checkpoint.checkpoint import Checkpoint
+from dydit_cli.checkpoint.lineage import CARD_FILE, write_card
 from dydit_cli.checkpoint.tensors import read_safetensors
 from dydit_cli.errors import DyditError
-from dydit_cli.files import atomic_file, atomic_folder, write_json
+from dydit_cli.files import atomic_file, atomic_folder, write_json, write_text
 from dydit_cli.model.config import config_from_dict
 
 CONFIG_FILE, WEIGHTS_FILE = "config.json", "model.safetensors"
@@ -43,7 +44,8 @@ def read_native(folder: Path, header: dict[str, Any]) -> Checkpoint:
         names = None if labels is None else parse_labels(labels)
     except DyditError as error:
         raise DyditError(f"{path}: {error}") from None
-    checkpoint = Checkpoint(config, weights, lineage, "dydit folder", (), names, Path(vae) if vae else None)
+    beside = Path(vae) if vae else None
+    checkpoint = Checkpoint(config, weights, lineage, "dydit folder", (), names, beside, file=folder / WEIGHTS_FILE)
     try:
         return checkpoint.check()
     except DyditError as error:
@@ -61,7 +63,7 @@ def write(checkpoint: Checkpoint, folder: str | Path) -> None:
     """Writes a whole checkpoint folder at once, replacing what was there; a failure leaves what was there untouched."""
     with atomic_folder(folder) as temporary:
         save_file(checkpoint.weights, temporary / WEIGHTS_FILE, metadata={"format": "pt"})
-        write_json(temporary / CONFIG_FILE, _header(checkpoint))
+        write_description(checkpoint, temporary)
 
 
 def write_into(checkpoint: Checkpoint, folder: str | Path) -> None:
@@ -69,6 +71,12 @@ def write_into(checkpoint: Checkpoint, folder: str | Path) -> None:
     folder = Path(folder)
     with atomic_file(folder / WEIGHTS_FILE) as temporary:
         save_file(checkpoint.weights, temporary, metadata={"format": "pt"})
+    write_description(checkpoint, folder)
+
+
+def write_description(checkpoint: Checkpoint, folder: Path) -> None:
+    """The card and config.json, without which a folder is no checkpoint, last."""
+    write_text(folder / CARD_FILE, write_card(checkpoint))
     write_json(folder / CONFIG_FILE, _header(checkpoint))
 
 

@@ -36,17 +36,23 @@ def magnitude(weights: Weights, block: str, config: DiTConfig) -> tuple[Tensor, 
 CRITERIA: dict[RankingName, Criterion | None] = {"magnitude": magnitude, "none": None}
 
 
-def rank(weights: Weights, config: DiTConfig, ranking: RankingName) -> Weights:
-    """The same function with heads and MLP channels of every block in descending order of importance."""
+def rank_block(weights: Weights, i: int, config: DiTConfig, ranking: RankingName) -> Weights:
+    """Block `i`'s weights, computing the same, with heads and MLP channels in descending order of importance."""
+    block = f"blocks.{i}"
+    ranked = {name: w for name, w in weights.items() if name.startswith(f"{block}.")}
     criterion = CRITERIA[ranking]
     if criterion is None:
-        return dict(weights)
+        return ranked
+    heads, channels = criterion(weights, block, config)
+    ranked |= permute_heads(weights, block, config, heads.argsort(descending=True, stable=True))
+    return ranked | permute_channels(weights, block, channels.argsort(descending=True, stable=True))
+
+
+def rank(weights: Weights, config: DiTConfig, ranking: RankingName) -> Weights:
+    """The same function with every block ranked."""
     ranked = dict(weights)
     for i in range(config.depth):
-        block = f"blocks.{i}"
-        heads, channels = criterion(weights, block, config)
-        ranked.update(permute_heads(weights, block, config, heads.argsort(descending=True, stable=True)))
-        ranked.update(permute_channels(weights, block, channels.argsort(descending=True, stable=True)))
+        ranked |= rank_block(weights, i, config, ranking)
     return ranked
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -31,6 +31,7 @@ BUNDLED = Path(__file__).parent.parent / "weights"
 BUNDLED_NAMES = ("digits-dit",)
 PICKLES = (".pt", ".pth", ".bin", ".ckpt")
 WhichWeights = Literal["ema", "model"]
+Source = str | Path | Checkpoint
 
 
 @dataclass(frozen=True)
@@ -57,7 +58,7 @@ class Reading:
 
 
 def load(
-    path: str | Path,
+    path: Source,
     *,
     execution: Execution = "masked",
     device: str = "cpu",
@@ -75,18 +76,20 @@ def load(
     return executor(checkpoint.build().float().to(pick_device(device)), execution)
 
 
-def read(path: str | Path, reading: Reading = Reading()) -> Checkpoint:
-    """Reads a checkpoint of any known format, a bundled one by name, or a Hugging Face hub id.
+def read(path: Source, reading: Reading = Reading()) -> Checkpoint:
+    """Reads a checkpoint of any known format, a bundled one by name, or a Hugging Face hub id; one in memory is itself.
 
     Raises `DyditError` in one line where it is missing, is no checkpoint, or is damaged. Nothing in it is ever run.
     """
+    if isinstance(path, Checkpoint):
+        return path
     place = resolve(path)
+    if not place.exists() and _may_be_hub_id(str(path)):
+        place = _download(str(path))
     if place.is_dir():
-        return _read_folder(place, reading)
+        return replace(_read_folder(place, reading), path=str(path))
     if place.is_file():
-        return _read_file(place, reading)
-    if _may_be_hub_id(str(path)):
-        return _read_folder(_download(str(path)), reading)
+        return replace(_read_file(place, reading), path=str(path))
     names = ", ".join(BUNDLED_NAMES)
     raise DyditError(f"{path}: no such checkpoint; give a folder, a .pt or .safetensors file, or a bundled one: {names}")
 
@@ -132,7 +135,7 @@ def _read_file(file: Path, reading: Reading) -> Checkpoint:
     else:
         raise DyditError(f"{file}: not a checkpoint; give a folder, a .pt or a .safetensors file")
     try:
-        return _from_state_dict(weights, kind, hints, reading, notes)
+        return replace(_from_state_dict(weights, kind, hints, reading, notes), file=file)
     except DyditError as error:
         raise DyditError(f"{file}: {error}") from None
 

@@ -56,7 +56,6 @@ def finetune(
 
     Example: `dydit finetune runs/digits-dydit --flops-ratio 0.5 --data digits --out runs/digits-0.5`
     """
-    from dydit_cli.checkpoint.read import read
     from dydit_cli.train.recipe import with_settings
     from dydit_cli.train.run import finetune as run
     from dydit_cli.train.run import resolve_recipe
@@ -66,7 +65,8 @@ def finetune(
     asked = {key: value for key, value in named.items() if value is not None}
     resolved = resolve_recipe(recipe, flops_ratio=flops_ratio, steps=steps, data=data, settings=setting)
     resolved = with_settings(resolved, asked, "options")
-    if read(checkpoint, reading).config.kind == "dit":
+    loaded = options.read(checkpoint, reading)
+    if loaded.config.kind == "dit":
         console.note(
             f"{checkpoint} is a static model: tuning it as it is, without a FLOPs target (dydit convert makes it dynamic)"
         )
@@ -75,11 +75,10 @@ def finetune(
     with interruptible() as stop:
         with console.progress("finetune", resolved.train.steps, "steps") as advance:
             result = run(
-                checkpoint,
+                loaded,
                 out,
                 recipe=resolved,
                 num_classes=num_classes,
-                reading=reading,
                 device=device,
                 force=force,
                 on_step=lambda metrics: advance(1, describe(metrics)),

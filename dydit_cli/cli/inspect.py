@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
@@ -23,6 +23,7 @@ def inspect(
     Example: `dydit inspect digits-dit`
     """
     from dydit_cli.checkpoint.inspect import inspect as run
+    from dydit_cli.checkpoint.lineage import describe
 
     report = run(path, options.reading(weights, num_heads, input_size, timestep_variant))
     if json:
@@ -47,13 +48,8 @@ def inspect(
         "routers": f"{report['router_parameters']:,} parameters, 3 in each block" if report["router_parameters"] else "none",
     }
     for i, entry in enumerate(report["lineage"]):
-        shown["lineage" if i == 0 else " " * i] = _entry(entry)
+        shown["lineage" if i == 0 else " " * i] = describe(entry)
     console.facts(path, shown)
-
-
-def _entry(entry: dict[str, Any]) -> str:
-    details = ", ".join(f"{key} {value}" for key, value in entry.items() if key != "action")
-    return f"{entry.get('action', '?')}: {details}"
 
 
 def register(app: typer.Typer) -> None:

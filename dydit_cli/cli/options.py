@@ -7,9 +7,11 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from dydit_cli.cli import console
 from dydit_cli.errors import DyditError
 
 if TYPE_CHECKING:
+    from dydit_cli.checkpoint.checkpoint import Checkpoint
     from dydit_cli.checkpoint.read import Reading
     from dydit_cli.diffusion.sampler import SamplerSettings
 
@@ -47,6 +49,16 @@ def reading(weights: str, num_heads: int | None, input_size: int | None, timeste
     from dydit_cli.checkpoint.read import Reading
 
     return Reading(weights, num_heads, input_size, timestep_variant)  # type: ignore[arg-type]
+
+
+def read(checkpoint: str, reading: Reading) -> Checkpoint:
+    """The checkpoint; what was found and inferred is said on stderr where it is not our own folder."""
+    from dydit_cli.checkpoint.read import read
+
+    loaded = read(checkpoint, reading)
+    if loaded.found != "dydit folder":
+        console.note(f"{checkpoint}: {'; '.join((loaded.found, loaded.config.size_name, *loaded.notes))}")
+    return loaded
 
 
 def sampler_settings(sampler: str, steps: int, cfg: float, cfg_channels: str, spacing: str) -> SamplerSettings:

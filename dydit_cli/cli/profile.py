@@ -31,6 +31,7 @@ def profile(
     timestep_variant: options.TimestepVariant = None,
     device: options.Device = "auto",
     force: options.Force = False,
+    card: Annotated[bool, typer.Option("--card", help="Add the figures to the checkpoint folder's README.md too.")] = False,
     json: options.Json = False,
 ) -> None:
     """Count a DyDiT's FLOPs at every timestep of a sampling run.
@@ -39,23 +40,25 @@ def profile(
 
     Example: `dydit profile runs/digits-0.5 --out runs/profile-0.5`
     """
+    from dydit_cli.profiling.card import add_to_card
     from dydit_cli.profiling.profile import profile as run
 
     settings = options.sampler_settings(sampler, steps, cfg, cfg_channels, spacing)
     reading = options.reading(weights, num_heads, input_size, timestep_variant)
     with console.progress("profile", images * steps, "image-steps") as advance:
         result = run(
-            checkpoint,
+            options.read(checkpoint, reading),
             out,
             images=images,
             settings=settings,
             batch=batch,
             seed=seed,
-            reading=reading,
             device=device,
             force=force,
             on_progress=lambda progress: advance(progress.batch),
         )
+    if card:
+        add_to_card(checkpoint, result)
     if json:
         console.as_json(result.summary)
     else:

@@ -37,15 +37,15 @@ def sample(
 
     Example: `dydit sample digits-dit --num 8 --classes 0,1,2 --steps 10 --out runs/samples`
     """
-    from dydit_cli.checkpoint.read import read
     from dydit_cli.sampling import sample_images
 
     settings = options.sampler_settings(sampler, steps, cfg, cfg_channels, spacing)
     reading = options.reading(weights, num_heads, input_size, timestep_variant)
-    chosen = options.parse_classes(classes, read(checkpoint, reading).config.num_classes)
+    loaded = options.read(checkpoint, reading)
+    chosen = options.parse_classes(classes, loaded.config.num_classes)
     with console.progress("sample", num * steps, "image-steps") as advance:
         result = sample_images(
-            checkpoint,
+            loaded,
             out,
             num=num,
             classes=chosen,
@@ -54,7 +54,6 @@ def sample(
             vae=vae,
             batch=batch,
             seed=seed,
-            reading=reading,
             device=device,
             force=force,
             on_progress=lambda progress: advance(progress.batch),

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 import dydit_cli
 from dydit_cli.checkpoint.checkpoint import Checkpoint
-from dydit_cli.checkpoint.read import Reading, read
+from dydit_cli.checkpoint.read import Reading, Source, read
 from dydit_cli.devices import pick_device
 from dydit_cli.diffusion.generate import Progress, cycle_labels, generate
 from dydit_cli.diffusion.sampler import SamplerSettings
@@ -67,7 +67,7 @@ class Profile:
 
 
 def profile(
-    checkpoint: str | Path,
+    checkpoint: Source,
     out: str | Path | None = None,
     *,
     images: int = 16,
@@ -90,11 +90,11 @@ def profile(
     loaded = read(checkpoint, reading)
     if loaded.config.kind != "dydit":
         raise DyditError(
-            f"{checkpoint}: is a static model, which does the same at every timestep; "
-            f"convert it first: dydit convert {checkpoint} DST"
+            f"{loaded.path}: is a static model, which does the same at every timestep; "
+            f"convert it first: dydit convert {loaded.path} DST"
         )
     result = profile_checkpoint(
-        loaded, name=str(checkpoint), images=images, settings=settings, seed=seed, batch=batch, device=device,
+        loaded, name=str(loaded.path), images=images, settings=settings, seed=seed, batch=batch, device=device,
         on_progress=on_progress,
     )  # fmt: skip
     if out is not None:

@@ -9,10 +9,11 @@ from typing import Any
 
 import torch
 
+from dydit_cli.checkpoint import lineage
 from dydit_cli.checkpoint.checkpoint import Checkpoint, build_model
 from dydit_cli.checkpoint.classes import with_classes
 from dydit_cli.checkpoint.native import write_into
-from dydit_cli.checkpoint.read import Reading, read
+from dydit_cli.checkpoint.read import Reading, Source, read
 from dydit_cli.devices import pick_device
 from dydit_cli.errors import DyditError
 from dydit_cli.files import check_output, write_json
@@ -34,7 +35,7 @@ def pretrain(recipe: Recipe, out: str | Path, **options: Any) -> TrainResult:
 
 
 def finetune(
-    checkpoint: str | Path,
+    checkpoint: Source,
     out: str | Path,
     *,
     flops_ratio: float | None = None,
@@ -56,7 +57,7 @@ def finetune(
     start = read(checkpoint, reading)
     if num_classes is not None:
         start = with_classes(start, num_classes, resolved.train.seed)
-    return run_training(start, resolved, out, action="finetune", source=str(checkpoint), **options)
+    return run_training(start, resolved, out, action="finetune", **options)
 
 
 def resolve_recipe(
@@ -94,7 +95,6 @@ def run_training(
     out: str | Path,
     *,
     action: str,
-    source: str | None = None,
     device: str = "auto",
     force: bool = False,
     on_step: Callable[[StepMetrics], None] | None = None,
@@ -121,14 +121,14 @@ def run_training(
             result = train(model, data, recipe, on_step=record, should_stop=should_stop)
     except OSError as error:
         raise DyditError(f"{out}: cannot be written: {error.strerror or error}; choose another place") from None
-    entry = {
-        "action": action,
-        **({"source": source} if source else {}),
-        "data": recipe.data,
-        "steps": result.steps,
-        "batch_size": recipe.train.batch_size,
-        "seed": recipe.train.seed,
+    step = lineage.entry(
+        action,
+        start,
+        data=recipe.data,
+        steps=result.steps,
+        batch_size=recipe.train.batch_size,
+        seed=recipe.train.seed,
         **({"flops_ratio": recipe.routing.flops_ratio} if start.config.kind == "dydit" else {}),
-    }
-    write_into(Checkpoint.of(model, [*start.lineage, entry], like=start), out)
+    )
+    write_into(Checkpoint.of(model, [*start.lineage, step], like=start), out)
     return result

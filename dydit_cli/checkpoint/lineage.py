@@ -1,0 +1,79 @@
+"""Where a checkpoint comes from: an entry for every step, and a card for people."""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+from typing import Any
+
+import dydit_cli
+from dydit_cli.checkpoint.checkpoint import Checkpoint
+from dydit_cli.flops.analytic import static_macs
+from dydit_cli.units import macs
+
+CARD_FILE = "README.md"
+FIGURES_START, FIGURES_END = "<!-- figures of dydit profile -->", "<!-- end of figures -->"
+LICENCE = (
+    "Weights that began at the DiT authors' release are CC-BY-NC 4.0, and so is what was made from them: not for "
+    "commercial use. dydit cannot tell where weights that it did not train began; whoever passes them on must."
+)
+
+
+def entry(action: str, source: Checkpoint | None = None, **facts: Any) -> dict[str, Any]:
+    """One step of a lineage: the action, what it started from (path, format and sha256 of its weights), and the tool."""
+    origin: dict[str, Any] = {}
+    if source is not None and source.path is not None:
+        origin = {"source": source.path, "found": source.found}
+        if source.file is not None:
+            origin["sha256"] = sha256(source.file)
+    return {"action": action, **origin, **facts, "dydit": dydit_cli.__version__}
+
+
+def sha256(path: Path) -> str:
+    """The file's digest, in hexadecimal."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def write_card(checkpoint: Checkpoint) -> str:
+    """README.md of a checkpoint folder."""
+    config = checkpoint.config
+    what = "A Dynamic Diffusion Transformer (DyDiT)" if config.kind == "dydit" else "A static Diffusion Transformer (DiT)"
+    count = sum(w.numel() for w in checkpoint.weights.values())
+    return "\n".join(
+        [
+            f"# {config.size_name}",
+            "",
+            f"{what} of {count:,} parameters: depth {config.depth}, width {config.hidden_size}, {config.num_heads} heads, "
+            f"{config.num_tokens} tokens (patches of {config.patch_size} in {config.in_channels} x {config.input_size} x "
+            f"{config.input_size}), {config.num_classes} classes. With everything on it costs "
+            f"{macs(static_macs(config))} per forward and image.",
+            "",
+            "Written by dydit; `dydit inspect` on this folder tells more, `dydit sample` draws from it.",
+            "",
+            "## How it was made",
+            "",
+            *[f"{i}. {describe(step)}" for i, step in enumerate(checkpoint.lineage, 1)],
+            *([] if checkpoint.lineage else ["Unknown."]),
+            "",
+            "## Licence",
+            "",
+            LICENCE,
+            "",
+        ]
+    )
+
+
+def describe(step: dict[str, Any]) -> str:
+    """`finetune: source a, steps 300`."""
+    facts = {key: str(value)[:12] if key == "sha256" else value for key, value in step.items() if key != "action"}
+    return f"{step.get('action', '?')}: " + ", ".join(f"{key} {value}" for key, value in facts.items())
+
+
+def with_figures(card: str, lines: list[str]) -> str:
+    """`card` with the section of a profile's figures added, or replaced."""
+    section = "\n".join([FIGURES_START, "## Figures", "", *lines, FIGURES_END])
+    if FIGURES_START in card and FIGURES_END in card:
+        before, rest = card.split(FIGURES_START, 1)
+        return before + section + rest.split(FIGURES_END, 1)[1]
+    return card.rstrip("\n") + "\n\n" + section + "\n"
