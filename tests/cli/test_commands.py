@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import signal
 import subprocess
 import sys
@@ -140,6 +141,24 @@ def test_another_number_of_classes_keeps_the_null_row(room: Path, tmp_path: Path
     result = dydit("finetune", tmp_path / "four", "--num-classes", 10, "--steps", 1, "--out", tmp_path / "ten", *FAST)
     assert "the label table is drawn anew for 10 classes; the null class keeps its row" in result.stderr
     assert read(tmp_path / "ten").config.num_classes == 10
+
+
+def test_profile_adds_its_figures_to_the_card(room: Path, tmp_path: Path) -> None:
+    shutil.copytree(room / "tuned", tmp_path / "tuned")
+    for images in (1, 2):
+        arguments = ["--images", images, "--steps", 2, "--card", "--out", tmp_path / "p", "--force"]
+        assert dydit("profile", tmp_path / "tuned", *arguments, *FAST).exit_code == 0
+    card = (tmp_path / "tuned" / "README.md").read_text()
+    assert card.count("## Figures") == 1
+    assert "2 images, seed 0, float32, cpu" in card
+    assert "## Licence" in card
+
+
+def test_what_was_found_is_said(room: Path, tmp_path: Path) -> None:
+    assert dydit("export", room / "tuned", tmp_path / "tuned.pt", "--format", "dydit").exit_code == 0
+    result = dydit("sample", tmp_path / "tuned.pt", "--num", 1, "--steps", 1, "--out", tmp_path / "out", *FAST)
+    found = "DyDiT weights (.pt); DiT-2x32/2; 4 heads from 3 router rows; input size 8 from 16 positions"
+    assert f"tuned.pt: {found}" in result.stderr
 
 
 def test_visualize_draws(room: Path, tmp_path: Path) -> None:

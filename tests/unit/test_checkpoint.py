@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 from collections.abc import Callable
@@ -208,6 +209,24 @@ def test_conversion_keeps_the_function(static_folder: Path, tmp_path: Path, tiny
 def test_conversion_that_changes_the_function_is_refused(static_folder: Path, tmp_path: Path) -> None:
     with pytest.raises(DyditError, match=r"differs from the static model by .* raise --router-bias \(now -50\)"):
         convert(static_folder, tmp_path / "out", router_bias=-50)
+    assert not (tmp_path / "out").exists()
+
+
+def test_lineage_names_the_source_and_its_digest(static_folder: Path, tmp_path: Path) -> None:
+    convert(static_folder, tmp_path / "out", router_bias=50, token_router_bias=99)
+    step = read(tmp_path / "out").lineage[-1]
+    digest = hashlib.sha256((static_folder / "model.safetensors").read_bytes()).hexdigest()
+    assert (step["action"], step["source"], step["sha256"]) == ("convert", str(static_folder), digest)
+    assert step["dydit"] == dydit_cli.__version__
+    card = (tmp_path / "out" / "README.md").read_text()
+    for text in ("A Dynamic Diffusion Transformer (DyDiT)", "depth 3, width 24, 3 heads", "2. convert: source", "CC-BY-NC"):
+        assert text in card
+
+
+def test_a_router_that_starts_off_anywhere_is_refused(static_folder: Path, tmp_path: Path) -> None:
+    """Random inputs show a few timesteps; the width routers are asked at all thousand."""
+    with pytest.raises(DyditError, match=r"routers of \d+ blocks and timesteps starting switched off"):
+        convert(static_folder, tmp_path / "out", router_bias=0, token_router_bias=99)
     assert not (tmp_path / "out").exists()
 
 
