@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Literal, get_args
 
 from dydit_cli.checkpoint import keys
 from dydit_cli.checkpoint.checkpoint import Checkpoint
@@ -23,7 +23,7 @@ from dydit_cli.checkpoint.tensors import (
 )
 from dydit_cli.devices import pick_device
 from dydit_cli.errors import DyditError
-from dydit_cli.model.config import NAMED_SIZES, TimestepVariant, named_config
+from dydit_cli.model.config import TimestepVariant
 from dydit_cli.model.layers import sincos_positions
 from dydit_cli.model.sparse import Executable, Execution, executor
 
@@ -131,7 +131,7 @@ def _read_file(file: Path, reading: Reading) -> Checkpoint:
     elif file.suffix == ".safetensors":
         weights, kind = read_safetensors(file), ".safetensors"
     elif file.suffix in PICKLES:
-        weights, kind, hints = _from_pickle(file, reading, hints, notes)
+        weights, kind = _from_pickle(file, reading, notes)
     else:
         raise DyditError(f"{file}: not a checkpoint; give a folder, a .pt or a .safetensors file")
     try:
@@ -158,22 +158,16 @@ def _from_state_dict(weights: Weights, kind: str, hints: Hints, reading: Reading
     return Checkpoint(inferred.config, weights, [], found, (*notes, *inferred.notes)).check()
 
 
-def _from_pickle(file: Path, reading: Reading, hints: Hints, notes: list[str]) -> tuple[Weights, str, Hints]:
+def _from_pickle(file: Path, reading: Reading, notes: list[str]) -> tuple[Weights, str]:
     """The weights in a pickle, plain or in a training script's dict {model, ema, opt, args}."""
     value = read_pickle(file)
     if not isinstance(value, dict) or not any(isinstance(value.get(part), dict) for part in get_args(WhichWeights)):
-        return state_dict_in(value, file), file.suffix, hints
+        return state_dict_in(value, file), file.suffix
     part = reading.weights
     if not isinstance(value.get(part), dict):
         raise DyditError(f"{file}: a training checkpoint without {part!r} weights; it has {', '.join(sorted(value))}")
     notes.append(f"the {part} weights of a training checkpoint (--weights says which)")
-    heads = hints.num_heads or _heads_of(getattr(value.get("args"), "model", None))
-    hints = Hints(heads, hints.input_size, hints.timestep_variant, hints.norm2_eps)
-    return state_dict_in(value[part], file), f"{file.suffix}, training checkpoint", hints
-
-
-def _heads_of(name: Any) -> int | None:
-    return named_config(name).num_heads if name in NAMED_SIZES else None
+    return state_dict_in(value[part], file), f"{file.suffix}, training checkpoint"
 
 
 def _is_index(file: Path) -> bool:

@@ -55,6 +55,12 @@ def test_training_checkpoint(golden: Path, which: Any) -> None:
         assert largest_difference(checkpoint.build()(io["x"], io["t"], io["y"]), io[f"train.{which}.out"]) < 1e-5
 
 
+def test_a_training_scripts_args_do_not_tell_the_heads(golden: Path) -> None:
+    """They name the script's model, which these weights need not be."""
+    with pytest.raises(DyditError, match=r"depth 2 and width 48 are no published size.* --num-heads N, one of 1, 2, 3,"):
+        read(golden / "dit_static_b_train.pt")
+
+
 @pytest.mark.parametrize("execution", ["masked", "sparse", "complete"])
 def test_dydit_file(golden: Path, execution: Any) -> None:
     """Heads come from the routers' rows; nothing else needs saying."""
