@@ -1,14 +1,15 @@
 """A DyDiT executed with the switched-off work left out: the same weights and the same function as under masks.
 
-Heads and channel groups depend on the timestep alone, so the weights of the active ones are sliced once per block and
-set and kept. Active tokens of the whole batch are gathered into one matrix, go through one MLP and are added back.
+Active tokens of the whole batch are gathered into one matrix, go through one MLP and are added back; heads and channel
+groups that are off are never multiplied. Sums go into their place (`out=`), since this path is for evaluation alone.
 
-Legend: B batch, N tokens, C width, H heads, D head width, A active tokens of the batch.
+Legend: B batch, N tokens, C width, h active heads, D head width, A active tokens of the batch.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import os
+from collections.abc import Sequence
 from typing import Literal, get_args, overload
 
 import torch
@@ -18,53 +19,41 @@ from torch import Tensor, nn
 from dydit_cli.errors import DyditError
 from dydit_cli.model.dit import DiT
 from dydit_cli.model.dydit import DyDiT, DynamicBlock
-from dydit_cli.model.layers import modulate
+from dydit_cli.model.plan import BlockWidth, plan_width
 from dydit_cli.model.routing import BlockRouting, Routing
+from dydit_cli.model.slices import AttentionPart, MlpPart, SliceStats, WeightAccess, WeightSlices
 
 Execution = Literal["sparse", "masked", "complete"]
-
-
-@dataclass(frozen=True)
-class AttentionSlice:
-    """The active heads' rows of qkv and columns of proj; `heads` is how many."""
-
-    heads: int
-    qkv_weight: Tensor
-    qkv_bias: Tensor
-    proj_weight: Tensor
-
-
-@dataclass(frozen=True)
-class MlpSlice:
-    """The active groups' rows of fc1 and columns of fc2."""
-
-    fc1_weight: Tensor
-    fc1_bias: Tensor
-    fc2_weight: Tensor
-
-
-@dataclass(frozen=True)
-class BlockPlan:
-    """What one block runs at one timestep; the masks are H floats each."""
-
-    heads: Tensor
-    groups: Tensor
-    attention: AttentionSlice
-    mlp: MlpSlice
+FREE_SHARE = 4  # copies of weights may take a quarter of the memory that is free
 
 
 class SparseDyDiT(nn.Module):
     """Runs `model` (evaluation only) without what its routers switch off; call it as you would call the model.
 
-    A batch of mixed timesteps is run in groups of equal t.
+    A batch of mixed timesteps is run in groups of equal t. `access` says how the weights of active heads and groups are
+    taken: `views` of the model's own (the default on cpu) or contiguous `copies` (on a GPU), which are kept up to
+    `plan_memory` bytes (by default a quarter of what is free).
     """
 
-    def __init__(self, model: DyDiT) -> None:
+    def __init__(self, model: DyDiT, *, access: WeightAccess | None = None, plan_memory: int | None = None) -> None:
         super().__init__()
         self.model = model.eval()
         self.config = model.config
-        self._plans: dict[int, list[BlockPlan]] = {}
-        self._slices: dict[tuple[int, str, bytes], AttentionSlice | MlpSlice] = {}
+        place = model.pos_embed.device
+        access = access or ("views" if place.type == "cpu" else "copies")
+        self._slices = WeightSlices(access, free_memory(place) // FREE_SHARE if plan_memory is None else plan_memory)
+        self._plan: dict[int, list[BlockWidth]] = {}
+
+    @property
+    def stats(self) -> SliceStats:
+        """How the weights of active sets were come by."""
+        return self._slices.stats
+
+    def plan(self, timesteps: Sequence[int]) -> None:
+        """Decides heads and groups for all these timesteps at once; without it each is decided when it first comes."""
+        missing = [t for t in dict.fromkeys(timesteps) if t not in self._plan]
+        if missing:
+            self._plan |= plan_width(self.model, missing)
 
     @overload
     def forward(self, x: Tensor, t: Tensor, y: Tensor, *, return_routing: Literal[False] = False) -> Tensor: ...
@@ -75,6 +64,7 @@ class SparseDyDiT(nn.Module):
     def forward(self, x: Tensor, t: Tensor, y: Tensor, *, return_routing: bool = False) -> Tensor | tuple[Tensor, Routing]:
         """As `DyDiT.forward` in evaluation mode."""
         timesteps = t.unique().tolist()
+        self.plan(timesteps)
         if len(timesteps) == 1:
             out, routing = self._run(x, t, y, timesteps[0])
             return (out, routing) if return_routing else out
@@ -91,94 +81,77 @@ class SparseDyDiT(nn.Module):
         return out, Routing(heads, groups, tokens)
 
     def _run(self, x: Tensor, t: Tensor, y: Tensor, timestep: int) -> tuple[Tensor, Routing]:
-        model = self.model
-        e = model.t_embedder(t[:1])  # 1 C, the same for the whole batch
-        c = e + model.y_embedder(y)  # B C
+        model, B = self.model, len(x)
+        c = model.t_embedder(t[:1]) + model.y_embedder(y)  # B C; the timestep is the same for the whole batch
         h = model.embed(x)  # B N C
         routed = []
-        for block, plan in zip(model.blocks, self._plan(timestep, e), strict=True):
+        for i, (block, width) in enumerate(zip(model.blocks, self._plan[timestep], strict=True)):
             assert isinstance(block, DynamicBlock)
-            h, tokens = run_block(block, plan, h, c)
-            routed.append(BlockRouting(plan.heads.expand(len(x), -1), plan.groups.expand(len(x), -1), tokens))
+            attention = self._slices.attention(i, block, width.heads)
+            mlp = self._slices.mlp(i, block, width.groups)
+            tokens = run_block(block, attention, mlp, h, c)
+            routed.append(BlockRouting(width.head_mask.expand(B, -1), width.group_mask.expand(B, -1), tokens))
         return model.unpatchify(model.final_layer(h, c)), Routing.stack(routed)
 
-    def _plan(self, timestep: int, e: Tensor) -> list[BlockPlan]:
-        if timestep not in self._plans:
-            plans = []
-            for i, block in enumerate(self.model.blocks):
-                assert isinstance(block, DynamicBlock)
-                heads, groups = block.attn_rate(e, 1.0, 0.0), block.mlp_rate(e, 1.0, 0.0)  # each 1 H
-                plans.append(BlockPlan(heads, groups, self._attention(i, block, heads[0]), self._mlp(i, block, groups[0])))
-            self._plans[timestep] = plans
-        return self._plans[timestep]
 
-    def _attention(self, i: int, block: DynamicBlock, heads: Tensor) -> AttentionSlice:
-        active = heads.bool()
-        key = (i, "heads", bytes(active.tolist()))
-        if key not in self._slices:
-            H, C = len(active), self.config.hidden_size
-            qkv, proj = block.attn.qkv, block.attn.proj
-            self._slices[key] = AttentionSlice(
-                heads=int(active.sum()),
-                qkv_weight=qkv.weight.view(3, H, -1, C)[:, active].reshape(-1, C),
-                qkv_bias=qkv.bias.view(3, H, -1)[:, active].reshape(-1),
-                proj_weight=proj.weight.view(C, H, -1)[:, active].reshape(C, -1),
-            )
-        found = self._slices[key]
-        assert isinstance(found, AttentionSlice)
-        return found
-
-    def _mlp(self, i: int, block: DynamicBlock, groups: Tensor) -> MlpSlice:
-        active = groups.bool()
-        key = (i, "groups", bytes(active.tolist()))
-        if key not in self._slices:
-            G, C = len(active), self.config.hidden_size
-            fc1, fc2 = block.mlp.fc1, block.mlp.fc2
-            self._slices[key] = MlpSlice(
-                fc1_weight=fc1.weight.view(G, -1, C)[active].reshape(-1, C),
-                fc1_bias=fc1.bias.view(G, -1)[active].reshape(-1),
-                fc2_weight=fc2.weight.view(C, G, -1)[:, active].reshape(C, -1),
-            )
-        found = self._slices[key]
-        assert isinstance(found, MlpSlice)
-        return found
+def free_memory(place: torch.device) -> int:
+    """Bytes that are free where `place` is; 0 where that cannot be told."""
+    if place.type == "cuda":
+        return int(torch.cuda.mem_get_info(place)[0])
+    if hasattr(os, "sysconf") and "SC_AVPHYS_PAGES" in os.sysconf_names:
+        return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    return 0
 
 
-def run_block(block: DynamicBlock, plan: BlockPlan, x: Tensor, c: Tensor) -> tuple[Tensor, Tensor]:
-    """x: B N C; c: B C -> the block's output B N C and its token mask B N."""
+def run_block(block: DynamicBlock, attention: Sequence[AttentionPart], mlp: Sequence[MlpPart], x: Tensor, c: Tensor) -> Tensor:
+    """Adds the block's work to x (B N C) in place; c: B C. Returns the token mask, B N."""
     B, N, C = x.shape
     shift_a, scale_a, gate_a, shift_m, scale_m, gate_m = block.adaLN_modulation(c).chunk(6, dim=1)  # each B C
-    h = modulate(block.norm1(x), shift_a, scale_a)  # B N C
-    x = x + gate_a.unsqueeze(1) * sparse_attention(plan.attention, h, block.attn.proj.bias)
+    h = modulated(block.norm1, x, shift_a.unsqueeze(1), scale_a.unsqueeze(1))  # B N C
+    x.addcmul_(gate_a.unsqueeze(1), sparse_attention(attention, h, block.attn.proj.bias))
 
     mask = block.token_selection(x, 1.0, 0.0)  # B N
     active = mask.flatten().nonzero().squeeze(1)  # A
     if len(active) == 0:
-        return x, mask
-    flat = x.reshape(B * N, C)
+        return mask
     if len(active) == B * N:
-        h = sparse_mlp(plan.mlp, modulate(block.norm2(x), shift_m, scale_m), block.mlp.fc2.bias)
-        return x + gate_m.unsqueeze(1) * h, mask
-    sample = active // N  # A
-    h = block.norm2(flat[active]) * (1 + scale_m[sample]) + shift_m[sample]  # A C
-    h = gate_m[sample] * sparse_mlp(plan.mlp, h, block.mlp.fc2.bias)
-    return flat.index_add(0, active, h).view(B, N, C), mask
+        h = modulated(block.norm2, x, shift_m.unsqueeze(1), scale_m.unsqueeze(1)).view(-1, C)  # BN C
+        x.addcmul_(gate_m.unsqueeze(1), sparse_mlp(mlp, h, block.mlp.fc2.bias).view(B, N, C))
+        return mask
+    flat, sample = x.view(-1, C), active // N  # BN C; A
+    h = modulated(block.norm2, flat[active], shift_m[sample], scale_m[sample])  # A C
+    flat.index_add_(0, active, sparse_mlp(mlp, h, block.mlp.fc2.bias).mul_(gate_m[sample]))
+    return mask
 
 
-def sparse_attention(part: AttentionSlice, x: Tensor, proj_bias: Tensor) -> Tensor:
-    """x: B N C -> B N C, with the active heads alone."""
-    B, N, _ = x.shape
-    if part.heads == 0:  # only without an always-on head: zeros into proj leave its bias
-        return proj_bias.expand_as(x)
-    qkv = F.linear(x, part.qkv_weight, part.qkv_bias).view(B, N, 3, part.heads, -1)  # B N 3 h D
-    q, k, v = qkv.permute(2, 0, 3, 1, 4)  # each B h N D
-    out = F.scaled_dot_product_attention(q, k, v)  # B h N D
-    return F.linear(out.transpose(1, 2).reshape(B, N, -1), part.proj_weight, proj_bias)
+def modulated(norm: nn.Module, x: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
+    """adaLN's norm(x) * (1 + scale) + shift in one pass after the norm."""
+    h: Tensor = norm(x)
+    return torch.addcmul(shift, h, 1 + scale)
 
 
-def sparse_mlp(part: MlpSlice, x: Tensor, fc2_bias: Tensor) -> Tensor:
-    """x: ... C -> ... C, with the active channel groups alone."""
-    return F.linear(F.gelu(F.linear(x, part.fc1_weight, part.fc1_bias), approximate="tanh"), part.fc2_weight, fc2_bias)
+def sparse_attention(parts: Sequence[AttentionPart], x: Tensor, bias: Tensor) -> Tensor:
+    """x: B N C -> B N C, the active heads alone; a block without any leaves proj's bias."""
+    B, N, C = x.shape
+    flat, total = x.view(-1, C), bias.expand(B * N, C)  # each BN C
+    for i, part in enumerate(parts):
+        q, k, v = (
+            torch.addmm(bias, flat, weight.t()).view(B, N, part.heads, -1).transpose(1, 2)  # each B h N D
+            for bias, weight in zip(part.bias, part.qkv, strict=True)
+        )
+        out = F.scaled_dot_product_attention(q, k, v).transpose(1, 2).reshape(B * N, -1)  # BN hD
+        total = torch.addmm(total, out, part.proj.t(), out=total if i else None)
+    return total.view(B, N, C)
+
+
+def sparse_mlp(parts: Sequence[MlpPart], x: Tensor, bias: Tensor) -> Tensor:
+    """x: A C -> A C, the active channel groups alone; a block without any leaves fc2's bias."""
+    total = bias.expand_as(x)
+    for i, part in enumerate(parts):
+        hidden = torch.addmm(part.bias, x, part.fc1.t())  # A gW
+        hidden = F.gelu(hidden, approximate="tanh")
+        total = torch.addmm(total, hidden, part.fc2.t(), out=total if i else None)
+    return total if parts else total.clone()
 
 
 class CompleteDyDiT(nn.Module):

@@ -28,8 +28,8 @@ PUBLISHED = {
 
 # What counts as zero: elementwise work, look-ups, and moving numbers about
 FREE = {
-    "add", "mul", "div", "exp", "cos", "sin", "silu", "gelu", "embedding", "ones_like", "expand_as", "rsub", "gt",
-    "clone", "floor_divide", "index", "index_add", "index_add_", "nonzero", "unique_dim", "_unique2", "relu", "stack",
+    "add", "mul", "mul_", "div", "exp", "cos", "sin", "silu", "gelu", "embedding", "ones_like", "expand_as", "rsub", "gt",
+    "addcmul", "addcmul_", "clone", "floor_divide", "index", "index_add", "index_add_", "nonzero", "unique_dim", "_unique2", "relu", "stack",
 }  # fmt: skip
 
 

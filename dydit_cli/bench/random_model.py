@@ -1,0 +1,86 @@
+"""A DyDiT of any size with random weights, whose routers are set so that it runs at a chosen FLOPs ratio.
+
+Speed does not depend on what the weights are, so no checkpoint is needed to measure it.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from dydit_cli.errors import DyditError
+from dydit_cli.model.config import DiTConfig, DyDiTConfig
+from dydit_cli.model.dydit import DyDiT, DynamicBlock
+
+WEIGHT_STD = 0.02
+CALIBRATION_BATCH = 4
+
+
+@torch.no_grad()
+def random_dydit(config: DiTConfig, ratio: float, timesteps: list[int], seed: int = 0) -> DyDiT:
+    """Heads are on for a share `ratio` of the timesteps, channel groups and tokens each for its square root, so that
+    attention and MLP both cost `ratio` of what they would.
+
+    Every head and group has its own timesteps, as trained ones have; tokens are chosen by their content. Raises
+    `DyditError` for a ratio that the always-on head does not allow.
+    """
+    H = config.num_heads
+    if not 1 / H < ratio <= 1:
+        raise DyditError(f"FLOPs ratio {ratio:g}: with {H} heads, one of them always on, it must be over {1 / H:.3f} and at most 1")
+    torch.manual_seed(seed)
+    model = DyDiT(DyDiTConfig.from_static(config)).eval()
+    for name, p in model.named_parameters():
+        if name != "pos_embed":
+            nn.init.normal_(p, std=WEIGHT_STD if p.dim() > 1 else 0.0)
+    if ratio == 1:
+        return model
+    e = model.t_embedder(torch.tensor(timesteps))  # T C
+    generator = torch.Generator().manual_seed(seed)
+    batch = CALIBRATION_BATCH
+    t = torch.tensor([timesteps[i * (len(timesteps) - 1) // max(1, batch - 1)] for i in range(batch)])
+    x = torch.randn(batch, config.in_channels, config.input_size, config.input_size, generator=generator)
+    c = model.t_embedder(t) + model.y_embedder(torch.zeros(batch, dtype=torch.long))  # B C
+    h, part = model.embed(x), ratio**0.5
+    for block in model.blocks:
+        assert isinstance(block, DynamicBlock)
+        for router, share in ((block.attn_rate.router, ratio), (block.mlp_rate.router, part)):
+            _set_width(router, e, (share * H - 1) / (H - 1), generator)
+        last = block.token_selection.mlp_head[2]
+        assert isinstance(last, nn.Linear)
+        _xavier(block.token_selection, generator)
+        seen = _tokens(block, h, c)  # B N logits
+        last.bias.sub_(torch.quantile(seen.flatten(), 1 - part))
+        h, _ = block.forward_routed(h, c, model.t_embedder(t), noise=0.0)
+    return model
+
+
+def _set_width(router: nn.Linear, e: Tensor, share: float, generator: torch.Generator) -> None:
+    """Random weights; each row's bias so that it is on at about `share` of the timesteps, the rows spread around it."""
+    _normal(router.weight, generator)
+    logits = e @ router.weight.T  # T H-1
+    rows = router.out_features
+    spread = torch.linspace(-0.5, 0.5, rows)[torch.randperm(rows, generator=generator)] * min(share, 1 - share)
+    for row, own in enumerate((share + spread).clamp(0, 1).tolist()):
+        ordered = logits[:, row].sort(descending=True).values
+        count = round(own * len(ordered))
+        edge = ordered[0] + 1 if count == 0 else ordered[-1] - 1 if count == len(ordered) else ordered[count - 1 : count + 1].mean()
+        router.bias[row] = -edge
+
+
+def _xavier(router: nn.Module, generator: torch.Generator) -> None:
+    for layer in router.modules():
+        if isinstance(layer, nn.Linear):
+            _normal(layer.weight, generator)
+
+
+def _normal(weight: Tensor, generator: torch.Generator) -> None:
+    weight.copy_(torch.randn(weight.shape, generator=generator) * (2 / sum(weight.shape)) ** 0.5)
+
+
+def _tokens(block: DynamicBlock, h: Tensor, c: Tensor) -> Tensor:
+    """The token router's logits for this input, B N."""
+    found: list[Tensor] = []
+    hook = block.token_selection.mlp_head.register_forward_hook(lambda module, inputs, output: found.append(output))
+    block.forward_routed(h, c, c, noise=0.0)
+    hook.remove()
+    return found[0].squeeze(-1)
