@@ -26,13 +26,15 @@ def random_dydit(config: DiTConfig, ratio: float, timesteps: list[int], seed: in
     """
     H = config.num_heads
     if not 1 / H < ratio <= 1:
-        raise DyditError(f"FLOPs ratio {ratio:g}: with {H} heads, one of them always on, it must be over {1 / H:.3f} and at most 1")
+        least = f"with {H} heads, one of them always on, it must be over {1 / H:.3f} and at most 1"
+        raise DyditError(f"FLOPs ratio {ratio:g}: {least}")
     torch.manual_seed(seed)
     model = DyDiT(DyDiTConfig.from_static(config)).eval()
     for name, p in model.named_parameters():
         if name != "pos_embed":
             nn.init.normal_(p, std=WEIGHT_STD if p.dim() > 1 else 0.0)
     if ratio == 1:
+        model.reset_routers()
         return model
     e = model.t_embedder(torch.tensor(timesteps))  # T C
     generator = torch.Generator().manual_seed(seed)
@@ -63,8 +65,9 @@ def _set_width(router: nn.Linear, e: Tensor, share: float, generator: torch.Gene
     for row, own in enumerate((share + spread).clamp(0, 1).tolist()):
         ordered = logits[:, row].sort(descending=True).values
         count = round(own * len(ordered))
-        edge = ordered[0] + 1 if count == 0 else ordered[-1] - 1 if count == len(ordered) else ordered[count - 1 : count + 1].mean()
-        router.bias[row] = -edge
+        above = ordered[count - 1] if count else ordered[0] + 2
+        below = ordered[count] if count < len(ordered) else ordered[-1] - 2
+        router.bias[row] = -(above + below) / 2
 
 
 def _xavier(router: nn.Module, generator: torch.Generator) -> None:

@@ -28,9 +28,19 @@ def visualize(profile: str | Path | Profile, figure: str, out: str | Path, *, fo
     """
     if figure not in FIGURES:
         raise DyditError(f"no figure {figure!r}; choose one of {', '.join(FIGURES)}")
-    style.check_ending(out)
-    out = check_output(out, force)
+    out = prepare(out, force)
     loaded = profile if isinstance(profile, Profile) else read_profile(profile)
-    with style.styled():
-        style.save(FIGURES[figure](loaded), out)
+    save_as(lambda: FIGURES[figure](loaded), out)
     return out
+
+
+def prepare(out: str | Path, force: bool) -> Path:
+    """`out`, where a figure can be written; raises `DyditError` for another ending or an existing file."""
+    style.check_ending(out)
+    return check_output(out, force)
+
+
+def save_as(draw: Callable[[], Figure], out: str | Path) -> None:
+    """Draws in the house's style and writes."""
+    with style.styled():
+        style.save(draw(), out)

@@ -110,18 +110,34 @@ def run_block(block: DynamicBlock, attention: Sequence[AttentionPart], mlp: Sequ
     h = modulated(block.norm1, x, shift_a.unsqueeze(1), scale_a.unsqueeze(1))  # B N C
     x.addcmul_(gate_a.unsqueeze(1), sparse_attention(attention, h, block.attn.proj.bias))
 
-    mask = block.token_selection(x, 1.0, 0.0)  # B N
-    active = mask.flatten().nonzero().squeeze(1)  # A
+    mask, active = select_tokens(block, x)  # B N; A
     if len(active) == 0:
         return mask
     if len(active) == B * N:
         h = modulated(block.norm2, x, shift_m.unsqueeze(1), scale_m.unsqueeze(1)).view(-1, C)  # BN C
         x.addcmul_(gate_m.unsqueeze(1), sparse_mlp(mlp, h, block.mlp.fc2.bias).view(B, N, C))
         return mask
-    flat, sample = x.view(-1, C), active // N  # BN C; A
-    h = modulated(block.norm2, flat[active], shift_m[sample], scale_m[sample])  # A C
-    flat.index_add_(0, active, sparse_mlp(mlp, h, block.mlp.fc2.bias).mul_(gate_m[sample]))
+    sample = active // N  # A
+    h, shift, scale, gate = gather(x.view(-1, C), active, sample, (shift_m, scale_m, gate_m))  # each A C
+    h = sparse_mlp(mlp, modulated(block.norm2, h, shift, scale), block.mlp.fc2.bias)  # A C
+    scatter_add(x.view(-1, C), active, h.mul_(gate))
     return mask
+
+
+def select_tokens(block: DynamicBlock, x: Tensor) -> tuple[Tensor, Tensor]:
+    """The token mask of x (B N C), B N, and the places of its ones in the flattened batch, (A,)."""
+    mask = block.token_selection(x, 1.0, 0.0)  # B N
+    return mask, mask.flatten().nonzero().squeeze(1)
+
+
+def gather(flat: Tensor, active: Tensor, sample: Tensor, per_sample: Sequence[Tensor]) -> list[Tensor]:
+    """Rows `active` of flat (BN C), and of each B C tensor the row of every active token's sample; all A C."""
+    return [flat.index_select(0, active), *(values.index_select(0, sample) for values in per_sample)]
+
+
+def scatter_add(flat: Tensor, active: Tensor, h: Tensor) -> None:
+    """Adds h (A C) to rows `active` of flat (BN C) in place."""
+    flat.index_add_(0, active, h)
 
 
 def modulated(norm: nn.Module, x: Tensor, shift: Tensor, scale: Tensor) -> Tensor:

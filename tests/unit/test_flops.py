@@ -28,8 +28,9 @@ PUBLISHED = {
 
 # What counts as zero: elementwise work, look-ups, and moving numbers about
 FREE = {
-    "add", "mul", "mul_", "div", "exp", "cos", "sin", "silu", "gelu", "embedding", "ones_like", "expand_as", "rsub", "gt",
-    "addcmul", "addcmul_", "clone", "floor_divide", "index", "index_add", "index_add_", "nonzero", "unique_dim", "_unique2", "relu", "stack",
+    "_unique2", "add", "addcmul", "addcmul_", "clone", "cos", "div", "embedding", "exp", "expand_as", "floor_divide",
+    "gelu", "gt", "index", "index_add", "index_add_", "index_select", "mul", "mul_", "nonzero", "ones_like", "relu",
+    "rsub", "silu", "sin", "stack", "unique_dim",
 }  # fmt: skip
 
 

@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 from torch import nn
 
 from dydit_cli.errors import DyditError
+from dydit_cli.model.config import DyDiTConfig
 from dydit_cli.model.dit import DiT
 from dydit_cli.model.dydit import DyDiT, DynamicBlock
-from dydit_cli.model.sparse import SparseDyDiT, executor
-from tests.conftest import inputs
+from dydit_cli.model.plan import plan_width, runs_of
+from dydit_cli.model.slices import WeightSlices
+from dydit_cli.model.sparse import SparseDyDiT, executor, run_block
+from tests.conftest import TINY, inputs, randomize
 
 
 def set_routers(model: DyDiT, *, heads: float | None = None, groups: float | None = None, tokens: float | None = None) -> None:
@@ -41,20 +46,106 @@ SETTINGS = {
 @pytest.mark.parametrize("setting", SETTINGS)
 @pytest.mark.parametrize("batch", [1, 5])
 @pytest.mark.parametrize("mixed", [False, True])
-@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-5), (torch.float64, 1e-10)])
+@pytest.mark.parametrize("access", ["views", "copies"])
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-5), (torch.float64, 1e-10)], ids=["fp32", "fp64"])
 def test_sparse_equals_masked(
-    tiny_dynamic: DyDiT, setting: str, batch: int, mixed: bool, dtype: torch.dtype, tolerance: float
+    tiny_dynamic: DyDiT, setting: str, batch: int, mixed: bool, access: Any, dtype: torch.dtype, tolerance: float
 ) -> None:
+    """The whole model, outputs of about 5."""
     set_routers(tiny_dynamic, **SETTINGS[setting])
     model = tiny_dynamic.to(dtype)
     x, t, y = inputs(model.config, batch)
     x, t = x.to(dtype), t if mixed else t[:1].expand(batch)
     with torch.no_grad():
         expected, masks = model(x, t, y, return_routing=True)
-    out, routing = SparseDyDiT(model)(x, t, y, return_routing=True)
-    assert (out - expected).abs().max() < tolerance
+    out, routing = SparseDyDiT(model, access=access)(x, t, y, return_routing=True)
     for name in ("heads", "groups", "tokens"):
         assert torch.equal(getattr(routing, name), getattr(masks, name))
+    assert (out - expected).abs().max() < tolerance
+
+
+@pytest.mark.parametrize("setting", SETTINGS)
+@pytest.mark.parametrize("access", ["views", "copies"])
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-5), (torch.float64, 1e-10), (torch.bfloat16, 1e-2)])
+def test_every_block_equals_its_masked_self(
+    tiny_dynamic: DyDiT, setting: str, access: Any, dtype: torch.dtype, tolerance: float
+) -> None:
+    set_routers(tiny_dynamic, **SETTINGS[setting])
+    model = tiny_dynamic.to(dtype)
+    slices = WeightSlices(access, capacity=10**9)
+    generator = torch.Generator().manual_seed(0)
+    h, c = (torch.randn(shape, generator=generator).to(dtype) for shape in ((3, 16, 24), (3, 24)))
+    with torch.no_grad():
+        e = model.t_embedder(torch.tensor([321]))
+        for i, (block, width) in enumerate(zip(model.blocks, plan_width(model, [321])[321], strict=True)):
+            assert isinstance(block, DynamicBlock)
+            expected, routing = block.forward_routed(h, c, e.expand(3, -1), noise=0.0)
+            found = h.clone()
+            mask = run_block(block, slices.attention(i, block, width.heads), slices.mlp(i, block, width.groups), found, c)
+            assert torch.equal(mask, routing.tokens)
+            assert (found - expected).norm() <= tolerance * expected.norm()
+            h = expected
+
+
+def test_one_token_alone(tiny_dynamic: DyDiT) -> None:
+    """All but one token of the whole batch skip every MLP."""
+    x, t, y = inputs(TINY, 3)
+    t = t[:1].expand(3)
+    with torch.no_grad():
+        for block in tiny_dynamic.blocks:
+            assert isinstance(block, DynamicBlock)
+            seen: list[torch.Tensor] = []
+            head = block.token_selection.mlp_head
+            hook = head.register_forward_hook(lambda module, arguments, output, seen=seen: seen.append(output))
+            tiny_dynamic(x, t, y)
+            hook.remove()
+            last = head[2]
+            assert isinstance(last, nn.Linear)
+            top = seen[0].flatten().sort(descending=True).values
+            last.bias.sub_((top[0] + top[1]) / 2)
+        expected, masks = tiny_dynamic(x, t, y, return_routing=True)
+    assert masks.tokens.sum(dim=(1, 2)).tolist() == [1.0, 1.0, 1.0]
+    assert (SparseDyDiT(tiny_dynamic)(x, t, y) - expected).abs().max() < 1e-5
+
+
+@pytest.mark.parametrize(("size", "patch"), [(3, 1), (7, 1), (64, 2)], ids=["9 tokens", "49 tokens", "512 px: 1024 tokens"])
+def test_other_sizes(size: int, patch: int) -> None:
+    config = DyDiTConfig(
+        input_size=size, patch_size=patch, hidden_size=20, depth=2, num_heads=5, num_classes=3, token_router_reduction=4
+    )
+    model = randomize(DyDiT(config))
+    x, t, y = inputs(config, 2)
+    with torch.no_grad():
+        expected = model(x, t[:1].expand(2), y)
+    assert isinstance(model, DyDiT)
+    assert (SparseDyDiT(model)(x, t[:1].expand(2), y) - expected).abs().max() < 1e-5
+
+
+def test_copies_keep_to_their_memory(tiny_dynamic: DyDiT) -> None:
+    """The results are the same at any cap; what does not fit is made again."""
+    x, _, y = inputs(TINY, 2)
+    outputs, stats = [], []
+    for memory in (0, 20_000, 10**9):
+        model = SparseDyDiT(tiny_dynamic, access="copies", plan_memory=memory)
+        model.plan(range(0, 1000, 50))
+        results = [model(x, torch.full((2,), t), y) for _ in range(2) for t in range(0, 1000, 50)]
+        assert model.stats.bytes <= memory
+        outputs.append(torch.stack(results))
+        stats.append(model.stats)
+    assert torch.equal(outputs[0], outputs[1])
+    assert torch.equal(outputs[0], outputs[2])
+    assert stats[0].evictions > stats[1].evictions > stats[2].evictions == 0
+    assert stats[2].misses == stats[2].distinct
+    assert stats[2].hits + stats[2].misses == 2 * 20 * 2 * TINY.depth
+    views = SparseDyDiT(tiny_dynamic, access="views")
+    views(x, torch.full((2,), 5), y)
+    assert views.stats.bytes == 0
+
+
+def test_runs_of_neighbours() -> None:
+    assert runs_of([True, True, False, True]) == ((0, 2), (3, 4))
+    assert runs_of([False, False]) == ()
+    assert runs_of([True]) == ((0, 1),)
 
 
 def test_routing_of_the_fixture_is_mixed(tiny_dynamic: DyDiT) -> None:

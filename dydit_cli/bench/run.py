@@ -1,0 +1,236 @@
+"""Static against masked and sparse: the same batch at the same timesteps, one after the other, again and again."""
+
+from __future__ import annotations
+
+import gc
+import statistics
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+import dydit_cli
+from dydit_cli.bench.breakdown import breakdown
+from dydit_cli.bench.random_model import random_dydit
+from dydit_cli.checkpoint.read import Source, read
+from dydit_cli.devices import pick_device
+from dydit_cli.diffusion.schedule import spaced_timesteps
+from dydit_cli.errors import DyditError
+from dydit_cli.flops.analytic import static_macs, total_macs
+from dydit_cli.model.config import DiTConfig, named_config
+from dydit_cli.model.dit import DiT
+from dydit_cli.model.dydit import DyDiT
+from dydit_cli.model.slices import SliceStats, WeightAccess
+from dydit_cli.model.sparse import SparseDyDiT
+
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+@dataclass(frozen=True)
+class BenchSettings:
+    """`batch` is what the model sees (guidance's two halves included); `measured` of the `steps` sampling timesteps are
+    run, spread evenly, `repeats` times over; `compile` adds the static model under torch.compile."""
+
+    batch: int = 4
+    steps: int = 50
+    measured: int = 10
+    repeats: int = 3
+    dtype: str = "fp32"
+    compile: bool = False
+    masked: bool = True
+    access: WeightAccess | None = None
+    plan_memory: int | None = None
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        spaced_timesteps(self.steps)
+        for name, value in (("batch", self.batch), ("measured steps", self.measured), ("repeats", self.repeats)):
+            if value < 1:
+                raise DyditError(f"{name} {value}; it must be 1 or more")
+        if self.dtype not in DTYPES:
+            raise DyditError(f"no dtype {self.dtype!r}; choose one of {', '.join(DTYPES)}")
+
+    @property
+    def timesteps(self) -> list[int]:
+        """The sampling timesteps that are run."""
+        every = spaced_timesteps(self.steps)
+        count = min(self.measured, self.steps)
+        return [every[round(i * (len(every) - 1) / max(1, count - 1))] for i in range(count)]
+
+
+@dataclass(frozen=True)
+class Spread:
+    """Median and quartiles."""
+
+    median: float
+    low: float
+    high: float
+
+    @classmethod
+    def of(cls, values: list[float]) -> Spread:
+        if len(values) < 2:
+            return cls(values[0], values[0], values[0])
+        low, _, high = statistics.quantiles(values, n=4, method="inclusive")
+        return cls(statistics.median(values), low, high)
+
+
+@dataclass(frozen=True)
+class BenchResult:
+    """Seconds are of a whole sampling run of `steps` model evaluations; `speedup` is against the fastest static variant,
+    planning included, and `realised_efficiency` is `speedup` times `flops_ratio`."""
+
+    model: str
+    settings: BenchSettings
+    device: str
+    seconds: dict[str, Spread]
+    baseline: str
+    flops_ratio: float
+    speedup: Spread
+    realised_efficiency: Spread
+    plan_seconds: float
+    slices: SliceStats
+    peak_bytes: dict[str, int] = field(default_factory=dict)
+    parts: dict[str, dict[str, float]] = field(default_factory=dict)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values for JSON; `speedup` and `realised_efficiency` are medians, their quartiles beside them."""
+        values = asdict(self)
+        for name in ("speedup", "realised_efficiency"):
+            spread = values.pop(name)
+            values |= {name: spread["median"], f"{name}_quartiles": [spread["low"], spread["high"]]}
+        return {**values, "versions": {"dydit": dydit_cli.__version__, "torch": torch.__version__}}
+
+
+def bench(
+    checkpoint: Source | None = None,
+    *,
+    model: str = "DiT-S/2",
+    flops_ratio: float = 0.5,
+    settings: BenchSettings = BenchSettings(),
+    device: str = "auto",
+    on_work: Callable[[int, str], None] = lambda amount, note: None,
+) -> BenchResult:
+    """Times a DyDiT checkpoint, or a random DyDiT of the published size `model` at `flops_ratio`.
+
+    Raises `DyditError` for a static checkpoint or a setting out of range.
+    """
+    place = pick_device(device)
+    timesteps = spaced_timesteps(settings.steps)
+    if checkpoint is not None:
+        loaded = read(checkpoint)
+        built, name = loaded.build().float(), str(loaded.path)
+        if not isinstance(built, DyDiT):
+            raise DyditError(f"{name}: is a static model; convert it first: dydit convert {name} DST")
+        dynamic = built
+    else:
+        dynamic, name = random_dydit(named_config(model), flops_ratio, timesteps, settings.seed), model
+    dynamic = dynamic.to(place, DTYPES[settings.dtype])
+    return _measure(dynamic, name, settings, place, on_work)
+
+
+def static_twin(dynamic: DyDiT) -> DiT:
+    """The static model with the same weights, shared."""
+    with torch.device("meta"):
+        static = DiT(dynamic.config.static())
+    weights = dynamic.state_dict()
+    static.load_state_dict({name: weights[name] for name in static.state_dict()}, assign=True)
+    return static.eval()
+
+
+def _measure(
+    dynamic: DyDiT, name: str, settings: BenchSettings, place: torch.device, on_work: Callable[[int, str], None]
+) -> BenchResult:
+    config, dtype = dynamic.config, DTYPES[settings.dtype]
+    x, y = _inputs(config, settings, place, dtype)
+    sparse = SparseDyDiT(dynamic, access=settings.access, plan_memory=settings.plan_memory)
+    static = static_twin(dynamic)
+    variants: dict[str, Callable[..., Any]] = {"static": static}
+    if settings.compile:
+        variants["static compiled"] = torch.compile(static, dynamic=False)
+    if settings.masked:
+        variants["masked"] = dynamic
+    variants["sparse"] = sparse
+
+    timesteps = settings.timesteps
+    with torch.inference_mode():
+        start = time.perf_counter()
+        sparse.plan(spaced_timesteps(settings.steps))
+        _wait(place)
+        plan_seconds = time.perf_counter() - start
+        for kind, variant in variants.items():  # warm, and compiled
+            variant(x, torch.full_like(y, timesteps[len(timesteps) // 2]), y)
+            on_work(1, f"warming {kind}")
+        totals: dict[str, list[float]] = {kind: [] for kind in variants}
+        peaks: dict[str, int] = {}
+        order = list(variants)
+        for repeat in range(settings.repeats):
+            sums = dict.fromkeys(variants, 0.0)
+            for i, timestep in enumerate(timesteps):
+                t = torch.full_like(y, timestep)
+                shift = (repeat + i) % len(order)
+                for kind in order[shift:] + order[:shift]:  # nobody always comes first
+                    seconds, peak = _time(variants[kind], (x, t, y), place)
+                    sums[kind] += seconds
+                    peaks[kind] = max(peaks.get(kind, 0), peak)
+                    on_work(1, "")
+            for kind, total in sums.items():
+                totals[kind].append(total / len(timesteps) * settings.steps)
+        totals["sparse"] = [seconds + plan_seconds for seconds in totals["sparse"]]
+        macs = [total_macs(sparse(x, torch.full_like(y, t), y, return_routing=True)[1], config) for t in timesteps]
+        parts = breakdown(static, sparse, x, y, timesteps, settings.steps, place)
+    ratio = torch.stack(macs).double().mean().item() / static_macs(config)
+    static_kinds = [kind for kind in variants if kind.startswith("static")]
+    baseline = min(static_kinds, key=lambda kind: statistics.median(totals[kind]))
+    speedups = [a / b for a, b in zip(totals[baseline], totals["sparse"], strict=True)]
+    return BenchResult(
+        model=name,
+        settings=settings,
+        device=torch.cuda.get_device_name(place)
+        if place.type == "cuda"
+        else f"{place.type}, {torch.get_num_threads()} threads",
+        seconds={kind: Spread.of(values) for kind, values in totals.items()},
+        baseline=baseline,
+        flops_ratio=ratio,
+        speedup=Spread.of(speedups),
+        realised_efficiency=Spread.of([speedup * ratio for speedup in speedups]),
+        plan_seconds=plan_seconds,
+        slices=sparse.stats,
+        peak_bytes=peaks if place.type == "cuda" else {},
+        parts=parts,
+    )
+
+
+def _inputs(config: DiTConfig, settings: BenchSettings, place: torch.device, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    generator = torch.Generator().manual_seed(settings.seed)
+    x = torch.randn(settings.batch, config.in_channels, config.input_size, config.input_size, generator=generator)
+    y = torch.randint(0, config.num_classes, (settings.batch,), generator=generator)
+    return x.to(place, dtype), y.to(place)
+
+
+def _time(model: Callable[..., Any], inputs: tuple[Tensor, ...], place: torch.device) -> tuple[float, int]:
+    """Seconds of one evaluation and, on cuda, the most bytes that it held."""
+    gc.collect()
+    if place.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(place)
+    _wait(place)
+    start = time.perf_counter()
+    model(*inputs)
+    _wait(place)
+    seconds = time.perf_counter() - start
+    return seconds, torch.cuda.max_memory_allocated(place) if place.type == "cuda" else 0
+
+
+def _describe(place: torch.device) -> str:
+    if place.type == "cuda":
+        return torch.cuda.get_device_name(place)
+    return f"{place.type}, {torch.get_num_threads()} threads" if place.type == "cpu" else place.type
+
+
+def _wait(place: torch.device) -> None:
+    if place.type == "cuda":
+        torch.cuda.synchronize(place)
+    elif place.type == "mps":
+        torch.mps.synchronize()

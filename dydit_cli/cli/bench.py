@@ -1,0 +1,118 @@
+"""dydit bench"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from dydit_cli import units
+from dydit_cli.cli import console, options
+
+if TYPE_CHECKING:
+    from dydit_cli.bench.run import BenchResult
+
+
+def bench(
+    checkpoint: Annotated[
+        str | None, typer.Argument(metavar="[CKPT]", help="A DyDiT checkpoint; without one, random weights of --model.")
+    ] = None,
+    model: Annotated[str, typer.Option(help="A published size, such as DiT-XL/2.")] = "DiT-S/2",
+    flops_ratio: Annotated[float, typer.Option("--flops-ratio", "--lambda", help="The random model's FLOPs ratio.")] = 0.5,
+    batch: Annotated[int, typer.Option(help="What the model sees at once, both guidance halves counted.")] = 4,
+    steps: Annotated[int, typer.Option(metavar="N", help="Sampling steps, 1 to 1000.")] = 50,
+    measured: Annotated[int, typer.Option("--measure", metavar="N", help="How many of the steps are run.")] = 10,
+    repeats: Annotated[int, typer.Option(help="How often they are run.")] = 3,
+    dtype: Annotated[str, typer.Option(help="fp32, bf16 or fp16.")] = "fp32",
+    compile: Annotated[bool, typer.Option("--compile", help="Also time the static model under torch.compile.")] = False,
+    masked: Annotated[bool, typer.Option(help="Also time masked execution.")] = True,
+    access: Annotated[
+        str | None, typer.Option(help="Active weights as views, or as copies.", show_default="views on cpu, copies on a GPU")
+    ] = None,
+    plan_memory: Annotated[
+        float | None,
+        typer.Option(metavar="GB", help="The most that copies take.", show_default="a quarter of what is free"),
+    ] = None,
+    figure: Annotated[Path | None, typer.Option(metavar="FILE", help="Draw the breakdown: .png, .svg or .pdf.")] = None,
+    seed: options.Seed = 0,
+    device: options.Device = "auto",
+    force: options.Force = False,
+    json: options.Json = False,
+) -> None:
+    """Time sparse execution against the static model, interleaved, and show where the time goes.
+
+    Example: `dydit bench --model DiT-S/2 --flops-ratio 0.5 --batch 2 --measure 2 --repeats 2`
+    """
+    from dydit_cli.bench.run import BenchSettings
+    from dydit_cli.bench.run import bench as run
+    from dydit_cli.figures.time import draw_breakdown
+    from dydit_cli.figures.visualize import prepare, save_as
+
+    settings = BenchSettings(
+        batch=batch,
+        steps=steps,
+        measured=measured,
+        repeats=repeats,
+        dtype=dtype,
+        compile=compile,
+        masked=masked,
+        access=access,  # type: ignore[arg-type]
+        plan_memory=None if plan_memory is None else int(plan_memory * 1e9),
+        seed=seed,
+    )
+    if figure is not None:
+        prepare(figure, force)
+    variants = 2 + compile + masked
+    with console.progress("bench", variants * (1 + len(settings.timesteps) * repeats), "evaluations") as advance:
+        result = run(checkpoint, model=model, flops_ratio=flops_ratio, settings=settings, device=device, on_work=advance)
+    if figure is not None:
+        save_as(lambda: draw_breakdown(result.to_dict()), figure)
+    if json:
+        console.as_json(result.to_dict())
+    else:
+        show(result)
+
+
+def show(result: BenchResult) -> None:
+    """The times, the breakdown and the closing ratio."""
+    settings = result.settings
+    console.table(
+        f"{result.model}, batch {settings.batch}, {settings.dtype}, {result.device}: {settings.steps} steps",
+        ["", "median [s]", "quartiles [s]", "ms/step", *(["peak [GB]"] if result.peak_bytes else [])],
+        [
+            [
+                kind,
+                f"{spread.median:.2f}",
+                f"{spread.low:.2f} to {spread.high:.2f}",
+                f"{1000 * spread.median / settings.steps:.1f}",
+                *([f"{result.peak_bytes[kind] / 1e9:.2f}"] if result.peak_bytes else []),
+            ]
+            for kind, spread in result.seconds.items()
+        ],
+    )
+    console.table(
+        "Where the time goes [s]",
+        ["", "static", "sparse", "sparse / static"],
+        [
+            [part, f"{both['static']:.2f}", f"{both['sparse']:.2f}", _ratio(both["sparse"], both["static"])]
+            for part, both in result.parts.items()
+        ],
+    )
+    speedup, efficiency, slices = result.speedup, result.realised_efficiency, result.slices
+    console.say(
+        f"speed-up {speedup.median:.3f} ({speedup.low:.3f} to {speedup.high:.3f}) over {result.baseline}, planning included "
+        f"({units.seconds(result.plan_seconds)}); FLOPs ratio {result.flops_ratio:.3f}\n"
+        f"realised efficiency {efficiency.median:.3f} ({efficiency.low:.3f} to {efficiency.high:.3f}): 1 is time saved in "
+        f"proportion to FLOPs saved\n"
+        f"weights: {slices.distinct} distinct sets, {slices.hits} hits, {slices.misses} misses, {slices.bytes / 1e6:.0f} MB of "
+        f"copies, {slices.evictions} evicted; {len(settings.timesteps)} of {settings.steps} steps run {settings.repeats} times"
+    )
+
+
+def _ratio(a: float, b: float) -> str:
+    return f"{a / b:.3f}" if b else ""
+
+
+def register(app: typer.Typer) -> None:
+    app.command()(bench)

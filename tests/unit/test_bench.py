@@ -1,0 +1,114 @@
+"""Benchmarks: the random model's ratio, interleaving, the breakdown's arithmetic, the commands. No test times anything."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from typer.testing import CliRunner
+
+from dydit_cli.bench.breakdown import PARTS, Stopwatch
+from dydit_cli.bench.random_model import random_dydit
+from dydit_cli.bench.run import BenchSettings, Spread, bench, static_twin
+from dydit_cli.checkpoint.checkpoint import Checkpoint
+from dydit_cli.checkpoint.native import write
+from dydit_cli.cli.app import app
+from dydit_cli.diffusion.schedule import spaced_timesteps
+from dydit_cli.errors import DyditError
+from dydit_cli.flops.analytic import flops_ratio
+from dydit_cli.model.config import DiTConfig
+from dydit_cli.model.dit import DiT
+from dydit_cli.model.dydit import DyDiT
+from dydit_cli.model.sparse import SparseDyDiT
+from tests.conftest import TINY, inputs
+
+SMALL = DiTConfig(input_size=8, patch_size=1, hidden_size=48, depth=4, num_heads=8, num_classes=10)
+
+
+@pytest.mark.parametrize("ratio", [0.3, 0.5, 0.7, 1.0])
+def test_a_random_model_runs_at_its_ratio(ratio: float) -> None:
+    timesteps = spaced_timesteps(50)
+    model = SparseDyDiT(random_dydit(SMALL, ratio, timesteps))
+    x, _, y = inputs(SMALL, 2)
+    found = [model(x, torch.full((2,), t), y, return_routing=True)[1] for t in timesteps]
+    ratios = torch.stack([flops_ratio(routing, SMALL).mean() for routing in found])
+    assert ratios.mean().item() == pytest.approx(ratio, abs=0.06)
+    if ratio < 1:
+        assert len({routing.heads.sum().item() for routing in found}) > 5
+
+
+def test_a_ratio_below_the_always_on_head_is_refused() -> None:
+    with pytest.raises(DyditError, match=r"FLOPs ratio 0.1: with 8 heads, one of them always on, it must be over 0.125"):
+        random_dydit(SMALL, 0.1, [0])
+
+
+def test_the_static_twin_is_the_complete_model(tiny_dynamic: DyDiT) -> None:
+    x, t, y = inputs(TINY)
+    with torch.no_grad():
+        assert torch.equal(static_twin(tiny_dynamic)(x, t, y), tiny_dynamic(x, t, y, complete=True))
+
+
+def test_a_part_inside_another_is_taken_off_the_outer_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = iter([0.0, 1.0, 3.0, 7.0])
+    monkeypatch.setattr("dydit_cli.bench.breakdown.time.perf_counter", lambda: next(clock))
+    watch = Stopwatch(torch.device("cpu"))
+    with watch.part("outer"), watch.part("inner"):
+        pass
+    assert watch.seconds == {"outer": 1.0 + 4.0, "inner": 2.0}
+
+
+def test_spread_is_median_and_quartiles() -> None:
+    assert Spread.of([1.0, 2.0, 3.0, 4.0, 5.0]) == Spread(3.0, 2.0, 4.0)
+    assert Spread.of([7.0]) == Spread(7.0, 7.0, 7.0)
+
+
+def test_measured_steps_are_spread_over_the_schedule() -> None:
+    assert BenchSettings(steps=50, measured=3).timesteps == [999, 510, 0]
+    assert BenchSettings(steps=2, measured=10).timesteps == [999, 0]
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"batch": 0}, "batch 0; it must be 1 or more"),
+        ({"repeats": 0}, "repeats 0; it must be 1 or more"),
+        ({"dtype": "fp8"}, "no dtype 'fp8'; choose one of fp32, bf16, fp16"),
+        ({"steps": 1001}, "ask for 1 to 1000"),
+    ],
+)
+def test_settings_are_checked(values: dict[str, object], message: str) -> None:
+    with pytest.raises(DyditError, match=message):
+        BenchSettings(**values)  # type: ignore[arg-type]
+
+
+def test_bench_of_a_checkpoint(tmp_path: Path, tiny_dynamic: DyDiT, tiny_static: DiT) -> None:
+    write(Checkpoint.of(tiny_dynamic, []), tmp_path / "dynamic")
+    settings = BenchSettings(batch=2, steps=4, measured=2, repeats=2)
+    work: list[int] = []
+    result = bench(tmp_path / "dynamic", settings=settings, device="cpu", on_work=lambda amount, note: work.append(amount))
+    assert set(result.seconds) == {"static", "masked", "sparse"}
+    assert sum(work) == 3 * (1 + 2 * 2)
+    assert tuple(result.parts) == PARTS
+    values = result.to_dict()
+    assert values["realised_efficiency"] == pytest.approx(values["speedup"] * values["flops_ratio"])
+    write(Checkpoint.of(tiny_static, []), tmp_path / "static")
+    with pytest.raises(DyditError, match="is a static model; convert it first: dydit convert"):
+        bench(tmp_path / "static", settings=settings, device="cpu")
+
+
+def test_bench_command(tmp_path: Path, tiny_dynamic: DyDiT) -> None:
+    write(Checkpoint.of(tiny_dynamic, []), tmp_path / "dynamic")
+    quick = ["--batch", "2", "--steps", "4", "--measure", "2", "--repeats", "2", "--device", "cpu"]
+    figure = tmp_path / "time.svg"
+    result = CliRunner().invoke(app, ["bench", str(tmp_path / "dynamic"), *quick, "--json", "--figure", str(figure)])
+    assert result.exit_code == 0, result.output
+    values = json.loads(result.stdout)
+    assert {"speedup", "flops_ratio", "realised_efficiency"} <= values.keys()
+    assert figure.read_bytes().startswith(b"<?xml")
+    text = CliRunner().invoke(app, ["bench", str(tmp_path / "dynamic"), *quick, "--access", "copies"], env={"COLUMNS": "80"})
+    assert "realised efficiency" in text.stdout
+    assert "gather and scatter" in text.stdout
+    again = CliRunner().invoke(app, ["bench", str(tmp_path / "dynamic"), *quick, "--figure", str(figure)])
+    assert (again.exit_code, "already exists" in again.stderr) == (2, True)
