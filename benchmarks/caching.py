@@ -10,6 +10,7 @@ hook has no effect, which is what happens where the sparse executor reads a modu
 from __future__ import annotations
 
 import argparse
+import importlib
 import logging
 import time
 from collections.abc import Callable
@@ -17,7 +18,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import torch
-from diffusers import DDIMScheduler, DiTPipeline, hooks
+from diffusers import DDIMScheduler, DiTPipeline
 from diffusers.hooks._helpers import TransformerBlockMetadata, TransformerBlockRegistry
 from diffusers.hooks.hooks import HookRegistry
 from torch import Tensor, nn
@@ -29,6 +30,7 @@ from dydit_cli.evaluate.digits import digit_classifier
 from dydit_cli.model.dit import Block, DiT
 from dydit_cli.model.dydit import DynamicBlock
 
+hooks: Any = importlib.import_module("diffusers.hooks")  # it hides its names from type checkers
 STEPS = 50
 EVERY = 2  # TaylorSeer computes every second step, and extrapolates the other
 
@@ -109,11 +111,7 @@ def run(checkpoint: str, execution: Any, hook: str | None, images: int) -> dict[
         # DiTPipeline sets no cache context, which stateful hooks want
         HookRegistry.check_if_exists_or_initialize(target)
         hooks.hooks._set_cache_context(target, hooks.hooks.CacheContext("digits"))
-        hooked = [
-            module
-            for module in transformer.modules()
-            if getattr(module, "_diffusers_hook", None) and module._diffusers_hook.hooks
-        ]
+        hooked = [module for module in transformer.modules() if has_hook(module)]
         for module in hooked:
             count(module, fired)
 
@@ -133,7 +131,12 @@ def run(checkpoint: str, execution: Any, hook: str | None, images: int) -> dict[
     return {"pictures": pictures, "seconds": seconds, "recognised": recognised, "attached": len(hooked), **fired}
 
 
-def count(module: nn.Module, fired: dict[str, int]) -> None:
+def has_hook(module: Any) -> bool:
+    """Whether a hook of diffusers is on this module itself."""
+    return hasattr(module, "_diffusers_hook") and bool(module._diffusers_hook.hooks)
+
+
+def count(module: Any, fired: dict[str, int]) -> None:
     """Counts calls of a hooked module, and those of them that compute."""
     outer, registry = module.forward, module._diffusers_hook
     first = registry.hooks[registry._hook_order[0]]
@@ -157,9 +160,8 @@ def main() -> None:
     parser.add_argument("--images", type=int, default=64)
     chosen = parser.parse_args()
     logging.disable(logging.WARNING)
-    print(
-        "| model | execution | hook | attached | calls | computed | seconds | recognised |\n|---|---|---|---|---|---|---|---|"
-    )
+    print("| model | execution | hook | attached | calls | computed | seconds | recognised | mean difference of a pixel |")
+    print("|---|---|---|---|---|---|---|---|---|")
     for checkpoint in chosen.checkpoint:
         dynamic = read(checkpoint).config.kind == "dydit"
         for execution in ("masked", "sparse") if dynamic else ("static",):

@@ -21,7 +21,7 @@ from dydit_cli.figures.visualize import FIGURES, visualize
 from dydit_cli.files import check_output, write_json
 from dydit_cli.profiling.profile import profile
 from dydit_cli.train.recipe import Recipe, read_recipe, with_settings
-from dydit_cli.train.run import finetune
+from dydit_cli.train.run import RECIPE_FILE, finetune
 
 BUNDLED = "digits-dit"
 RECIPE = "digits/finetune"
@@ -52,7 +52,7 @@ def demo(
     out = check_output(out, force)
     place = pick_device(device)
     recipe = with_settings(recipe or read_recipe(RECIPE), {"train.seed": seed})
-    out.mkdir(parents=True, exist_ok=True)
+    write_json(out / RECIPE_FILE, recipe.model_dump())
     static = read(BUNDLED)
 
     on_stage("convert", 1, "model")

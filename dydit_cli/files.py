@@ -14,15 +14,22 @@ from typing import Any
 
 from dydit_cli.errors import DyditError
 
+# what marks a folder as one of dydit's, whose replacement loses nothing else
+OURS = {"config.json", "demo.json", "metrics.jsonl", "profile.json", "recipe.json", "samples.json"}
+
 
 def check_output(path: str | Path, force: bool = False) -> Path:
     """`path`, where it can be written. Raises `DyditError` where it exists (without `force`) or its folder cannot be.
 
-    An empty folder does not count as existing.
+    An empty folder does not count as existing. A folder without a mark of dydit's is never replaced: a slip in a name
+    must not cost somebody's files.
     """
     path = Path(path)
-    if path.exists() and not force and not (path.is_dir() and not any(path.iterdir())):
+    content = {child.name for child in path.iterdir()} if path.is_dir() else set()
+    if path.exists() and not force and not (path.is_dir() and not content):
         raise DyditError(f"{path}: already exists; choose another name or replace it with --force")
+    if content and not content & OURS:
+        raise DyditError(f"{path}: is a folder that dydit did not write, which --force does not replace; choose another name")
     parent = path.absolute().parent
     while not parent.exists():
         parent = parent.parent

@@ -22,6 +22,7 @@ ALLOWED: dict[str, set[str]] = {
     "flops": {"model"},
     "profiling": {"model", "flops", "checkpoint", "diffusion"},
     "train": {"model", "flops", "checkpoint", "diffusion"},
+    "bench": {"model", "flops", "checkpoint", "diffusion"},
     "evaluate": {"diffusion", "model", "sampling", "train"},
     "figures": {"profiling"},
     "sampling": {"model", "checkpoint", "diffusion", "figures"},

@@ -84,7 +84,7 @@ def read(path: Source, reading: Reading = Reading()) -> Checkpoint:
     if isinstance(path, Checkpoint):
         return path
     place = resolve(path)
-    if not place.exists() and _may_be_hub_id(str(path)):
+    if not place.exists() and may_be_hub_id(str(path)):
         place = _download(str(path))
     if place.is_dir():
         return replace(_read_folder(place, reading), path=str(path))
@@ -174,7 +174,7 @@ def _is_index(file: Path) -> bool:
     return file.name.endswith(INDEX_ENDING)
 
 
-def _may_be_hub_id(path: str) -> bool:
+def may_be_hub_id(path: str) -> bool:
     """`org/name`, unless there is a folder `org` here: then it is a local path with a slip."""
     return bool(re.fullmatch(r"[A-Za-z0-9][\w.-]*/[\w.-]+", path)) and not Path(path.split("/")[0]).exists()
 

@@ -26,17 +26,17 @@ class Advance(Protocol):
 
 
 @contextmanager
-def progress(what: str, total: int, unit: str) -> Iterator[Advance]:
-    """Shows `total` pieces of work with rate and time left."""
+def progress(what: str, total: int, unit: str, per: int = 1) -> Iterator[Advance]:
+    """Shows `total` units of work with rate and time left; `per` of what one advances by make a unit."""
     if err.is_terminal:
-        with _bar(what, total, unit) as advance:
+        with _bar(what, total, unit, per) as advance:
             yield advance
     else:
-        yield _lines(what, total, unit)
+        yield _lines(what, total, unit, per)
 
 
 @contextmanager
-def _bar(what: str, total: int, unit: str) -> Iterator[Advance]:
+def _bar(what: str, total: int, unit: str, per: int) -> Iterator[Advance]:
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
     columns = (
@@ -54,13 +54,13 @@ def _bar(what: str, total: int, unit: str) -> Iterator[Advance]:
         def advance(amount: int = 1, note: str = "") -> None:
             nonlocal done
             done += amount
-            rate = f"{done / (time.perf_counter() - start):.1f} {unit}/s"
-            bar.update(task, advance=amount, rate=rate, note=note)
+            rate = _rate(done / per, time.perf_counter() - start, unit)
+            bar.update(task, completed=done / per, rate=rate, note=note)
 
         yield advance
 
 
-def _lines(what: str, total: int, unit: str) -> Advance:
+def _lines(what: str, total: int, unit: str, per: int) -> Advance:
     start = said = time.perf_counter()
     done = 0
 
@@ -68,14 +68,21 @@ def _lines(what: str, total: int, unit: str) -> Advance:
         nonlocal said, done
         done += amount
         now = time.perf_counter()
-        if now - said < LOG_EVERY_SECONDS and done < total:
+        if now - said < LOG_EVERY_SECONDS and done < total * per:
             return
-        said, rate = now, done / max(now - start, 1e-9)
-        left = f", {units.seconds((total - done) / rate)} left" if done < total else f", took {units.seconds(now - start)}"
-        text = f"{what}: {done}/{total} {unit}, {rate:.1f} {unit}/s{left}" + (f", {note}" if note else "")
-        err.print(text, markup=False, soft_wrap=True)
+        said, past = now, now - start
+        left = (total * per / done - 1) * past
+        time_left = f", {units.seconds(left)} left" if done < total * per else f", took {units.seconds(past)}"
+        text = f"{what}: {done // per}/{total} {unit}, {_rate(done / per, past, unit)}{time_left}"
+        err.print(text + (f", {note}" if note else ""), markup=False, soft_wrap=True)
 
     return advance
+
+
+def _rate(done: float, seconds: float, unit: str) -> str:
+    """`31.4 images/s`; under one a second with the digits that still tell something."""
+    rate = done / max(seconds, 1e-9)
+    return f"{rate:.1f} {unit}/s" if rate >= 1 else f"{rate:.2g} {unit}/s"
 
 
 def table(title: str, columns: list[str], rows: list[list[str]]) -> None:
@@ -120,9 +127,9 @@ class Stages:
         self._open: ExitStack = ExitStack()
         self._advance: Advance = _ignore
 
-    def begin(self, what: str, total: int, unit: str) -> None:
+    def begin(self, what: str, total: int, unit: str, per: int = 1) -> None:
         self._open.close()
-        self._advance = self._open.enter_context(progress(what, total, unit))
+        self._advance = self._open.enter_context(progress(what, total, unit, per))
 
     def advance(self, amount: int = 1, note: str = "") -> None:
         self._advance(amount, note)

@@ -36,10 +36,28 @@ TimestepVariant = Annotated[
         show_default="what the format implies",
     ),
 ]
-Spacing = Annotated[str, typer.Option(help="Timesteps: linspace (the authors' code), leading (diffusers' DDIM) or trailing.")]
-Sampler = Annotated[str, typer.Option(help="ddpm or ddim.")]
+Spacing = Annotated[
+    str | None,
+    typer.Option(
+        help="Timesteps: linspace (the authors' code), leading (diffusers' DDIM), trailing or solver (its DPM-Solver).",
+        show_default="linspace; dpmsolver++ solver",
+    ),
+]
+Sampler = Annotated[str, typer.Option(help="ddpm, ddim or dpmsolver++.")]
 SamplingSteps = Annotated[int, typer.Option("--steps", metavar="N", help="Sampling steps, 1 to 1000.")]
+SamplerSteps = Annotated[
+    int | None,
+    typer.Option("--steps", metavar="N", help="Sampling steps, 1 to 1000.", show_default="ddpm 250, ddim 50, dpmsolver++ 20"),
+]
 Cfg = Annotated[float, typer.Option(help="Classifier-free guidance scale; 1 is none.")]
+CfgInterval = Annotated[
+    str | None,
+    typer.Option(
+        metavar="LOW,HIGH",
+        help="Guide only at timesteps from LOW to HIGH; the others need half the work.",
+        show_default="0,999",
+    ),
+]
 CfgChannels = Annotated[str, typer.Option(help="Channels that guidance acts on: 3 (the authors' code) or all (diffusers).")]
 Batch = Annotated[int, typer.Option(min=1, help="Images drawn at once (guidance doubles it).")]
 
@@ -61,17 +79,28 @@ def read(checkpoint: str, reading: Reading) -> Checkpoint:
     return loaded
 
 
-def sampler_settings(sampler: str, steps: int, cfg: float, cfg_channels: str, spacing: str) -> SamplerSettings:
-    """Checked settings from options as they were typed."""
-    from dydit_cli.diffusion.sampler import SamplerSettings
+def sampler_settings(
+    sampler: str, steps: int | None, cfg: float, cfg_channels: str, spacing: str | None, cfg_interval: str | None = None
+) -> SamplerSettings:
+    """Checked settings from options as they were typed; without `steps` the sampler's usual number."""
+    from dydit_cli.diffusion.sampler import ALWAYS, DEFAULT_STEPS, SamplerSettings
 
     return SamplerSettings(
         sampler=sampler,  # type: ignore[arg-type]
-        steps=steps,
+        steps=DEFAULT_STEPS.get(sampler, 1) if steps is None else steps,
         cfg=cfg,
         cfg_channels=cfg_channels,  # type: ignore[arg-type]
         spacing=spacing,  # type: ignore[arg-type]
+        cfg_interval=ALWAYS if cfg_interval is None else parse_interval(cfg_interval),
     )
+
+
+def parse_interval(text: str) -> tuple[int, int]:
+    """`100,800` as two numbers. Raises `DyditError` for anything else."""
+    low, _, high = (part.strip() for part in text.partition(","))
+    if not low.isdecimal() or not high.isdecimal():
+        raise DyditError(f"--cfg-interval {text}: write two timesteps, for instance 100,800")
+    return int(low), int(high)
 
 
 def parse_classes(text: str | None, num_classes: int) -> list[int]:

@@ -19,10 +19,10 @@ def profile(
     out: options.Out,
     images: Annotated[int, typer.Option(metavar="N", help="Images to draw and average over, classes in turn.")] = 16,
     sampler: options.Sampler = "ddim",
-    steps: options.SamplingSteps = 50,
+    steps: options.SamplerSteps = None,
     cfg: options.Cfg = 1.5,
     cfg_channels: options.CfgChannels = "3",
-    spacing: options.Spacing = "linspace",
+    spacing: options.Spacing = None,
     batch: options.Batch = 64,
     seed: options.Seed = 0,
     weights: options.Weights = "ema",
@@ -45,7 +45,7 @@ def profile(
 
     settings = options.sampler_settings(sampler, steps, cfg, cfg_channels, spacing)
     reading = options.reading(weights, num_heads, input_size, timestep_variant)
-    with console.progress("profile", images * steps, "image-steps") as advance:
+    with console.progress("profile", images * settings.steps, "image-steps") as advance:
         result = run(
             options.read(checkpoint, reading),
             out,

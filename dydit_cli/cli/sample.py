@@ -2,11 +2,18 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from dydit_cli import units
 from dydit_cli.cli import console, options
+from dydit_cli.errors import DyditError
+
+if TYPE_CHECKING:
+    from dydit_cli.checkpoint.checkpoint import Checkpoint
+    from dydit_cli.sampling.painter import Drawing
 
 
 def sample(
@@ -15,14 +22,29 @@ def sample(
     num: Annotated[int, typer.Option(min=1, help="How many images.")] = 64,
     classes: Annotated[str | None, typer.Option(help="Classes in turn, such as 0,1,5-7.", show_default="all")] = None,
     cfg: options.Cfg = 1.5,
-    sampler: options.Sampler = "ddim",
-    steps: options.SamplingSteps = 50,
+    cfg_interval: options.CfgInterval = None,
     cfg_channels: options.CfgChannels = "3",
-    spacing: options.Spacing = "linspace",
+    sampler: options.Sampler = "ddim",
+    steps: options.SamplerSteps = None,
+    spacing: options.Spacing = None,
     execution: Annotated[
         str, typer.Option(help="sparse (skipped work left out), masked, or complete (everything on).")
     ] = "sparse",
-    vae: Annotated[str | None, typer.Option(metavar="DIR", help="An AutoencoderKL folder, for models of latents.")] = None,
+    dtype: Annotated[str, typer.Option(help="The model runs in fp32, bf16 or fp16; the sampler in fp32.")] = "fp32",
+    vae: Annotated[
+        str | None, typer.Option(metavar="DIR", help="An AutoencoderKL, for models of latents: a folder or hub id.")
+    ] = None,
+    npz: Annotated[
+        bool,
+        typer.Option(
+            "--npz",
+            help="One array for ADM's evaluation suite, samples.npz, in place of pictures. The same command again "
+            "continues after a kill; `accelerate launch -m dydit_cli sample ...` shares it over processes.",
+        ),
+    ] = False,
+    shard_size: Annotated[
+        int | None, typer.Option(min=1, metavar="N", help="Images in a shard of --npz.", show_default="500")
+    ] = None,
     batch: options.Batch = 64,
     seed: options.Seed = 0,
     weights: options.Weights = "ema",
@@ -33,37 +55,65 @@ def sample(
     force: options.Force = False,
     json: options.Json = False,
 ) -> None:
-    """Draw images: single PNGs and a grid.
+    """Draw images: single PNGs and a grid, or with --npz one array.
 
     Example: `dydit sample digits-dit --num 8 --classes 0,1,2 --steps 10 --out runs/samples`
     """
-    from dydit_cli.sampling import sample_images
+    from dydit_cli.sampling.painter import Drawing
 
-    settings = options.sampler_settings(sampler, steps, cfg, cfg_channels, spacing)
-    reading = options.reading(weights, num_heads, input_size, timestep_variant)
-    loaded = options.read(checkpoint, reading)
-    chosen = options.parse_classes(classes, loaded.config.num_classes)
-    with console.progress("sample", num * steps, "image-steps") as advance:
-        result = sample_images(
+    if shard_size is not None and not npz:
+        raise DyditError("--shard-size is for --npz; add it, or leave the size out")
+    settings = options.sampler_settings(sampler, steps, cfg, cfg_channels, spacing, cfg_interval)
+    loaded = options.read(checkpoint, options.reading(weights, num_heads, input_size, timestep_variant))
+    how = Drawing(
+        settings=settings,
+        classes=options.parse_classes(classes, loaded.config.num_classes),
+        seed=seed,
+        execution=execution,  # type: ignore[arg-type]
+        dtype=dtype,  # type: ignore[arg-type]
+        vae=vae,
+        batch=batch,
+        device=device,
+    )
+    if npz:
+        write_array(loaded, out, how, num, shard_size, force, json)
+    else:
+        write_pictures(loaded, out, how, num, force, json)
+
+
+def write_pictures(loaded: Checkpoint, out: Path, how: Drawing, num: int, force: bool, json: bool) -> None:
+    from dydit_cli.sampling.images import sample_images
+
+    with console.progress("sample", num, "images", per=how.settings.steps) as advance:
+        result = sample_images(loaded, out, how, num=num, force=force, on_progress=lambda progress: advance(progress.batch))
+    summary = result.summary
+    if json:
+        console.as_json(summary)
+    else:
+        console.say(f"{num} images in {out} ({summary['seconds_per_image']:.3f} s per image); all of them: {out / 'grid.png'}")
+
+
+def write_array(loaded: Checkpoint, out: Path, how: Drawing, num: int, shard_size: int | None, force: bool, json: bool) -> None:
+    from dydit_cli.sampling.shards import SAMPLES_FILE, SHARD_SIZE, sample_npz
+
+    with console.stages() as work:
+        summary = sample_npz(
             loaded,
             out,
+            how,
             num=num,
-            classes=chosen,
-            settings=settings,
-            execution=execution,  # type: ignore[arg-type]
-            vae=vae,
-            batch=batch,
-            seed=seed,
-            device=device,
+            shard_size=shard_size or SHARD_SIZE,
             force=force,
-            on_progress=lambda progress: advance(progress.batch),
+            on_stage=work.begin,
+            on_progress=work.advance,
         )
+    if summary is None:  # the main process speaks for all
+        return
     if json:
-        console.as_json(result.summary)
+        console.as_json(summary)
     else:
-        console.say(
-            f"{num} images in {out} ({result.summary['seconds_per_image']:.3f} s per image); all of them: {out / 'grid.png'}"
-        )
+        drawn, took = summary["drawn"], units.seconds(summary["seconds"])
+        console.say(f"{num} images in {out / SAMPLES_FILE} (arr_0), {drawn} of them drawn now, in {took}")
 
 
 def register(app: typer.Typer) -> None:

@@ -36,6 +36,7 @@ def generate(
     *,
     null_class: int,
     seed: int = 0,
+    first: int = 0,
     batch: int = 64,
     device: torch.device | str = "cpu",
     dtype: torch.dtype = torch.float32,
@@ -43,26 +44,36 @@ def generate(
 ) -> Tensor:
     """Samples for labels (M,): M C S S on cpu in float32, `shape` being C S S.
 
-    The noise is drawn on the cpu, image by image: the same seed gives the same noise on any device and at any `batch`.
-    Raises `DyditError` for a label that is no class.
+    They are the images `first` to `first` + M - 1 of the run with `seed`. The noise is drawn on the cpu, image by image:
+    the same seed gives the same noise on any device, at any `batch` and in any slice of the run. `dtype` is the model's:
+    it sees and returns tensors of it, while the sampler's state stays float32. Raises `DyditError` for a label that is
+    no class.
     """
+    check_labels(labels, null_class)
+
+    def denoise(x: Tensor, t: Tensor, y: Tensor) -> Tensor:
+        return model(x.to(dtype), t, y).float()
+
+    parts = []
+    for start in range(0, len(labels), batch):
+        y = labels[start : start + batch].to(device)
+        generators = image_generators(seed, first + start, len(y))
+        x = torch.stack([torch.randn(shape, generator=generator) for generator in generators]).to(device)
+
+        def report(step: int, timestep: int, start: int = start, count: int = len(y)) -> None:
+            if on_progress:
+                on_progress(Progress(first + start, count, step, timestep))
+
+        x = sample(denoise, x, y, settings, null_class=null_class, generator=generators, on_step=report)
+        parts.append(x.cpu())
+    return torch.cat(parts)
+
+
+def check_labels(labels: Tensor, null_class: int) -> None:
+    """Raises `DyditError` for a label that is no class."""
     wrong = labels[(labels < 0) | (labels >= null_class)]
     if len(wrong):
         raise DyditError(f"class {int(wrong[0])}: the model has classes 0 to {null_class - 1}")
-    parts = []
-    for first in range(0, len(labels), batch):
-        y = labels[first : first + batch].to(device)
-        generators = image_generators(seed, first, len(y))
-        x = torch.stack([torch.randn(shape, generator=generator) for generator in generators])
-
-        def report(step: int, timestep: int, first: int = first, count: int = len(y)) -> None:
-            if on_progress:
-                on_progress(Progress(first, count, step, timestep))
-
-        x = x.to(device=device, dtype=dtype)
-        x = sample(model, x, y, settings, null_class=null_class, generator=generators, on_step=report)
-        parts.append(x.float().cpu())
-    return torch.cat(parts)
 
 
 def cycle_labels(classes: list[int], count: int) -> Tensor:

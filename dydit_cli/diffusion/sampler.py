@@ -12,8 +12,10 @@ from torch import Tensor
 from dydit_cli.diffusion.schedule import BETA_END, BETA_START, TRAIN_STEPS, Spacing, spaced_timesteps
 from dydit_cli.errors import DyditError
 
-SamplerName = Literal["ddpm", "ddim"]
+SamplerName = Literal["ddpm", "ddim", "dpmsolver++"]
 GuidanceChannels = Literal["3", "all"]
+DEFAULT_STEPS: dict[str, int] = {"ddpm": 250, "ddim": 50, "dpmsolver++": 20}
+ALWAYS = (0, TRAIN_STEPS - 1)  # the interval of timesteps that leaves none out
 
 
 class Denoiser(Protocol):
@@ -27,16 +29,19 @@ class SamplerSettings:
     """How images are drawn.
 
     `cfg_channels` is how many channels guidance acts on: the authors' code guides the first 3 (of 4), diffusers all.
-    `spacing` is how the timesteps are chosen (`spaced_timesteps`). A `cfg` of 1 is no guidance, and one model
-    evaluation a step instead of two.
+    `spacing` is how the timesteps are chosen (`spaced_timesteps`); without one it is the sampler's own: `linspace`, as the
+    authors' code, and for dpmsolver++ `solver`, as diffusers' pipeline. A `cfg` of 1 is no guidance, and one model
+    evaluation a step instead of two; so is a timestep outside `cfg_interval`, whose ends are training timesteps that
+    belong to it (arXiv 2404.07724).
     """
 
     sampler: SamplerName = "ddim"
     steps: int = 50
     cfg: float = 1.5
     cfg_channels: GuidanceChannels = "3"
-    spacing: Spacing = "linspace"
+    spacing: Spacing | None = None
     clip: bool = False
+    cfg_interval: tuple[int, int] = ALWAYS
 
     def __post_init__(self) -> None:
         if self.sampler not in get_args(SamplerName):
@@ -45,12 +50,30 @@ class SamplerSettings:
             raise DyditError(f"guidance channels {self.cfg_channels!r}; choose 3 or all")
         if not self.cfg >= 1 or self.cfg == float("inf"):
             raise DyditError(f"guidance scale {self.cfg}; it must be 1 (none) or more")
-        spaced_timesteps(self.steps, self.spacing)
+        low, high = self.cfg_interval
+        if not ALWAYS[0] <= low <= high <= ALWAYS[1]:
+            raise DyditError(f"guidance interval {low} to {high}; give two timesteps from 0 to {ALWAYS[1]}, the lower first")
+        spaced_timesteps(self.steps, self.timestep_spacing)
 
     @property
     def timesteps(self) -> list[int]:
         """The noisiest first."""
-        return spaced_timesteps(self.steps, self.spacing)
+        return spaced_timesteps(self.steps, self.timestep_spacing)
+
+    @property
+    def timestep_spacing(self) -> Spacing:
+        """`spacing`, or else the sampler's own."""
+        return self.spacing or ("solver" if self.sampler == "dpmsolver++" else "linspace")
+
+    @property
+    def evaluations(self) -> int:
+        """How often the model is evaluated for one image."""
+        return sum(1 if self.guidance_at(t) == 1 else 2 for t in self.timesteps)
+
+    def guidance_at(self, timestep: int) -> float:
+        """The guidance scale at a training timestep."""
+        low, high = self.cfg_interval
+        return self.cfg if low <= timestep <= high else 1.0
 
 
 def guided(
@@ -71,10 +94,11 @@ def guided(
 
 
 def make_scheduler(settings: SamplerSettings, learn_sigma: bool) -> Any:
-    """diffusers' scheduler on the authors' timesteps.
+    """diffusers' scheduler on the settings' timesteps.
 
-    DDIM is the first-order DPM-Solver++ (arXiv 2211.01095, section 3): the same update as DDIM's with eta 0, and unlike
-    diffusers' DDIMScheduler its previous timestep is the one that is really next in an uneven spacing.
+    DPM-Solver++ (arXiv 2211.01095) is the multistep one of order 2, with diffusers' defaults. DDIM is its order 1
+    (section 3): the same update as DDIM's with eta 0, and unlike diffusers' DDIMScheduler its previous timestep is the one
+    that is really next in an uneven spacing.
     """
     from diffusers import DDPMScheduler, DPMSolverMultistepScheduler
 
@@ -88,7 +112,8 @@ def make_scheduler(settings: SamplerSettings, learn_sigma: bool) -> Any:
         variance = "learned_range" if learn_sigma else "fixed_large"
         scheduler: Any = DDPMScheduler(**betas, variance_type=variance, clip_sample=settings.clip)
     else:
-        scheduler = DPMSolverMultistepScheduler(**betas, solver_order=1, final_sigmas_type="zero")
+        order = 1 if settings.sampler == "ddim" else 2
+        scheduler = DPMSolverMultistepScheduler(**betas, solver_order=order, final_sigmas_type="zero")
     scheduler.set_timesteps(timesteps=settings.timesteps)
     return scheduler
 
@@ -113,10 +138,10 @@ def sample(
         if on_step:
             on_step(i, timestep)
         t = torch.full((x.shape[0],), timestep, device=x.device, dtype=torch.long)
-        out = guided(model, x, t, y, null_class, settings.cfg, settings.cfg_channels)
+        out = guided(model, x, t, y, null_class, settings.guidance_at(timestep), settings.cfg_channels)
         if scheduler is None:
             scheduler = make_scheduler(settings, learn_sigma=out.shape[1] == 2 * channels)
-        if settings.sampler == "ddim":
-            out = out[:, :channels]  # its variance is 0
+        if settings.sampler != "ddpm":
+            out = out[:, :channels]  # the others add no noise
         x = scheduler.step(out, timestep, x, generator=generator, return_dict=False)[0]
     return x

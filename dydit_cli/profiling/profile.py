@@ -18,7 +18,7 @@ from dydit_cli.checkpoint.checkpoint import Checkpoint
 from dydit_cli.checkpoint.read import Reading, Source, read
 from dydit_cli.devices import pick_device
 from dydit_cli.diffusion.generate import Progress, cycle_labels, generate
-from dydit_cli.diffusion.sampler import SamplerSettings
+from dydit_cli.diffusion.sampler import ALWAYS, SamplerSettings
 from dydit_cli.errors import DyditError
 from dydit_cli.files import atomic_folder, check_output, write_json
 from dydit_cli.model.config import DiTConfig, config_from_dict
@@ -81,7 +81,8 @@ def profile(
 ) -> Profile:
     """Samples `images` images, classes in turn, and counts what every step switched on; writes to `out` if given.
 
-    Raises `DyditError` for a static model, an existing `out` (without `force`), or images under 1.
+    Raises `DyditError` for a static model, an existing `out` (without `force`), images under 1, or guidance in a part of
+    the schedule only.
     """
     if out is not None:
         check_output(out, force)
@@ -113,7 +114,12 @@ def profile_checkpoint(
     device: str,
     on_progress: Callable[[Progress], None] | None = None,
 ) -> Profile:
-    """As `profile`, of a DyDiT that is in memory; `name` is what the summary calls it."""
+    """As `profile`, of a DyDiT that is in memory; `name` is what the summary calls it.
+
+    Raises `DyditError` for guidance in a part of the schedule only.
+    """
+    if settings.cfg_interval != ALWAYS:
+        raise DyditError("a profile counts the same guidance at every step; leave the guidance interval (cfg_interval) out")
     config, place = checkpoint.config, pick_device(device)
     model = executor(checkpoint.build().to(place).float(), "sparse")
     halves = 1 if settings.cfg == 1 else 2
@@ -158,7 +164,7 @@ def profile_checkpoint(
         "steps": settings.steps,
         "cfg": settings.cfg,
         "cfg_channels": settings.cfg_channels,
-        "spacing": settings.spacing,
+        "spacing": settings.timestep_spacing,
         "images": images,
         "seed": seed,
         "dtype": "float32",

@@ -439,6 +439,19 @@ def test_force_replaces(room: Path, tmp_path: Path) -> None:
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
 
 
+def test_force_never_replaces_a_folder_of_somebody_elses(room: Path, tmp_path: Path) -> None:
+    (tmp_path / "thesis").mkdir()
+    (tmp_path / "thesis" / "chapter1.tex").write_text("all of it")
+    for command in (
+        "convert {room}/static {out}",
+        "sample {room}/tuned --out {out}",
+        "export {room}/tuned {out} --format native",
+    ):
+        result = dydit(*command.format(room=room, out=tmp_path / "thesis").split(), "--force")
+        assert (result.exit_code, "a folder that dydit did not write" in result.stderr) == (2, True)
+    assert (tmp_path / "thesis" / "chapter1.tex").read_text() == "all of it"
+
+
 def test_classes_are_lists_and_ranges() -> None:
     assert parse_classes("0,5-7", 10) == [0, 5, 6, 7]
     assert parse_classes(None, 3) == [0, 1, 2]

@@ -25,10 +25,11 @@ from tests.conftest import ROOT
 
 README = (ROOT / "README.md").read_text()
 BLOCKS = re.findall(r"^```bash\n(.*?)^```", README, flags=re.MULTILINE | re.DOTALL)
-COMMANDS = ("convert", "finetune", "sample", "profile", "visualize", "inspect", "export", "pretrain", "demo")
+COMMANDS = ("convert", "finetune", "sample", "profile", "visualize", "inspect", "export", "bench", "pretrain", "demo")
 
 # what makes a printed command quick enough for a test, without changing what it is
 QUICK = {
+    "bench": ["--measure", "1", "--repeats", "1"],
     "finetune": ["--steps", "2", "--set", "train.batch_size=8"],
     "pretrain": ["--steps", "2", "--set", "train.batch_size=8"],
     "profile": ["--images", "2", "--steps", "2"],

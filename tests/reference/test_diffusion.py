@@ -104,6 +104,25 @@ def test_ddim_equals_diffusers_own_pipeline(golden: Path, dtype: torch.dtype) ->
     assert largest_difference(ours, theirs) < 1e-5 * theirs.abs().max().item()
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_dpm_solver_equals_diffusers_own_pipeline(golden: Path, dtype: torch.dtype) -> None:
+    """DiTPipeline with DPMSolverMultistepScheduler.from_config: the sampler's own spacing, guidance on all channels."""
+    model = read(golden / "diffusers_dit").build().to(dtype)
+    io = load_file(golden / "diffusers_dit" / "io.safetensors")
+    settings = SamplerSettings(sampler="dpmsolver++", steps=10, cfg=1.5, cfg_channels="all")
+    assert settings.timesteps == io["pipe.dpm.timesteps10"].tolist()
+    with torch.inference_mode():
+        ours = sample(model, io["pipe.x_T"].to(dtype), io["pipe.labels"], settings, null_class=10)
+    theirs = io["pipe.dpm.sample10"]
+    assert largest_difference(ours, theirs) < 1e-5 * theirs.abs().max().item()
+
+
+@pytest.mark.parametrize("steps", [25, 50, 250])
+def test_solver_spacing_equals_diffusers(golden: Path, steps: int) -> None:
+    theirs = load_file(golden / "diffusers_dit" / "io.safetensors")[f"sched.dpm.timesteps{steps}"]
+    assert spaced_timesteps(steps, "solver") == theirs.tolist()
+
+
 @pytest.mark.parametrize("steps", [25, 50, 250])
 @pytest.mark.parametrize("spacing", ["leading", "linspace", "trailing"])
 def test_spacings_equal_diffusers(steps: int, spacing: Any) -> None:

@@ -1,0 +1,1 @@
+"""`dydit sample`: images of a checkpoint, as pictures or as one array for evaluation suites."""

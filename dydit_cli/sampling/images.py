@@ -1,0 +1,69 @@
+"""Samples as pictures: single PNGs and a grid."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from torch import Tensor
+
+from dydit_cli.checkpoint.read import Reading, Source, read
+from dydit_cli.devices import pick_device
+from dydit_cli.errors import DyditError
+from dydit_cli.figures.grid import make_grid, picture, save_png
+from dydit_cli.files import atomic_folder, check_output, write_json
+from dydit_cli.sampling.painter import Drawing, OnProgress, open_painter, protocol
+from dydit_cli.sampling.processes import world_size
+
+
+@dataclass(frozen=True)
+class Samples:
+    """pixels: M S S C uint8; labels: (M,); `summary` is the protocol and the time."""
+
+    pixels: NDArray[np.uint8]
+    labels: Tensor
+    summary: dict[str, Any]
+
+
+def sample_images(
+    checkpoint: Source,
+    out: str | Path,
+    how: Drawing = Drawing(),
+    *,
+    num: int = 64,
+    reading: Reading = Reading(),
+    force: bool = False,
+    on_progress: OnProgress | None = None,
+) -> Samples:
+    """Draws `num` images into the folder `out`: grid.png, NNNNN-classK.png and samples.json.
+
+    Raises `DyditError` for an existing `out` (without `force`), an unknown class, a latent model without a VAE, or
+    several processes.
+    """
+    out = check_output(out, force)
+    if world_size() > 1:
+        raise DyditError(f"WORLD_SIZE={world_size()}: several processes can share a run only with --npz; add it")
+    loaded = read(checkpoint, reading)
+    painter = open_painter(loaded, how)
+    start = time.perf_counter()
+    samples, labels = painter.samples(0, num, on_progress), painter.labels(0, num)
+    seconds = time.perf_counter() - start
+    pixels = painter.pixels(samples)
+    summary = {
+        "images": num,
+        **protocol(loaded, how),
+        "device": pick_device(how.device).type,
+        "seconds": seconds,
+        "seconds_per_image": seconds / num,
+    }
+    with atomic_folder(out) as temporary:
+        pictures = [picture(image) for image in pixels]
+        for i, (image, label) in enumerate(zip(pictures, labels.tolist(), strict=True)):
+            save_png(image, temporary / f"{i:05d}-class{label}.png")
+        save_png(make_grid(pictures), temporary / "grid.png")
+        write_json(temporary / "samples.json", summary)
+    return Samples(pixels, labels, summary)

@@ -1,0 +1,190 @@
+"""Samples by the ten thousand: shards that survive a kill, drawn by any number of processes, joined into one .npz.
+
+A shard is a fixed slice of image indices and appears whole or not at all, and an image depends on its index alone: so
+the same command again draws what is missing, and no image is there twice.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from dydit_cli.checkpoint.lineage import sha256
+from dydit_cli.checkpoint.read import Reading, Source, read
+from dydit_cli.diffusion.generate import Progress
+from dydit_cli.errors import DyditError
+from dydit_cli.files import check_output, write_json
+from dydit_cli.sampling.npz import read_npz, rgb, write_npz
+from dydit_cli.sampling.painter import Drawing, Painter, open_painter, protocol
+from dydit_cli.sampling.processes import processes
+
+FORMAT, FORMAT_VERSION = "dydit-npz", 1
+SETTINGS_FILE, SAMPLES_FILE, SHARDS = "samples.json", "samples.npz", "shards"
+SHARD_SIZE = 500
+
+OnStage = Callable[[str, int, str, int], None]  # what, how many, of which unit, and how much progress makes one
+
+
+def _silent(*what: Any) -> None:
+    pass
+
+
+@dataclass(frozen=True)
+class ShardedRun:
+    """The folder of a run of `images` images: samples.json (what it was asked for), shards/ and samples.npz."""
+
+    folder: Path
+    images: int
+    shard_size: int
+
+    @property
+    def samples(self) -> Path:
+        return self.folder / SAMPLES_FILE
+
+    @property
+    def count(self) -> int:
+        return -(-self.images // self.shard_size)
+
+    def path(self, shard: int) -> Path:
+        return self.folder / SHARDS / f"{shard:06d}.npz"
+
+    def slice(self, shard: int) -> tuple[int, int]:
+        """The shard's first image, and how many it has."""
+        first = shard * self.shard_size
+        return first, min(self.shard_size, self.images - first)
+
+    def missing(self) -> list[int]:
+        """The shards that are still to be drawn: none once they are joined."""
+        return [] if self.samples.is_file() else [i for i in range(self.count) if not self.path(i).is_file()]
+
+
+def sample_npz(
+    checkpoint: Source,
+    out: str | Path,
+    how: Drawing = Drawing(),
+    *,
+    num: int,
+    shard_size: int = SHARD_SIZE,
+    reading: Reading = Reading(),
+    force: bool = False,
+    on_stage: OnStage = _silent,
+    on_progress: Callable[[int], None] = _silent,
+) -> dict[str, Any] | None:
+    """Draws what is missing of `num` images and joins them in `out`/samples.npz, as `write_npz` writes it.
+
+    Under a launcher the processes share the shards, and on several machines the file system too. Returns the protocol
+    with `drawn` (images that this run drew) and `seconds`, in the main process, and None in the others. Raises
+    `DyditError` where `out` holds something else or a run with other settings (without `force`, which starts anew).
+    """
+    start = time.perf_counter()
+    run = ShardedRun(Path(out), num, shard_size)
+    with processes(how.device) as team:
+        if not team.main:  # one display is enough
+            on_stage, on_progress = _silent, _silent
+        loaded = read(checkpoint, reading)
+        asked = {
+            "format": FORMAT,
+            "format_version": FORMAT_VERSION,
+            "images": num,
+            "shard_size": shard_size,
+            **protocol(loaded, how),
+            "checkpoint_sha256": None if loaded.file is None else sha256(loaded.file),
+            "read_as": "; ".join((loaded.found, *loaded.notes)),  # of the two sets of a training checkpoint, which
+            "model": loaded.config.to_dict(),
+        }
+        if force:
+            check_output(run.folder, force)
+        else:
+            check_same_run(run.folder, asked)
+        missing = list(range(run.count)) if force else run.missing()
+        team.wait()  # all have looked before anything changes
+        if team.main:
+            begin(run.folder, asked, force)
+        team.wait()
+        if missing:
+            draw_shards(run, missing[team.index :: team.count], open_painter(loaded, how), on_stage, on_progress)
+        team.wait()
+        if team.main and not run.samples.is_file():
+            on_stage("join", run.count, "shards", 1)
+            join(run, on_progress)
+    if not team.main:
+        return None
+    drawn = sum(run.slice(shard)[1] for shard in missing)
+    return {**asked, "drawn": drawn, "processes": team.count, "seconds": time.perf_counter() - start}
+
+
+def check_same_run(folder: Path, asked: dict[str, Any]) -> None:
+    """Raises `DyditError` where `folder` holds anything but a run with the settings `asked`; an empty one may begin."""
+    try:
+        there = json.loads((folder / SETTINGS_FILE).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        there = None
+    if not isinstance(there, dict) or there.get("format") != FORMAT:
+        # a kill in the first moment leaves the settings under their temporary name
+        if not folder.is_dir() or any(not path.name.startswith(f".{SETTINGS_FILE}.") for path in folder.iterdir()):
+            check_output(folder)
+        return
+    for name, value in asked.items():
+        # the same weights may go by another name
+        if there.get(name) != value and not (name == "checkpoint" and asked["checkpoint_sha256"] is not None):
+            raise DyditError(
+                f"{folder}: holds samples with {name} {_short(there.get(name))}, and now it is {_short(value)}; "
+                "choose another --out, or start anew with --force"
+            )
+
+
+def begin(folder: Path, asked: dict[str, Any], force: bool) -> None:
+    """Writes the settings that a later run has to repeat; with `force` into an empty folder."""
+    if force and folder.is_dir():
+        shutil.rmtree(folder)
+    elif force:
+        folder.unlink(missing_ok=True)
+    if not (folder / SETTINGS_FILE).is_file():
+        write_json(folder / SETTINGS_FILE, asked)
+
+
+def draw_shards(
+    run: ShardedRun, shards: list[int], painter: Painter, on_stage: OnStage, on_progress: Callable[[int], None]
+) -> None:
+    """Draws these shards, one file after the other."""
+
+    def report(progress: Progress) -> None:
+        on_progress(progress.batch)
+
+    on_stage("sample", sum(run.slice(shard)[1] for shard in shards), "images", painter.how.settings.steps)
+    for shard in shards:
+        pixels = rgb(painter.pixels(painter.samples(*run.slice(shard), report)))
+        write_npz(run.path(shard), pixels.shape, [pixels])
+
+
+def join(run: ShardedRun, on_progress: Callable[[int], None]) -> None:
+    """Writes samples.npz from the shards, one in memory at a time. Raises `DyditError` for a damaged shard."""
+    for leftover in [*run.folder.glob(f".{SAMPLES_FILE}.*"), *(run.folder / SHARDS).glob(".*")]:
+        leftover.unlink()  # what a kill left half-written
+    image = read_npz(run.path(0)).shape[1:]  # S S 3
+
+    def parts() -> Iterator[NDArray[np.uint8]]:
+        for shard in range(run.count):
+            pixels, wanted = read_npz(run.path(shard)), (run.slice(shard)[1], *image)
+            if pixels.shape != wanted:
+                raise DyditError(
+                    f"{run.path(shard)}: damaged shard (its shape is {pixels.shape}, not {wanted}); "
+                    "delete it and run the same command again"
+                )
+            yield pixels
+            on_progress(1)
+
+    write_npz(run.samples, (run.images, *image), parts())
+
+
+def _short(value: Any) -> str:
+    text = json.dumps(value)
+    return text if len(text) <= 40 else text[:37] + "..."
