@@ -168,6 +168,7 @@ def _measure(
         order = list(variants)
         for repeat in range(settings.repeats):
             sums = dict.fromkeys(variants, 0.0)
+            sparse.forget()  # every sampling run makes its copies anew
             for i, timestep in enumerate(timesteps):
                 t = torch.full_like(y, timestep)
                 shift = (repeat + i) % len(order)

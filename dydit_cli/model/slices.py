@@ -64,6 +64,11 @@ class WeightSlices:
     _seen: set[tuple[int, str, Runs]] = field(default_factory=set)
     _kept: OrderedDict[tuple[int, str, Runs], tuple[Parts, int]] = field(default_factory=OrderedDict)
 
+    def forget(self) -> None:
+        """Drops what is kept; the counts go on."""
+        self._kept.clear()
+        self.stats.bytes = 0
+
     def attention(self, i: int, block: DynamicBlock, runs: Runs) -> tuple[AttentionPart, ...]:
         return self._get(i, "heads", block, runs)  # type: ignore[return-value]
 

@@ -49,6 +49,10 @@ class SparseDyDiT(nn.Module):
         """How the weights of active sets were come by."""
         return self._slices.stats
 
+    def forget(self) -> None:
+        """Drops the kept copies of weights, as at the start of a sampling run; the plan stays."""
+        self._slices.forget()
+
     def plan(self, timesteps: Sequence[int]) -> None:
         """Decides heads and groups for all these timesteps at once; without it each is decided when it first comes."""
         missing = [t for t in dict.fromkeys(timesteps) if t not in self._plan]

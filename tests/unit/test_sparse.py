@@ -137,6 +137,9 @@ def test_copies_keep_to_their_memory(tiny_dynamic: DyDiT) -> None:
     assert stats[0].evictions > stats[1].evictions > stats[2].evictions == 0
     assert stats[2].misses == stats[2].distinct
     assert stats[2].hits + stats[2].misses == 2 * 20 * 2 * TINY.depth
+    model.forget()
+    assert model.stats.bytes == 0
+    assert torch.equal(torch.stack([model(x, torch.full((2,), t), y) for t in range(0, 1000, 50)]), outputs[0][:20])
     views = SparseDyDiT(tiny_dynamic, access="views")
     views(x, torch.full((2,), 5), y)
     assert views.stats.bytes == 0
