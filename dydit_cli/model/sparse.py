@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from dydit_cli.errors import DyditError
 from dydit_cli.model.dit import DiT
 from dydit_cli.model.dydit import DyDiT, DynamicBlock
+from dydit_cli.model.modulation import Modulations
 from dydit_cli.model.plan import BlockWidth, plan_width
 from dydit_cli.model.routing import BlockRouting, Routing
 from dydit_cli.model.slices import AttentionPart, MlpPart, SliceStats, WeightAccess, WeightSlices
@@ -43,6 +44,7 @@ class SparseDyDiT(nn.Module):
         access = access or ("views" if place.type == "cpu" else "copies")
         self._slices = WeightSlices(access, free_memory(place) // FREE_SHARE if plan_memory is None else plan_memory)
         self._plan: dict[int, list[BlockWidth]] = {}
+        self._modulations = Modulations(self.model)
 
     @property
     def stats(self) -> SliceStats:
@@ -50,11 +52,15 @@ class SparseDyDiT(nn.Module):
         return self._slices.stats
 
     def forget(self) -> None:
-        """Drops the kept copies of weights, as at the start of a sampling run; the plan stays."""
+        """Drops copies of weights and what was computed ahead, as at the start of a sampling run; the plan stays."""
         self._slices.forget()
+        self._modulations.forget()
 
     def plan(self, timesteps: Sequence[int]) -> None:
-        """Decides heads and groups for all these timesteps at once; without it each is decided when it first comes."""
+        """Decides heads and groups for all these timesteps at once; without it each is decided when it first comes.
+
+        Give them in the order in which they will be run: adaLN of small batches is computed some steps ahead.
+        """
         missing = [t for t in dict.fromkeys(timesteps) if t not in self._plan]
         if missing:
             self._plan |= plan_width(self.model, missing)
@@ -70,10 +76,10 @@ class SparseDyDiT(nn.Module):
         timesteps = t.unique().tolist()
         self.plan(timesteps)
         if len(timesteps) == 1:
-            out, routing = self._run(x, t, y, timesteps[0])
+            out, routing = self._run(x, y, timesteps[0])
             return (out, routing) if return_routing else out
         parts = [(t == timestep).nonzero().squeeze(1) for timestep in timesteps]
-        results = [self._run(x[part], t[part], y[part], timestep) for part, timestep in zip(parts, timesteps, strict=True)]
+        results = [self._run(x[part], y[part], timestep) for part, timestep in zip(parts, timesteps, strict=True)]
         back = torch.cat(parts).argsort()
         out = torch.cat([result for result, _ in results])[back]
         if not return_routing:
@@ -84,18 +90,19 @@ class SparseDyDiT(nn.Module):
         )
         return out, Routing(heads, groups, tokens)
 
-    def _run(self, x: Tensor, t: Tensor, y: Tensor, timestep: int) -> tuple[Tensor, Routing]:
+    def _run(self, x: Tensor, y: Tensor, timestep: int) -> tuple[Tensor, Routing]:
         model, B = self.model, len(x)
-        c = model.t_embedder(t[:1]) + model.y_embedder(y)  # B C; the timestep is the same for the whole batch
+        order = list(self._plan)
+        modulation = self._modulations.at(timestep, y, order[order.index(timestep) + 1 :])
         h = model.embed(x)  # B N C
         routed = []
         for i, (block, width) in enumerate(zip(model.blocks, self._plan[timestep], strict=True)):
             assert isinstance(block, DynamicBlock)
             attention = self._slices.attention(i, block, width.heads)
             mlp = self._slices.mlp(i, block, width.groups)
-            tokens = run_block(block, attention, mlp, h, c)
+            tokens = run_block(block, attention, mlp, h, modulation.blocks[i])
             routed.append(BlockRouting(width.head_mask.expand(B, -1), width.group_mask.expand(B, -1), tokens))
-        return model.unpatchify(model.final_layer(h, c)), Routing.stack(routed)
+        return model.unpatchify(model.final_layer(h, modulation.c)), Routing.stack(routed)
 
 
 def free_memory(place: torch.device) -> int:
@@ -107,10 +114,12 @@ def free_memory(place: torch.device) -> int:
     return 0
 
 
-def run_block(block: DynamicBlock, attention: Sequence[AttentionPart], mlp: Sequence[MlpPart], x: Tensor, c: Tensor) -> Tensor:
-    """Adds the block's work to x (B N C) in place; c: B C. Returns the token mask, B N."""
+def run_block(
+    block: DynamicBlock, attention: Sequence[AttentionPart], mlp: Sequence[MlpPart], x: Tensor, modulation: Tensor
+) -> Tensor:
+    """Adds the block's work to x (B N C) in place; modulation: B 6C, adaLN's output. Returns the token mask, B N."""
     B, N, C = x.shape
-    shift_a, scale_a, gate_a, shift_m, scale_m, gate_m = block.adaLN_modulation(c).chunk(6, dim=1)  # each B C
+    shift_a, scale_a, gate_a, shift_m, scale_m, gate_m = modulation.chunk(6, dim=1)  # each B C
     h = modulated(block.norm1, x, shift_a.unsqueeze(1), scale_a.unsqueeze(1))  # B N C
     x.addcmul_(gate_a.unsqueeze(1), sparse_attention(attention, h, block.attn.proj.bias))
 

@@ -22,7 +22,7 @@ from dydit_cli.errors import DyditError
 from dydit_cli.figures.grid import to_pixels
 from dydit_cli.model.config import DiTConfig
 from dydit_cli.model.dit import DiT
-from dydit_cli.model.sparse import Executable, Execution, executor
+from dydit_cli.model.sparse import Executable, Execution, SparseDyDiT, executor
 from dydit_cli.sampling.vae import Decode, load_vae
 
 OnProgress = Callable[[Progress], None]
@@ -152,6 +152,8 @@ def draw_samples(
 ) -> Tensor:
     """`generate` with what the model itself tells: its sizes, device and dtype."""
     config, weight = model.config, next(model.parameters())
+    if isinstance(model, SparseDyDiT):
+        model.plan(settings.timesteps)
     return generate(
         model,
         labels,

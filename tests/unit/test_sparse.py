@@ -81,7 +81,8 @@ def test_every_block_equals_its_masked_self(
             assert isinstance(block, DynamicBlock)
             expected, routing = block.forward_routed(h, c, e.expand(3, -1), noise=0.0)
             found = h.clone()
-            mask = run_block(block, slices.attention(i, block, width.heads), slices.mlp(i, block, width.groups), found, c)
+            parts = slices.attention(i, block, width.heads), slices.mlp(i, block, width.groups)
+            mask = run_block(block, *parts, found, block.adaLN_modulation(c))
             assert torch.equal(mask, routing.tokens)
             assert (found - expected).norm() <= tolerance * expected.norm()
             h = expected
@@ -143,6 +144,23 @@ def test_copies_keep_to_their_memory(tiny_dynamic: DyDiT) -> None:
     views = SparseDyDiT(tiny_dynamic, access="views")
     views(x, torch.full((2,), 5), y)
     assert views.stats.bytes == 0
+
+
+def test_modulation_computed_ahead_is_the_same(tiny_dynamic: DyDiT) -> None:
+    """A planned run in order, the same labels, then others: each step as if it were alone."""
+    x, _, y = inputs(TINY, 3)
+    timesteps = [999, 700, 400, 100]
+    planned = SparseDyDiT(tiny_dynamic)
+    planned.plan(timesteps)
+    calls: list[int] = []
+    linear = tiny_dynamic.blocks[0].get_submodule("adaLN_modulation")
+    linear.register_forward_hook(lambda module, arguments, output: calls.append(len(output)))
+    for labels in (y, (y + 1) % 10):
+        for t in timesteps:
+            alone = SparseDyDiT(tiny_dynamic)(x, torch.full((3,), t), labels)
+            calls.pop()
+            assert (planned(x, torch.full((3,), t), labels) - alone).abs().max() < 1e-5
+    assert calls == [12, 12]
 
 
 def test_runs_of_neighbours() -> None:
