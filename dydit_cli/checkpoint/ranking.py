@@ -48,14 +48,6 @@ def rank_block(weights: Weights, i: int, config: DiTConfig, ranking: RankingName
     return ranked | permute_channels(weights, block, channels.argsort(descending=True, stable=True))
 
 
-def rank(weights: Weights, config: DiTConfig, ranking: RankingName) -> Weights:
-    """The same function with every block ranked."""
-    ranked = dict(weights)
-    for i in range(config.depth):
-        ranked |= rank_block(weights, i, config, ranking)
-    return ranked
-
-
 def permute_heads(weights: Weights, block: str, config: DiTConfig, order: Tensor) -> Weights:
     """The block's attention weights with head `order[i]` moved to place i; order: (H,)."""
     H, D, C = config.num_heads, config.head_dim, config.hidden_size

@@ -65,11 +65,6 @@ class SamplerSettings:
         """`spacing`, or else the sampler's own."""
         return self.spacing or ("solver" if self.sampler == "dpmsolver++" else "linspace")
 
-    @property
-    def evaluations(self) -> int:
-        """How often the model is evaluated for one image."""
-        return sum(1 if self.guidance_at(t) == 1 else 2 for t in self.timesteps)
-
     def guidance_at(self, timestep: int) -> float:
         """The guidance scale at a training timestep."""
         low, high = self.cfg_interval

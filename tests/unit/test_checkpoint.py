@@ -18,7 +18,7 @@ from dydit_cli.checkpoint import native
 from dydit_cli.checkpoint.checkpoint import Checkpoint
 from dydit_cli.checkpoint.convert import convert, default_biases
 from dydit_cli.checkpoint.native import write
-from dydit_cli.checkpoint.ranking import magnitude, permute_channels, permute_heads, rank
+from dydit_cli.checkpoint.ranking import magnitude, permute_channels, permute_heads, rank_block
 from dydit_cli.checkpoint.read import read
 from dydit_cli.errors import DyditError
 from dydit_cli.files import atomic_file, atomic_folder, write_text
@@ -160,9 +160,17 @@ def current_umask() -> int:
     return mask
 
 
+def rank(weights: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """Every block ranked by magnitude."""
+    ranked = dict(weights)
+    for i in range(TINY.depth):
+        ranked |= rank_block(weights, i, TINY, "magnitude")
+    return ranked
+
+
 def test_ranking_is_a_permutation_in_descending_order(tiny_static: DiT) -> None:
     weights = tiny_static.state_dict()
-    ranked = rank(weights, TINY, "magnitude")
+    ranked = rank(weights)
     for i in range(TINY.depth):
         heads, channels = magnitude(ranked, f"blocks.{i}", TINY)
         assert torch.equal(heads, heads.sort(descending=True).values)
@@ -174,7 +182,7 @@ def test_ranking_is_a_permutation_in_descending_order(tiny_static: DiT) -> None:
 
 def test_ranking_preserves_the_function(tiny_static: DiT) -> None:
     ranked = DiT(TINY)
-    ranked.load_state_dict(rank(tiny_static.state_dict(), TINY, "magnitude"))
+    ranked.load_state_dict(rank(tiny_static.state_dict()))
     x, t, y = inputs(TINY, batch=8)
     with torch.no_grad():
         assert (ranked.eval()(x, t, y) - tiny_static(x, t, y)).abs().max() < 1e-4
