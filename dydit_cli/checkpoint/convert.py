@@ -110,6 +110,7 @@ def convert(
                 proof.block(i, block)
                 for name, w in block.items():
                     out.write(name, w)
+                del block  # before the next one is made
         difference, scale = proof.result()
         if not difference <= TOLERANCE or proof.off_timesteps:
             raise DyditError(
