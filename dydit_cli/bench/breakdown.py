@@ -10,6 +10,7 @@ import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
+from dataclasses import replace
 from typing import Any
 from unittest.mock import patch
 
@@ -94,7 +95,6 @@ def _sparse_parts(model: SparseDyDiT, watch: Stopwatch) -> Iterator[None]:
     functions = {
         "sparse_attention": "attention",
         "sparse_mlp": "mlp",
-        "modulated": "modulation and norms",
         "select_tokens": "token routers",
         "gather": "gather and scatter",
         "scatter_add": "gather and scatter",
@@ -107,6 +107,8 @@ def _sparse_parts(model: SparseDyDiT, watch: Stopwatch) -> Iterator[None]:
         for block in model.model.blocks:
             assert isinstance(block, DynamicBlock)
             stack.enter_context(_timed_module(block.adaLN_modulation, "modulation and norms", watch))
+        modulated = watch.wrap("modulation and norms", model.pointwise.modulated)
+        stack.enter_context(patch.object(model, "pointwise", replace(model.pointwise, modulated=modulated)))
         yield
 
 

@@ -32,7 +32,8 @@ DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 @dataclass(frozen=True)
 class BenchSettings:
     """`batch` is what the model sees (guidance's two halves included); `measured` of the `steps` sampling timesteps are
-    run, spread evenly, `repeats` times over; `compile` adds the static model under torch.compile."""
+    run, spread evenly, `repeats` times over; `compile` adds the static model under torch.compile and the sparse one with
+    its elementwise work fused."""
 
     batch: int = 4
     steps: int = 50
@@ -79,17 +80,22 @@ class Spread:
 
 @dataclass(frozen=True)
 class BenchResult:
-    """Seconds are of a whole sampling run of `steps` model evaluations; `speedup` is against the fastest static variant,
-    planning included, and `realised_efficiency` is `speedup` times `flops_ratio`."""
+    """Seconds are of a whole sampling run of `steps` model evaluations, planning included.
+
+    `speedup` is of the faster sparse variant (`subject`) against the fastest static one (`baseline`), and
+    `realised_efficiency` is `speedup` times `flops_ratio`; `efficiencies` holds it against every static variant.
+    """
 
     model: str
     settings: BenchSettings
     device: str
     seconds: dict[str, Spread]
+    subject: str
     baseline: str
     flops_ratio: float
     speedup: Spread
     realised_efficiency: Spread
+    efficiencies: dict[str, Spread]
     plan_seconds: float
     slices: SliceStats
     peak_bytes: dict[str, int] = field(default_factory=dict)
@@ -147,12 +153,16 @@ def _measure(
     x, y = _inputs(config, settings, place, dtype)
     sparse = SparseDyDiT(dynamic, access=settings.access, plan_memory=settings.plan_memory)
     static = static_twin(dynamic)
+    sparse_variants = {"sparse": sparse}
     variants: dict[str, Callable[..., Any]] = {"static": static}
     if settings.compile:
         variants["static compiled"] = torch.compile(static, dynamic=False)
+        sparse_variants["sparse compiled"] = SparseDyDiT(
+            dynamic, access=settings.access, plan_memory=settings.plan_memory, compile=True
+        )
     if settings.masked:
         variants["masked"] = dynamic
-    variants["sparse"] = sparse
+    variants |= sparse_variants
 
     timesteps = settings.timesteps
     with torch.inference_mode():
@@ -161,16 +171,18 @@ def _measure(
         _wait(place)
         plan_seconds = time.perf_counter() - start
         # the steps that are run share their adaLN with one another alone, fewer than in a whole run: no advantage
-        sparse.plan(timesteps)
-        for kind, variant in variants.items():  # warm, and compiled
-            variant(x, torch.full_like(y, timesteps[len(timesteps) // 2]), y)
+        for variant in sparse_variants.values():
+            variant.plan(timesteps)
+        for kind, model in variants.items():  # warm, and compiled
+            model(x, torch.full_like(y, timesteps[len(timesteps) // 2]), y)
             on_work(1, f"warming {kind}")
         totals: dict[str, list[float]] = {kind: [] for kind in variants}
         peaks: dict[str, int] = {}
         order = list(variants)
         for repeat in range(settings.repeats):
             sums = dict.fromkeys(variants, 0.0)
-            sparse.forget()  # every sampling run makes its copies anew
+            for variant in sparse_variants.values():
+                variant.forget()  # every sampling run makes its copies anew
             for i, timestep in enumerate(timesteps):
                 t = torch.full_like(y, timestep)
                 shift = (repeat + i) % len(order)
@@ -181,24 +193,29 @@ def _measure(
                     on_work(1, "")
             for kind, total in sums.items():
                 totals[kind].append(total / len(timesteps) * settings.steps)
-        totals["sparse"] = [seconds + plan_seconds for seconds in totals["sparse"]]
+        for kind in sparse_variants:
+            totals[kind] = [seconds + plan_seconds for seconds in totals[kind]]
         macs = [total_macs(sparse(x, torch.full_like(y, t), y, return_routing=True)[1], config) for t in timesteps]
         parts = breakdown(static, sparse, x, y, timesteps, settings.steps, place)
     ratio = torch.stack(macs).double().mean().item() / static_macs(config)
     static_kinds = [kind for kind in variants if kind.startswith("static")]
     baseline = min(static_kinds, key=lambda kind: statistics.median(totals[kind]))
-    speedups = [a / b for a, b in zip(totals[baseline], totals["sparse"], strict=True)]
+    subject = min(sparse_variants, key=lambda kind: statistics.median(totals[kind]))
+
+    def speedup_over(kind: str, times: float = 1) -> Spread:
+        return Spread.of([a / b * times for a, b in zip(totals[kind], totals[subject], strict=True)])
+
     return BenchResult(
         model=name,
         settings=settings,
-        device=torch.cuda.get_device_name(place)
-        if place.type == "cuda"
-        else f"{place.type}, {torch.get_num_threads()} threads",
+        device=_describe(place),
         seconds={kind: Spread.of(values) for kind, values in totals.items()},
+        subject=subject,
         baseline=baseline,
         flops_ratio=ratio,
-        speedup=Spread.of(speedups),
-        realised_efficiency=Spread.of([speedup * ratio for speedup in speedups]),
+        speedup=speedup_over(baseline),
+        realised_efficiency=speedup_over(baseline, ratio),
+        efficiencies={kind: speedup_over(kind, ratio) for kind in static_kinds},
         plan_seconds=plan_seconds,
         slices=sparse.stats,
         peak_bytes=peaks if place.type == "cuda" else {},

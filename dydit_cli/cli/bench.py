@@ -25,15 +25,12 @@ def bench(
     measured: Annotated[int, typer.Option("--measure", metavar="N", help="How many of the steps are run.")] = 10,
     repeats: Annotated[int, typer.Option(help="How often they are run.")] = 3,
     dtype: Annotated[str, typer.Option(help="fp32, bf16 or fp16.")] = "fp32",
-    compile: Annotated[bool, typer.Option("--compile", help="Also time the static model under torch.compile.")] = False,
+    compile: Annotated[bool, typer.Option("--compile", help="Also time static and sparse with torch.compile.")] = False,
     masked: Annotated[bool, typer.Option(help="Also time masked execution.")] = True,
     access: Annotated[
         str | None, typer.Option(help="Active weights as views, or as copies.", show_default="views on cpu, copies on a GPU")
     ] = None,
-    plan_memory: Annotated[
-        float | None,
-        typer.Option(metavar="GB", help="The most that copies take.", show_default="a quarter of what is free"),
-    ] = None,
+    plan_memory: options.PlanMemory = None,
     figure: Annotated[Path | None, typer.Option(metavar="FILE", help="Draw the breakdown: .png, .svg or .pdf.")] = None,
     seed: options.Seed = 0,
     device: options.Device = "auto",
@@ -58,12 +55,12 @@ def bench(
         compile=compile,
         masked=masked,
         access=access,  # type: ignore[arg-type]
-        plan_memory=None if plan_memory is None else int(plan_memory * 1e9),
+        plan_memory=options.plan_bytes(plan_memory),
         seed=seed,
     )
     if figure is not None:
         prepare(figure, force)
-    variants = 2 + compile + masked
+    variants = 2 + 2 * compile + masked
     with console.progress("bench", variants * (1 + len(settings.timesteps) * repeats), "evaluations") as advance:
         result = run(checkpoint, model=model, flops_ratio=flops_ratio, settings=settings, device=device, on_work=advance)
     if figure is not None:
@@ -101,7 +98,8 @@ def show(result: BenchResult) -> None:
     )
     speedup, efficiency, slices = result.speedup, result.realised_efficiency, result.slices
     console.say(
-        f"speed-up {speedup.median:.3f} ({speedup.low:.3f} to {speedup.high:.3f}) over {result.baseline}, planning included "
+        f"speed-up of {result.subject} {speedup.median:.3f} ({speedup.low:.3f} to {speedup.high:.3f}) over {result.baseline}, "
+        f"planning included "
         f"({units.seconds(result.plan_seconds)}); FLOPs ratio {result.flops_ratio:.3f}\n"
         f"realised efficiency {efficiency.median:.3f} ({efficiency.low:.3f} to {efficiency.high:.3f}): 1 is time saved in "
         f"proportion to FLOPs saved\n"

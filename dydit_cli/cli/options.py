@@ -58,6 +58,10 @@ CfgInterval = Annotated[
         show_default="0,999",
     ),
 ]
+PlanMemory = Annotated[
+    float | None,
+    typer.Option(metavar="GB", help="The most that copies of weights take.", show_default="a quarter of what is free"),
+]
 CfgChannels = Annotated[str, typer.Option(help="Channels that guidance acts on: 3 (the authors' code) or all (diffusers).")]
 Batch = Annotated[int, typer.Option(min=1, help="Images drawn at once (guidance doubles it).")]
 
@@ -93,6 +97,11 @@ def sampler_settings(
         spacing=spacing,  # type: ignore[arg-type]
         cfg_interval=ALWAYS if cfg_interval is None else parse_interval(cfg_interval),
     )
+
+
+def plan_bytes(plan_memory: float | None) -> int | None:
+    """`--plan-memory` in bytes."""
+    return None if plan_memory is None else int(plan_memory * 1e9)
 
 
 def parse_interval(text: str) -> tuple[int, int]:

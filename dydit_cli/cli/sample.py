@@ -46,6 +46,10 @@ def sample(
         int | None, typer.Option(min=1, metavar="N", help="Images in a shard of --npz.", show_default="500")
     ] = None,
     batch: options.Batch = 64,
+    compile: Annotated[
+        bool, typer.Option("--compile", help="Let torch.compile fuse what it can: for long runs on a GPU.")
+    ] = False,
+    plan_memory: options.PlanMemory = None,
     seed: options.Seed = 0,
     weights: options.Weights = "ema",
     num_heads: options.NumHeads = None,
@@ -74,6 +78,8 @@ def sample(
         vae=vae,
         batch=batch,
         device=device,
+        compile=compile,
+        plan_memory=options.plan_bytes(plan_memory),
     )
     if npz:
         write_array(loaded, out, how, num, shard_size, force, json)

@@ -9,7 +9,7 @@ Legend: B batch, N tokens, C width, h active heads, D head width, A active token
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Literal, get_args, overload
 
 import torch
@@ -21,6 +21,7 @@ from dydit_cli.model.dit import DiT
 from dydit_cli.model.dydit import DyDiT, DynamicBlock
 from dydit_cli.model.modulation import Modulations
 from dydit_cli.model.plan import BlockWidth, plan_width
+from dydit_cli.model.pointwise import EAGER, Pointwise, compiled
 from dydit_cli.model.routing import BlockRouting, Routing
 from dydit_cli.model.slices import AttentionPart, MlpPart, SliceStats, WeightAccess, WeightSlices
 
@@ -33,10 +34,17 @@ class SparseDyDiT(nn.Module):
 
     A batch of mixed timesteps is run in groups of equal t. `access` says how the weights of active heads and groups are
     taken: `views` of the model's own (the default on cpu) or contiguous `copies` (on a GPU), which are kept up to
-    `plan_memory` bytes (by default a quarter of what is free).
+    `plan_memory` bytes (by default a quarter of what is free). `compile` fuses the elementwise work with torch.compile.
     """
 
-    def __init__(self, model: DyDiT, *, access: WeightAccess | None = None, plan_memory: int | None = None) -> None:
+    def __init__(
+        self,
+        model: DyDiT,
+        *,
+        access: WeightAccess | None = None,
+        plan_memory: int | None = None,
+        compile: bool = False,
+    ) -> None:
         super().__init__()
         self.model = model.eval()
         self.config = model.config
@@ -45,6 +53,7 @@ class SparseDyDiT(nn.Module):
         self._slices = WeightSlices(access, free_memory(place) // FREE_SHARE if plan_memory is None else plan_memory)
         self._plan: dict[int, list[BlockWidth]] = {}
         self._modulations = Modulations(self.model)
+        self.pointwise = compiled() if compile else EAGER
 
     @property
     def stats(self) -> SliceStats:
@@ -100,7 +109,7 @@ class SparseDyDiT(nn.Module):
             assert isinstance(block, DynamicBlock)
             attention = self._slices.attention(i, block, width.heads)
             mlp = self._slices.mlp(i, block, width.groups)
-            tokens = run_block(block, attention, mlp, h, modulation.blocks[i])
+            tokens = run_block(block, attention, mlp, h, modulation.blocks[i], self.pointwise)
             routed.append(BlockRouting(width.head_mask.expand(B, -1), width.group_mask.expand(B, -1), tokens))
         return model.unpatchify(model.final_layer(h, modulation.c)), Routing.stack(routed)
 
@@ -115,24 +124,30 @@ def free_memory(place: torch.device) -> int:
 
 
 def run_block(
-    block: DynamicBlock, attention: Sequence[AttentionPart], mlp: Sequence[MlpPart], x: Tensor, modulation: Tensor
+    block: DynamicBlock,
+    attention: Sequence[AttentionPart],
+    mlp: Sequence[MlpPart],
+    x: Tensor,
+    modulation: Tensor,
+    pointwise: Pointwise = EAGER,
 ) -> Tensor:
     """Adds the block's work to x (B N C) in place; modulation: B 6C, adaLN's output. Returns the token mask, B N."""
     B, N, C = x.shape
+    modulated = pointwise.modulated
     shift_a, scale_a, gate_a, shift_m, scale_m, gate_m = modulation.chunk(6, dim=1)  # each B C
-    h = modulated(block.norm1, x, shift_a.unsqueeze(1), scale_a.unsqueeze(1))  # B N C
+    h = modulated(x, shift_a.unsqueeze(1), scale_a.unsqueeze(1), block.norm1.eps)  # B N C
     x.addcmul_(gate_a.unsqueeze(1), sparse_attention(attention, h, block.attn.proj.bias))
 
     mask, active = select_tokens(block, x)  # B N; A
     if len(active) == 0:
         return mask
     if len(active) == B * N:
-        h = modulated(block.norm2, x, shift_m.unsqueeze(1), scale_m.unsqueeze(1)).view(-1, C)  # BN C
-        x.addcmul_(gate_m.unsqueeze(1), sparse_mlp(mlp, h, block.mlp.fc2.bias).view(B, N, C))
+        h = modulated(x, shift_m.unsqueeze(1), scale_m.unsqueeze(1), block.norm2.eps).view(-1, C)  # BN C
+        x.addcmul_(gate_m.unsqueeze(1), sparse_mlp(mlp, h, block.mlp.fc2.bias, pointwise.gelu).view(B, N, C))
         return mask
     sample = active // N  # A
     h, shift, scale, gate = gather(x.view(-1, C), active, sample, (shift_m, scale_m, gate_m))  # each A C
-    h = sparse_mlp(mlp, modulated(block.norm2, h, shift, scale), block.mlp.fc2.bias)  # A C
+    h = sparse_mlp(mlp, modulated(h, shift, scale, block.norm2.eps), block.mlp.fc2.bias, pointwise.gelu)  # A C
     scatter_add(x.view(-1, C), active, h.mul_(gate))
     return mask
 
@@ -153,12 +168,6 @@ def scatter_add(flat: Tensor, active: Tensor, h: Tensor) -> None:
     flat.index_add_(0, active, h)
 
 
-def modulated(norm: nn.Module, x: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
-    """adaLN's norm(x) * (1 + scale) + shift in one pass after the norm."""
-    h: Tensor = norm(x)
-    return torch.addcmul(shift, h, 1 + scale)
-
-
 def sparse_attention(parts: Sequence[AttentionPart], x: Tensor, bias: Tensor) -> Tensor:
     """x: B N C -> B N C, the active heads alone; a block without any leaves proj's bias."""
     B, N, C = x.shape
@@ -173,12 +182,11 @@ def sparse_attention(parts: Sequence[AttentionPart], x: Tensor, bias: Tensor) ->
     return total.view(B, N, C)
 
 
-def sparse_mlp(parts: Sequence[MlpPart], x: Tensor, bias: Tensor) -> Tensor:
+def sparse_mlp(parts: Sequence[MlpPart], x: Tensor, bias: Tensor, gelu: Callable[[Tensor], Tensor] = EAGER.gelu) -> Tensor:
     """x: A C -> A C, the active channel groups alone; a block without any leaves fc2's bias."""
     total = bias.expand_as(x)
     for i, part in enumerate(parts):
-        hidden = torch.addmm(part.bias, x, part.fc1.t())  # A gW
-        hidden = F.gelu(hidden, approximate="tanh")
+        hidden = gelu(torch.addmm(part.bias, x, part.fc1.t()))  # A gW
         total = torch.addmm(total, hidden, part.fc2.t(), out=total if i else None)
     return total if parts else total.clone()
 
@@ -205,13 +213,17 @@ class CompleteDyDiT(nn.Module):
 Executable = DiT | SparseDyDiT | CompleteDyDiT
 
 
-def executor(model: DiT, execution: Execution) -> Executable:
+def executor(model: DiT, execution: Execution, *, compile: bool = False, plan_memory: int | None = None) -> Executable:
     """`model` as it is to be run: `sparse` leaves work out, `masked` runs dense under masks, `complete` all of it.
 
-    A static model is returned as it is. Raises `DyditError` for another word.
+    A static model is returned as it is. `compile` takes torch.compile's help: for the elementwise work of the sparse
+    path, else for the whole model. `plan_memory` is `SparseDyDiT`'s. Raises `DyditError` for another word.
     """
     if execution not in get_args(Execution):
         raise DyditError(f"no execution {execution!r}; choose one of {', '.join(get_args(Execution))}")
-    if not isinstance(model, DyDiT) or execution == "masked":
-        return model
-    return SparseDyDiT(model) if execution == "sparse" else CompleteDyDiT(model)
+    if execution == "sparse" and isinstance(model, DyDiT):
+        return SparseDyDiT(model, compile=compile, plan_memory=plan_memory)
+    dense = CompleteDyDiT(model) if execution == "complete" and isinstance(model, DyDiT) else model
+    if compile:
+        dense.compile()
+    return dense

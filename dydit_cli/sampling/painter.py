@@ -33,7 +33,7 @@ class Drawing:
     """How a run's images are drawn: `classes` in turn (all of them for None), `batch` at once, each with its own seed.
 
     The model runs in `dtype`; the sampler's state and the VAE are float32. `vae` decodes latents: a diffusers
-    AutoencoderKL folder or hub id.
+    AutoencoderKL folder or hub id. `compile` and `plan_memory` (bytes) are `model.sparse.executor`'s.
     """
 
     settings: SamplerSettings = field(default_factory=SamplerSettings)
@@ -44,6 +44,8 @@ class Drawing:
     vae: str | Path | None = None
     batch: int = 64
     device: str = "auto"
+    compile: bool = False
+    plan_memory: int | None = None
 
     def __post_init__(self) -> None:
         if self.dtype not in DTYPES:
@@ -85,7 +87,8 @@ def open_painter(loaded: Checkpoint, how: Drawing) -> Painter:
     if place.type == "cuda":
         torch.set_float32_matmul_precision("high")
     model = loaded.build().to(place, DTYPES[how.dtype])
-    return Painter(executor(model, how.execution), how, classes, load_vae(vae, place) if vae is not None else None)
+    runner = executor(model, how.execution, compile=how.compile, plan_memory=how.plan_memory)
+    return Painter(runner, how, classes, load_vae(vae, place) if vae is not None else None)
 
 
 def protocol(loaded: Checkpoint, how: Drawing) -> dict[str, Any]:

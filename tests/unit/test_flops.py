@@ -29,7 +29,7 @@ PUBLISHED = {
 # What counts as zero: elementwise work, look-ups, and moving numbers about
 FREE = {
     "_unique2", "add", "addcmul", "addcmul_", "clone", "cos", "div", "embedding", "exp", "expand_as", "floor_divide",
-    "gelu", "gt", "index", "index_add", "index_add_", "index_select", "mul", "mul_", "nonzero", "ones_like", "relu",
+    "gelu", "gelu_", "gt", "index", "index_add", "index_add_", "index_select", "mul", "mul_", "nonzero", "ones_like", "relu",
     "rsub", "silu", "sin", "stack", "unique_dim",
 }  # fmt: skip
 

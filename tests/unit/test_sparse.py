@@ -7,12 +7,14 @@ from typing import Any
 import pytest
 import torch
 from torch import nn
+from torch._dynamo.utils import counters
 
 from dydit_cli.errors import DyditError
 from dydit_cli.model.config import DyDiTConfig
 from dydit_cli.model.dit import DiT
 from dydit_cli.model.dydit import DyDiT, DynamicBlock
 from dydit_cli.model.plan import plan_width, runs_of
+from dydit_cli.model.pointwise import compiled
 from dydit_cli.model.slices import WeightSlices
 from dydit_cli.model.sparse import SparseDyDiT, executor, run_block
 from tests.conftest import TINY, inputs, randomize
@@ -185,3 +187,34 @@ def test_execution_by_name(tiny_dynamic: DyDiT, tiny_static: DiT) -> None:
         assert torch.equal(executor(tiny_dynamic, "complete")(x, t, y), tiny_dynamic(x, t, y, complete=True))
     with pytest.raises(DyditError, match="no execution 'fast'; choose one of sparse, masked, complete"):
         executor(tiny_dynamic, "fast")  # type: ignore[arg-type]
+
+
+# torch's own import of its compiler
+TORCH_OWN = pytest.mark.filterwarnings("ignore:.torch.jit.script_method. is deprecated:DeprecationWarning")
+
+
+@TORCH_OWN
+def test_fused_elementwise_work_is_not_compiled_anew_by_routing(tiny_dynamic: DyDiT) -> None:
+    """At most four graphs for the modulation (whole batch or gathered tokens, one token alone) and two for GELU."""
+    torch._dynamo.reset()
+    counters.clear()
+    sparse = SparseDyDiT(tiny_dynamic)
+    sparse.pointwise = compiled("eager")
+    seen = set()
+    for seed in range(10):
+        x, _, y = inputs(TINY, 4, seed)
+        t = torch.full((4,), 100 * seed)
+        with torch.no_grad():
+            expected, routing = tiny_dynamic(x, t, y, return_routing=True)
+        assert torch.allclose(sparse(x, t, y), expected, atol=1e-5)
+        seen |= set(routing.tokens.sum(dim=2).flatten().tolist())
+    assert len(seen) > 6  # the number of active tokens did change
+    assert counters["stats"]["unique_graphs"] <= 6
+
+
+@TORCH_OWN
+def test_compile_reaches_every_execution(tiny_dynamic: DyDiT, tiny_static: DiT) -> None:
+    assert SparseDyDiT(tiny_dynamic, compile=True).pointwise is compiled()
+    for execution in ("masked", "complete"):
+        assert executor(tiny_dynamic, execution, compile=True)._compiled_call_impl is not None
+    assert executor(tiny_static, "sparse", compile=True)._compiled_call_impl is not None
