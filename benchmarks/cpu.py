@@ -2,8 +2,8 @@
 
     python benchmarks/cpu.py --out benchmarks/cpu.md
 
-runs `dydit bench` for every row and writes a table; `--only DiT-B/2` takes the rows of one size, `--compile` adds the
-static model under torch.compile as a baseline. Keep the machine otherwise idle.
+runs `dydit bench --compile` for every row and writes a table; `--only DiT-B/2` takes the rows of one size, `--no-compile`
+leaves torch.compile out. Keep the machine otherwise idle.
 """
 
 from __future__ import annotations
@@ -20,32 +20,34 @@ from dydit_cli.files import write_text
 RATIOS = (0.3, 0.5, 0.7)
 # (model, batch, steps that are run of the 50, repeats)
 ROWS = (
-    ("DiT-S/2", 8, 8, 3),
-    ("DiT-S/2", 32, 3, 3),
-    ("DiT-B/2", 4, 6, 3),
-    ("DiT-B/2", 16, 3, 3),
-    ("DiT-XL/2", 2, 4, 3),
-    ("DiT-XL/2", 8, 2, 3),
+    ("DiT-S/2", 8, 16, 3),
+    ("DiT-S/2", 32, 4, 3),
+    ("DiT-B/2", 4, 12, 3),
+    ("DiT-B/2", 16, 4, 3),
+    ("DiT-XL/2", 2, 12, 2),
+    ("DiT-XL/2", 8, 3, 2),
 )
+KINDS = ("static", "static compiled", "sparse", "sparse compiled")
 HEADER = (
-    "| model | batch | FLOPs ratio | static [s] | sparse [s] | speed-up | realised efficiency (quartiles) | steps run |\n"
-    "|---|---|---|---|---|---|---|---|"
+    "| model | batch | FLOPs ratio | static [s] | compiled [s] | sparse [s] | fused [s] | speed-up | efficiency | "
+    "over compiled | steps run |\n" + "|---" * 11 + "|"
 )
 
 
 def row(result: BenchResult) -> str:
-    """One line of the table; seconds are of 50 model evaluations, planning included."""
-    settings, efficiency = result.settings, result.realised_efficiency
+    """One line of the table; seconds are of 50 model evaluations, planning included; efficiencies with their quartiles."""
+    settings, eager = result.settings, result.efficiencies["static"]
+    seconds = " | ".join(f"{result.seconds[kind].median:.1f}" if kind in result.seconds else "" for kind in KINDS)
+    over_compiled = result.efficiencies.get("static compiled")
     return (
-        f"| {result.model} | {settings.batch} | {result.flops_ratio:.3f} | {_seconds(result, result.baseline)} "
-        f"| {_seconds(result, 'sparse')} | {result.speedup.median:.2f} | **{efficiency.median:.3f}** "
-        f"({efficiency.low:.3f} to {efficiency.high:.3f}) | {len(settings.timesteps)} x {settings.repeats} |"
+        f"| {result.model} | {settings.batch} | {result.flops_ratio:.3f} | {seconds} "
+        f"| {eager.median / result.flops_ratio:.2f} | {_spread(eager)} | {_spread(over_compiled) if over_compiled else ''} "
+        f"| {len(settings.timesteps)} x {settings.repeats} |"
     )
 
 
-def _seconds(result: BenchResult, kind: str) -> str:
-    spread: Spread = result.seconds[kind]
-    return f"{spread.median:.1f}" + (" (compiled)" if kind == "static compiled" else "")
+def _spread(values: Spread) -> str:
+    return f"**{values.median:.3f}** ({values.low:.3f} to {values.high:.3f})"
 
 
 def main() -> None:
@@ -54,7 +56,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path)
     parser.add_argument("--only", help="models, or a model and a batch, such as DiT-S/2,DiT-B/2:4")
     parser.add_argument("--ratios", default=",".join(str(ratio) for ratio in RATIOS))
-    parser.add_argument("--compile", action="store_true")
+    parser.add_argument("--compile", action=argparse.BooleanOptionalAction, default=True)
     options = parser.parse_args()
     lines = [
         f"{platform.machine()}, {torch.get_num_threads()} threads, torch {torch.__version__}, fp32, 50 steps, 256 tokens",
