@@ -21,3 +21,11 @@ def pick_device(name: str) -> torch.device:
         return torch.device(name)
     except RuntimeError:
         raise DyditError(f"no device {name!r}; choose auto, cpu, cuda or mps") from None
+
+
+def wait(place: torch.device) -> None:
+    """Until the device has done all its work; a cpu always has."""
+    if place.type == "cuda":
+        torch.cuda.synchronize(place)
+    elif place.type == "mps":
+        torch.mps.synchronize()

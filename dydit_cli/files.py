@@ -15,7 +15,10 @@ from typing import Any
 from dydit_cli.errors import DyditError
 
 # what marks a folder as one of dydit's, whose replacement loses nothing else
-OURS = {"config.json", "demo.json", "metrics.jsonl", "profile.json", "recipe.json", "samples.json"}
+OURS = {
+    "compare.json", "config.json", "demo.json", "encode.json", "metrics.jsonl", "profile.json", "recipe.json", "samples.json",
+    "width.json",
+}  # fmt: skip
 
 
 def check_output(path: str | Path, force: bool = False) -> Path:

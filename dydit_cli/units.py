@@ -16,6 +16,28 @@ def macs(value: float) -> str:
     return f"{value / size:.2f} {prefix}MACs"
 
 
+def per_mac(unit: str) -> int:
+    """1 for `mac`, 2 for `flop`."""
+    return 2 if unit == "flop" else 1
+
+
+def name(unit: str) -> str:
+    """`MACs` or `FLOPs`."""
+    return "FLOPs" if unit == "flop" else "MACs"
+
+
+def work(value: float, unit: str) -> str:
+    """MACs in `unit`: `118.69 GMACs`, or `237.38 GFLOPs`."""
+    value *= per_mac(unit)
+    size, prefix = scale_of(value)
+    return f"{value / size:.2f} {prefix}{name(unit)}"
+
+
+def convention(unit: str) -> str:
+    """What the unit counts."""
+    return "1 multiply-accumulate = 2 FLOPs" if unit == "flop" else "1 MAC = 1 FLOP of fvcore and the papers"
+
+
 def share(value: float) -> str:
     """`49.8 %`."""
     return f"{100 * value:.1f} %"

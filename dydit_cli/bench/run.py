@@ -16,13 +16,12 @@ import dydit_cli
 from dydit_cli.bench.breakdown import breakdown
 from dydit_cli.bench.random_model import random_dydit
 from dydit_cli.checkpoint.read import Source, read
-from dydit_cli.devices import pick_device
+from dydit_cli.devices import pick_device, wait
 from dydit_cli.diffusion.schedule import spaced_timesteps
 from dydit_cli.errors import DyditError
 from dydit_cli.flops.analytic import static_macs, total_macs
 from dydit_cli.model.config import DiTConfig, named_config
-from dydit_cli.model.dit import DiT
-from dydit_cli.model.dydit import DyDiT
+from dydit_cli.model.dydit import DyDiT, static_twin
 from dydit_cli.model.slices import SliceStats, WeightAccess
 from dydit_cli.model.sparse import SparseDyDiT
 
@@ -137,15 +136,6 @@ def bench(
     return _measure(dynamic, name, settings, place, on_work)
 
 
-def static_twin(dynamic: DyDiT) -> DiT:
-    """The static model with the same weights, shared."""
-    with torch.device("meta"):
-        static = DiT(dynamic.config.static())
-    weights = dynamic.state_dict()
-    static.load_state_dict({name: weights[name] for name in static.state_dict()}, assign=True)
-    return static.eval()
-
-
 def _measure(
     dynamic: DyDiT, name: str, settings: BenchSettings, place: torch.device, on_work: Callable[[int, str], None]
 ) -> BenchResult:
@@ -168,7 +158,7 @@ def _measure(
     with torch.inference_mode():
         start = time.perf_counter()
         SparseDyDiT(dynamic, access=settings.access).plan(spaced_timesteps(settings.steps))
-        _wait(place)
+        wait(place)
         plan_seconds = time.perf_counter() - start
         # the steps that are run share their adaLN with one another alone, fewer than in a whole run: no advantage
         for variant in sparse_variants.values():
@@ -235,10 +225,10 @@ def _time(model: Callable[..., Any], inputs: tuple[Tensor, ...], place: torch.de
     gc.collect()
     if place.type == "cuda":
         torch.cuda.reset_peak_memory_stats(place)
-    _wait(place)
+    wait(place)
     start = time.perf_counter()
     model(*inputs)
-    _wait(place)
+    wait(place)
     seconds = time.perf_counter() - start
     return seconds, torch.cuda.max_memory_allocated(place) if place.type == "cuda" else 0
 
@@ -247,10 +237,3 @@ def _describe(place: torch.device) -> str:
     if place.type == "cuda":
         return torch.cuda.get_device_name(place)
     return f"{place.type}, {torch.get_num_threads()} threads" if place.type == "cpu" else place.type
-
-
-def _wait(place: torch.device) -> None:
-    if place.type == "cuda":
-        torch.cuda.synchronize(place)
-    elif place.type == "mps":
-        torch.mps.synchronize()

@@ -32,13 +32,13 @@ def draw_breakdown(result: dict[str, Any]) -> Figure:
             ax.barh(row, both[kind], left=left, color=COLORS.get(part, LIGHT), height=0.6, label=part if row == 0 else None)
             left += both[kind]
         ax.text(left, row, f" {left:.1f} s", va="center")
-    static = sum(both["static"] for both in parts.values())
+    static, sparse = (sum(both[kind] for both in parts.values()) for kind in ("static", "sparse"))
     proportional = static * result["flops_ratio"]
     ax.plot([proportional, proportional], [-0.4, 0.4], color="black", linewidth=1.5)
     ax.text(proportional, 0.42, f"{result['flops_ratio']:.2f} of static", ha="center", va="bottom", fontsize=8)
     ax.set_yticks([0, 1], ["sparse", "static"])
     ax.set_ylim(-0.5, 1.5)
-    ax.set_xlim(0, 1.12 * static)
+    ax.set_xlim(0, 1.12 * max(static, sparse))
     ax.set_xlabel(f"seconds of {settings['steps']} steps, batch {settings['batch']}, {settings['dtype']}, {result['device']}")
     ax.set_title(
         f"{result['model']}: speed-up {result['speedup']:.2f}, realised efficiency {result['realised_efficiency']:.2f}"

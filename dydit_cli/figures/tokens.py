@@ -19,9 +19,10 @@ COLUMNS = 5
 
 
 def token_share(profile: Profile) -> NDArray[np.float64]:
-    """M S S: how often each token of an image was computed, over steps, blocks and guidance halves, from 0 to 1."""
+    """K S S, of the images whose masks were kept: how often each of their tokens was computed, over steps, blocks and
+    guidance halves, from 0 to 1."""
     side = math.isqrt(profile.config.num_tokens)
-    shares = profile.record.tokens.mean(axis=(0, 1, 2), dtype=np.float64)  # M N
+    shares = profile.record.tokens.mean(axis=(0, 1, 2), dtype=np.float64)  # K N
     return shares.reshape(-1, side, side)
 
 

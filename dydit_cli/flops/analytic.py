@@ -26,9 +26,14 @@ class BlockMacs:
 
     attention: Tensor
     mlp: Tensor
-    routers: Tensor
+    width_routers: Tensor
+    token_routers: Tensor
     modulation: Tensor
     norms: Tensor
+
+    @property
+    def routers(self) -> Tensor:
+        return self.width_routers + self.token_routers
 
     @property
     def total(self) -> Tensor:
@@ -59,32 +64,62 @@ def flops_ratio(routing: Routing, config: DiTConfig) -> Tensor:
 
 def block_macs(routing: Routing, config: DiTConfig) -> BlockMacs:
     """What the blocks execute when what `routing` switches off is left out; L x B in every field."""
+    heads, groups, tokens = (mask.sum(dim=2).long() for mask in (routing.heads, routing.groups, routing.tokens))
+    return macs_of_counts(heads, groups, tokens, config)
+
+
+def macs_of_counts(heads: Tensor, groups: Tensor, tokens: Tensor, config: DiTConfig) -> BlockMacs:
+    """As `block_macs`, of the numbers of active heads, groups and tokens, int64 of one shape."""
     N, C, D = config.num_tokens, config.hidden_size, config.head_dim
-    heads = routing.heads.sum(dim=2).long()  # L B
-    groups = routing.groups.sum(dim=2).long()  # L B
-    tokens = routing.tokens.sum(dim=2).long()  # L B
     group_width = config.mlp_hidden // config.num_heads
-    routers = 0
+    width_routers = token_routers = 0
     if isinstance(config, DyDiTConfig):
         hidden = config.token_router_hidden
-        routers = 2 * C * config.router_rows + N * (C * hidden + hidden)
+        width_routers, token_routers = 2 * C * config.router_rows, N * (C * hidden + hidden)
     return BlockMacs(
         attention=heads * (4 * N * C * D + 2 * N * N * D),
         mlp=tokens * groups * (2 * C * group_width),
-        routers=torch.full_like(heads, routers),
+        width_routers=torch.full_like(heads, width_routers),
+        token_routers=torch.full_like(heads, token_routers),
         modulation=torch.full_like(heads, 6 * C * C),
         # norm1 sees every token; norm2 only those that go through the MLP
         norms=NORM_MACS_PER_ELEMENT * C * (N + tokens),
     )
 
 
+def timestep_macs(config: DiTConfig) -> int:
+    """The timestep embedder, for one timestep."""
+    return (FREQUENCIES + config.hidden_size) * config.hidden_size
+
+
 def frame_macs(config: DiTConfig) -> int:
     """What surrounds the blocks, per sample: patch, timestep and label embedders and the final layer."""
     N, C, P = config.num_tokens, config.hidden_size, config.patch_size
     patches = N * C * config.in_channels * P * P
-    timestep = FREQUENCIES * C + C * C
     final = 2 * C * C + NORM_MACS_PER_ELEMENT * N * C + N * C * P * P * config.out_channels
-    return patches + timestep + final
+    return patches + timestep_macs(config) + final
+
+
+def sparse_step_macs(blocks: BlockMacs, config: DiTConfig) -> int:
+    """What one call of the sparse model executes for a batch whose `blocks` are L x B, once it is prepared.
+
+    Not in it is what a sampling run shares: the timestep embedding and the width routers, run once a timestep for all
+    images (`plan_macs`), and adaLN, run ahead for several steps (`ahead_macs`).
+    """
+    own = blocks.attention + blocks.mlp + blocks.token_routers + blocks.norms
+    batch = own.shape[1]
+    return int(own.sum()) + batch * (frame_macs(config) - timestep_macs(config))
+
+
+def plan_macs(config: DyDiTConfig, timesteps: int) -> int:
+    """Deciding heads and groups of every block at so many timesteps, once for all images."""
+    width = 2 * config.hidden_size * config.router_rows * config.depth
+    return timesteps * (timestep_macs(config) + width)
+
+
+def ahead_macs(config: DiTConfig, timesteps: int, rows: int) -> int:
+    """adaLN of all blocks for so many rows (samples times timesteps), and the embedding of each timestep."""
+    return timesteps * timestep_macs(config) + rows * config.depth * 6 * config.hidden_size**2
 
 
 def total_macs(routing: Routing, config: DiTConfig) -> Tensor:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from typing import Literal, overload
 
+import torch
 from torch import Tensor, nn
 
 from dydit_cli.model.config import DyDiTConfig
@@ -94,3 +95,12 @@ class DyDiT(DiT):
 def is_router(name: str) -> bool:
     """Whether a parameter's name is a router's."""
     return any(part in name for part in (".attn_rate.", ".mlp_rate.", ".token_selection."))
+
+
+def static_twin(dynamic: DyDiT) -> DiT:
+    """The static model with the same weights, shared."""
+    with torch.device("meta"):
+        static = DiT(dynamic.config.static())
+    weights = dynamic.state_dict()
+    static.load_state_dict({name: weights[name] for name in static.state_dict()}, assign=True)
+    return static.eval()

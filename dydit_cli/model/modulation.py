@@ -30,9 +30,14 @@ class StepModulation:
 
 @dataclass
 class Modulations:
-    """Hands out a `StepModulation`, computing those of the next timesteps with it while rows are few."""
+    """Hands out a `StepModulation`, computing those of the next timesteps with it while rows are few.
+
+    `timesteps` and `rows` (a row is one sample at one timestep) count what was computed since the beginning.
+    """
 
     model: DyDiT
+    timesteps: int = 0
+    rows: int = 0
     _labels: Tensor | None = None
     _kept: dict[int, StepModulation] = field(default_factory=dict)
 
@@ -53,6 +58,7 @@ class Modulations:
 
     def _compute(self, timesteps: list[int], y: Tensor) -> dict[int, StepModulation]:
         K, B = len(timesteps), len(y)
+        self.timesteps, self.rows = self.timesteps + K, self.rows + K * B
         e = self.model.t_embedder(torch.tensor(timesteps, device=y.device))  # K C
         c = (e.unsqueeze(1) + self.model.y_embedder(y)).view(K * B, -1)  # KB C
         blocks = []

@@ -33,16 +33,20 @@ def runs_of(active: Sequence[bool]) -> Runs:
 
 
 @torch.no_grad()
-def plan_width(model: DyDiT, timesteps: Sequence[int]) -> dict[int, list[BlockWidth]]:
-    """Every block's `BlockWidth` at every timestep; one transfer from the device for all of them."""
-    place = model.pos_embed.device
-    e = model.t_embedder(torch.tensor(list(timesteps), device=place))  # T C
+def width_masks(model: DyDiT, timesteps: Sequence[int]) -> tuple[Tensor, Tensor]:
+    """Which heads and which channel groups are on: T x L x H each, zeros and ones; TDW's routers see nothing else."""
+    e = model.t_embedder(torch.tensor(list(timesteps), device=model.pos_embed.device))  # T C
     heads, groups = [], []
     for block in model.blocks:
         assert isinstance(block, DynamicBlock)
         heads.append(block.attn_rate(e, 1.0, 0.0))  # T H
         groups.append(block.mlp_rate(e, 1.0, 0.0))  # T H
-    head_masks, group_masks = torch.stack(heads, dim=1), torch.stack(groups, dim=1)  # each T L H
+    return torch.stack(heads, dim=1), torch.stack(groups, dim=1)
+
+
+def plan_width(model: DyDiT, timesteps: Sequence[int]) -> dict[int, list[BlockWidth]]:
+    """Every block's `BlockWidth` at every timestep; one transfer from the device for all of them."""
+    head_masks, group_masks = width_masks(model, timesteps)  # each T L H
     active_heads, active_groups = head_masks.bool().tolist(), group_masks.bool().tolist()
     return {
         timestep: [

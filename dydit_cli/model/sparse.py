@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from dydit_cli.errors import DyditError
 from dydit_cli.model.dit import DiT
 from dydit_cli.model.dydit import DyDiT, DynamicBlock
-from dydit_cli.model.modulation import Modulations
+from dydit_cli.model.modulation import Modulations, StepModulation
 from dydit_cli.model.plan import BlockWidth, plan_width
 from dydit_cli.model.pointwise import EAGER, Pointwise, compiled
 from dydit_cli.model.routing import BlockRouting, Routing
@@ -52,7 +52,7 @@ class SparseDyDiT(nn.Module):
         access = access or ("views" if place.type == "cpu" else "copies")
         self._slices = WeightSlices(access, free_memory(place) // FREE_SHARE if plan_memory is None else plan_memory)
         self._plan: dict[int, list[BlockWidth]] = {}
-        self._modulations = Modulations(self.model)
+        self.modulations = Modulations(self.model)
         self.pointwise = compiled() if compile else EAGER
 
     @property
@@ -63,7 +63,7 @@ class SparseDyDiT(nn.Module):
     def forget(self) -> None:
         """Drops copies of weights and what was computed ahead, as at the start of a sampling run; the plan stays."""
         self._slices.forget()
-        self._modulations.forget()
+        self.modulations.forget()
 
     def plan(self, timesteps: Sequence[int]) -> None:
         """Decides heads and groups for all these timesteps at once; without it each is decided when it first comes.
@@ -73,6 +73,13 @@ class SparseDyDiT(nn.Module):
         missing = [t for t in dict.fromkeys(timesteps) if t not in self._plan]
         if missing:
             self._plan |= plan_width(self.model, missing)
+
+    @torch.no_grad()
+    def prepare(self, timestep: int, y: Tensor) -> StepModulation:
+        """What a call at `timestep` for labels y (B,) shares with others; done by the call itself where not before."""
+        self.plan([timestep])
+        order = list(self._plan)
+        return self.modulations.at(timestep, y, order[order.index(timestep) + 1 :])
 
     @overload
     def forward(self, x: Tensor, t: Tensor, y: Tensor, *, return_routing: Literal[False] = False) -> Tensor: ...
@@ -101,8 +108,7 @@ class SparseDyDiT(nn.Module):
 
     def _run(self, x: Tensor, y: Tensor, timestep: int) -> tuple[Tensor, Routing]:
         model, B = self.model, len(x)
-        order = list(self._plan)
-        modulation = self._modulations.at(timestep, y, order[order.index(timestep) + 1 :])
+        modulation = self.prepare(timestep, y)
         h = model.embed(x)  # B N C
         routed = []
         for i, (block, width) in enumerate(zip(model.blocks, self._plan[timestep], strict=True)):

@@ -1,10 +1,14 @@
-"""Keeps the `Routing` of every model evaluation of a sampling run.
+"""Keeps what every model evaluation of a sampling run switched on, and counts what it executed.
 
-Legend: T sampling steps, L depth, B batch, H heads (and groups), N tokens, M images, G guidance halves (2 with guidance).
+Numbers of active tokens are kept for all images, the masks themselves for the first ones, so that a long run stays small.
+
+Legend: T sampling steps, L depth, B batch, H heads (and groups), N tokens, M images, K of them with masks, G guidance
+halves (2 with guidance).
 """
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -14,66 +18,154 @@ from torch import Tensor
 
 from dydit_cli.diffusion.generate import Progress
 from dydit_cli.errors import DyditError
+from dydit_cli.flops.analytic import (
+    BlockMacs,
+    ahead_macs,
+    frame_macs,
+    macs_of_counts,
+    plan_macs,
+    sparse_step_macs,
+)
+from dydit_cli.flops.executed import Executed
+from dydit_cli.model.config import DiTConfig, DyDiTConfig
+from dydit_cli.model.dit import DiT
 from dydit_cli.model.routing import Routing
-from dydit_cli.model.sparse import Executable
+from dydit_cli.model.sparse import SparseDyDiT
 
 BoolArray = NDArray[np.bool_]
+KEPT_MASKS = 64
 
 
 @dataclass(frozen=True)
 class RoutingRecord:
-    """heads, groups: T L H, the same for every image; tokens: T L G M N; timesteps: T, the noisiest first."""
+    """heads, groups: T L H, the same for every image; token_counts: T L G M; tokens: T L G K N, the masks of the first
+    K images; timesteps: T, the noisiest first."""
 
     timesteps: NDArray[np.int64]
     heads: BoolArray
     groups: BoolArray
+    token_counts: NDArray[np.int32]
     tokens: BoolArray
 
     @property
     def images(self) -> int:
-        return self.tokens.shape[3]
+        return self.token_counts.shape[3]
+
+    def block_macs(self, step: int, config: DiTConfig) -> BlockMacs:
+        """The step's MACs; L x G * M in every field, the labelled half first."""
+        tokens = torch.from_numpy(self.token_counts[step]).long().flatten(1)  # L GM
+        heads, groups = (
+            torch.from_numpy(masks[step].sum(axis=1)).long()[:, None].expand_as(tokens) for masks in (self.heads, self.groups)
+        )
+        return macs_of_counts(heads, groups, tokens, config)
 
     def routing(self, step: int) -> Routing:
-        """The step's masks for a batch of G * M samples, the labelled half first."""
-        _T, L, G, M, N = self.tokens.shape
-        tokens = torch.from_numpy(self.tokens[step].reshape(L, G * M, N)).float()
-        heads = torch.from_numpy(self.heads[step]).float()[:, None].expand(-1, G * M, -1)  # L GM H
-        groups = torch.from_numpy(self.groups[step]).float()[:, None].expand(-1, G * M, -1)
+        """The step's masks for a batch of G * K samples, the labelled half first."""
+        _T, L, G, K, N = self.tokens.shape
+        tokens = torch.from_numpy(self.tokens[step].reshape(L, G * K, N)).float()
+        heads, groups = (
+            torch.from_numpy(masks[step]).float()[:, None].expand(-1, G * K, -1) for masks in (self.heads, self.groups)
+        )  # each L GK H
         return Routing(heads, groups, tokens)
 
 
 @dataclass
-class Recorder:
-    """A denoiser that runs `model` and remembers what it switched on; pass `see` to `generate` as `on_progress`."""
+class Tally:
+    """MACs of a whole run: `counted` by the calls that ran and `formula` in closed form, by what they belong to, and
+    calls without a handle (name to calls)."""
 
-    model: Executable
+    counted: Counter[str] = field(default_factory=Counter)
+    formula: Counter[str] = field(default_factory=Counter)
+    unknown: Counter[str] = field(default_factory=Counter)
+
+    @property
+    def agree(self) -> bool:
+        return self.counted == self.formula and not self.unknown
+
+    def add(self, region: str, executed: Executed, formula: int) -> None:
+        self.counted[region] += executed.macs
+        self.formula[region] += formula
+        self.unknown += executed.unknown
+
+
+@dataclass
+class Recorder:
+    """A denoiser that runs `model` and remembers what it switched on; pass `see` to `generate` as `on_progress`.
+
+    Every evaluation is counted in two ways, in `tally`. Masks are kept of the first `keep` images.
+    """
+
+    model: SparseDyDiT | DiT
     halves: int
+    keep: int = KEPT_MASKS
+    tally: Tally = field(default_factory=Tally)
     _progress: Progress | None = None
     _width: dict[int, tuple[int, BoolArray, BoolArray]] = field(default_factory=dict)
-    _tokens: dict[int, list[BoolArray]] = field(default_factory=dict)
+    _counts: dict[int, list[NDArray[np.int32]]] = field(default_factory=dict)
+    _bits: dict[int, list[NDArray[np.uint8]]] = field(default_factory=dict)
+
+    @property
+    def config(self) -> DiTConfig:
+        return self.model.config
 
     def see(self, progress: Progress) -> None:
         self._progress = progress
 
+    def plan(self, timesteps: list[int]) -> None:
+        """Decides heads and groups of the whole run, counted."""
+        if isinstance(self.model, SparseDyDiT):
+            with Executed() as executed:
+                self.model.plan(timesteps)
+            assert isinstance(self.config, DyDiTConfig)
+            self.tally.add("plan", executed, plan_macs(self.config, len(set(timesteps))))
+
     def __call__(self, x: Tensor, t: Tensor, y: Tensor) -> Tensor:
-        out, routing = self.model(x, t, y, return_routing=True)
         assert self._progress is not None, "generate() was not given `see`"
-        step = self._progress.step
-        L, _, N = routing.tokens.shape
+        step, first = self._progress.step, self._progress.first
+        out, routing = self._counted(x, t, y)
         heads, groups = (mask[:, 0].bool().cpu().numpy() for mask in (routing.heads, routing.groups))
         self._width[step] = (self._progress.timestep, heads, groups)
+        L, _, N = routing.tokens.shape
         tokens = routing.tokens.bool().view(L, self.halves, -1, N).cpu().numpy()  # L G B N
-        self._tokens.setdefault(step, []).append(tokens)
+        self._counts.setdefault(step, []).append(tokens.sum(axis=3, dtype=np.int32))
+        kept = self._bits.setdefault(step, [])
+        if first < self.keep or not kept:
+            kept.append(np.packbits(tokens[:, :, : max(0, self.keep - first)], axis=-1))
         return out
+
+    def _counted(self, x: Tensor, t: Tensor, y: Tensor) -> tuple[Tensor, Routing]:
+        if not isinstance(self.model, SparseDyDiT):
+            with Executed() as executed:
+                out = self.model(x, t, y)
+            routing = Routing.all_on(self.config, len(x))
+            total = int(_blocks(routing, self.config).total.sum()) + len(x) * frame_macs(self.config)
+            self.tally.add("steps", executed, total)
+            return out, routing
+        done = self.model.modulations
+        timesteps, rows = done.timesteps, done.rows
+        with Executed() as executed:
+            self.model.prepare(int(t[0]), y)
+        self.tally.add("ahead", executed, ahead_macs(self.config, done.timesteps - timesteps, done.rows - rows))
+        with Executed() as executed:
+            out, routing = self.model(x, t, y, return_routing=True)
+        self.tally.add("steps", executed, sparse_step_macs(_blocks(routing, self.config), self.config))
+        return out, routing
 
     def record(self) -> RoutingRecord:
         """All that was seen; raises `DyditError` before anything was."""
         if not self._width:
             raise DyditError("nothing was recorded: no sampling step ran")
         steps = sorted(self._width)
+        bits = np.stack([np.concatenate(self._bits[step], axis=2) for step in steps])
         return RoutingRecord(
             timesteps=np.array([self._width[step][0] for step in steps], dtype=np.int64),
             heads=np.stack([self._width[step][1] for step in steps]),
             groups=np.stack([self._width[step][2] for step in steps]),
-            tokens=np.stack([np.concatenate(self._tokens[step], axis=2) for step in steps]),
+            token_counts=np.stack([np.concatenate(self._counts[step], axis=2) for step in steps]),
+            tokens=np.unpackbits(bits, axis=-1, count=self.config.num_tokens).astype(bool),
         )
+
+
+def _blocks(routing: Routing, config: DiTConfig) -> BlockMacs:
+    heads, groups, tokens = (mask.sum(dim=2).long().cpu() for mask in (routing.heads, routing.groups, routing.tokens))
+    return macs_of_counts(heads, groups, tokens, config)

@@ -50,7 +50,7 @@ def room(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def figures(result: Result) -> dict[str, object]:
+def figures(result: Result) -> dict[str, Any]:
     assert result.exit_code == 0, result.output
     values = json.loads(result.stdout)
     assert isinstance(values, dict)
@@ -101,9 +101,9 @@ def test_pretrain_makes_a_static_model(tmp_path: Path) -> None:
     assert checkpoint.lineage[0]["action"] == "pretrain"
 
 
-def test_profile_writes_its_three_files_and_a_table(room: Path, tmp_path: Path) -> None:
+def test_profile_writes_its_files_and_a_table(room: Path, tmp_path: Path) -> None:
     names = sorted(path.name for path in (room / "profile").iterdir())
-    assert names == ["profile.json", "routing.npz", "timesteps.csv"]
+    assert names == ["blocks.csv", "images.csv", "profile.json", "routing.npz", "timesteps.csv"]
     table = pd.read_csv(room / "profile" / "timesteps.csv")
     assert table["timestep"].to_list() == [999, 500, 0]
     result = dydit("profile", room / "tuned", "--out", tmp_path / "p", "--images", 2, "--steps", 2, "--sampler", "ddpm", *FAST)
@@ -114,6 +114,50 @@ def test_profile_writes_its_three_files_and_a_table(room: Path, tmp_path: Path) 
     summary = figures(dydit("profile", room / "tuned", "--out", tmp_path / "q", "--images", 2, "--steps", 2, "--json", *FAST))
     for key in ("macs_static", "macs_dynamic", "ratio", "sampler", "steps", "cfg", "images", "seed"):
         assert key in summary
+
+
+def test_profile_of_a_static_model_says_so(room: Path, tmp_path: Path) -> None:
+    result = dydit("profile", room / "static", "--out", tmp_path / "p", "--images", 1, "--steps", 2, *FAST)
+    assert "a static model does everything at every timestep: its ratio is 1" in result.stdout
+    assert "to the digit what the formula gives" in result.stdout
+
+
+def test_profiles_of_several_checkpoints_share_a_table(room: Path, tmp_path: Path) -> None:
+    several = ["profile", room / "static", room / "converted", room / "tuned", "--images", 1, "--steps", 2, "--time", *FAST]
+    result = dydit(*several, "--out", tmp_path / "p")
+    assert result.exit_code == 0
+    assert max(len(line) for line in result.stdout.splitlines() if "┃" in line or "│" in line) <= 80
+    table = pd.read_csv(tmp_path / "p" / "compare.csv")
+    assert table["ratio"].iloc[0] == 1
+    assert sorted(path.name for path in (tmp_path / "p").iterdir()) == [
+        "compare.csv", "compare.json", "converted", "static", "tuned",
+    ]  # fmt: skip
+    again = figures(dydit(*several, "--out", tmp_path / "p", "--force", "--json"))
+    assert [summary["ratio"] for summary in again["profiles"]] == table["ratio"].to_list()
+
+
+def test_published_sizes_without_a_checkpoint() -> None:
+    shown = dydit("profile", "--table").stdout
+    assert max(len(line) for line in shown.splitlines() if "┃" in line or "│" in line) <= 80
+    for word in ("118.64", "118.69", "118.62", "DiT-S/8", "1 MAC = 1 FLOP", "norms x4"):
+        assert word in shown
+    assert "237.28" in dydit("profile", "--table", "--unit", "flop").stdout
+    assert figures(dydit("profile", "--table", "--json"))["sizes"][-1]["model"] == "DiT-XL/8"
+
+
+def test_width_only_needs_no_images(room: Path, tmp_path: Path) -> None:
+    result = dydit("profile", room / "tuned", "--width-only", "--out", tmp_path / "w")
+    assert result.exit_code == 0
+    assert len(pd.read_csv(tmp_path / "w" / "width.csv")) == 1000
+    assert "all 1,000 timesteps, exact" in result.stdout
+    summary = figures(dydit("profile", room / "tuned", "--width-only", "--out", tmp_path / "w", "--force", "--json"))
+    assert 0 < summary["ratio_no_tokens"] < summary["ratio_all_tokens"] <= 1.1
+
+
+def test_units_are_shown(room: Path, tmp_path: Path) -> None:
+    arguments = ["profile", room / "tuned", "--out", tmp_path / "p", "--images", 1, "--steps", 2, "--force", *FAST]
+    assert "FLOPs" not in dydit(*arguments).stdout.replace("1 FLOP of fvcore", "")
+    assert "1 multiply-accumulate = 2 FLOPs" in dydit(*arguments, "--unit", "flop").stdout
 
 
 def test_export_and_back(room: Path, tmp_path: Path) -> None:
@@ -229,9 +273,12 @@ MISTAKES: dict[str, tuple[str, str]] = {
         "convert {room}/tuned {tmp}/out",
         "is a DyDiT already",
     ),
-    "profile a static model": (
-        "profile {room}/static --out {tmp}/out",
-        "convert it first: dydit convert {room}/static",
+    "profile nothing": ("profile", "no checkpoint; name one, or show the published sizes with --table"),
+    "profile to nowhere": ("profile {room}/tuned", "no folder to write; name one with --out DIR"),
+    "unknown unit": ("profile --table --unit watt", "no unit 'watt'; choose mac or flop"),
+    "width of a static model": (
+        "profile {room}/static --width-only --out {tmp}/out",
+        "is a static model, which has every head and group on; profile a DyDiT",
     ),
     "unknown class": (
         "sample {room}/tuned --classes 3,10 --out {tmp}/out",

@@ -11,16 +11,18 @@ from typer.testing import CliRunner
 
 from dydit_cli.bench.breakdown import PARTS, Stopwatch
 from dydit_cli.bench.random_model import random_dydit
-from dydit_cli.bench.run import BenchSettings, Spread, bench, static_twin
+from dydit_cli.bench.run import BenchSettings, Spread, bench
 from dydit_cli.checkpoint.checkpoint import Checkpoint
 from dydit_cli.checkpoint.native import write
 from dydit_cli.cli.app import app
 from dydit_cli.diffusion.schedule import spaced_timesteps
 from dydit_cli.errors import DyditError
+from dydit_cli.figures.time import draw_breakdown
+from dydit_cli.figures.visualize import save_as
 from dydit_cli.flops.analytic import flops_ratio
 from dydit_cli.model.config import DiTConfig
 from dydit_cli.model.dit import DiT
-from dydit_cli.model.dydit import DyDiT
+from dydit_cli.model.dydit import DyDiT, static_twin
 from dydit_cli.model.sparse import SparseDyDiT
 from tests.conftest import TINY, inputs
 
@@ -112,3 +114,19 @@ def test_bench_command(tmp_path: Path, tiny_dynamic: DyDiT) -> None:
     assert "gather and scatter" in text.stdout
     again = CliRunner().invoke(app, ["bench", str(tmp_path / "dynamic"), *quick, "--figure", str(figure)])
     assert (again.exit_code, "already exists" in again.stderr) == (2, True)
+
+
+@pytest.mark.parametrize("sparse", [0.1, 1.0, 50.0])
+def test_the_breakdown_is_drawn_whoever_is_faster(tmp_path: Path, sparse: float) -> None:
+    """The test run's warnings are errors, and a figure whose text leaves its axes warns."""
+    result = {
+        "parts": {"attention": {"static": 1.0, "sparse": sparse}, "rest": {"static": 0.5, "sparse": 0.1}},
+        "settings": {"steps": 50, "batch": 4, "dtype": "fp32"},
+        "device": "cpu, 2 threads",
+        "model": "DiT-S/2",
+        "flops_ratio": 0.5,
+        "speedup": 1.0,
+        "realised_efficiency": 0.5,
+    }
+    save_as(lambda: draw_breakdown(result), tmp_path / "time.png")
+    assert (tmp_path / "time.png").stat().st_size > 10_000

@@ -2,15 +2,22 @@
 
 from __future__ import annotations
 
+import math
+from collections import Counter
+from collections.abc import Callable
+
 import pytest
 import torch
+import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from dydit_cli.flops import analytic
+from dydit_cli.flops.executed import FREE, Executed, count_executed
 from dydit_cli.flops.fvcore import count
+from dydit_cli.flops.published import StaticCount, count_size, static_table
 from dydit_cli.model.config import DiTConfig, DyDiTConfig, named_config
 from dydit_cli.model.dit import DiT
 from dydit_cli.model.dydit import DyDiT
@@ -18,34 +25,23 @@ from dydit_cli.model.routing import Routing
 from dydit_cli.model.sparse import SparseDyDiT
 from tests.conftest import TINY, inputs, randomize
 
-# Table 1 of the DiT paper's appendix, GFLOPs (= GMACs) at 32x32 latents
-PUBLISHED = {
-    "DiT-S/2": 6.06, "DiT-S/4": 1.41, "DiT-S/8": 0.36,
-    "DiT-B/2": 23.01, "DiT-B/4": 5.56, "DiT-B/8": 1.42,
-    "DiT-L/2": 80.71, "DiT-L/4": 19.70, "DiT-L/8": 5.01,
-    "DiT-XL/2": 118.64, "DiT-XL/4": 29.05, "DiT-XL/8": 7.39,
-}  # fmt: skip
 
-# What counts as zero: elementwise work, look-ups, and moving numbers about
-FREE = {
-    "_unique2", "add", "addcmul", "addcmul_", "clone", "cos", "div", "embedding", "exp", "expand_as", "floor_divide",
-    "gelu", "gelu_", "gt", "index", "index_add", "index_add_", "index_select", "mul", "mul_", "nonzero", "ones_like", "relu",
-    "rsub", "silu", "sin", "stack", "unique_dim",
-}  # fmt: skip
+@pytest.mark.parametrize("count", static_table(), ids=lambda count: count.model)
+def test_static_sizes_match_the_published_table(count: StaticCount) -> None:
+    """To the last digit with LayerNorms at 1 per element, as the paper must have counted (B/4 is cut off, not rounded)."""
+    found = count.macs_norms_once / 1e9
+    assert count.published_giga in (round(found, 2), math.floor(found * 100) / 100)
+    assert sum(count.parts.values()) == count.macs == analytic.static_macs(named_config(count.model))
 
 
-@pytest.mark.parametrize("name", PUBLISHED)
-def test_static_sizes_match_the_published_table(name: str) -> None:
-    """Within 0.2 % or a unit of the last digit: the papers differ by whether LayerNorms are counted; here they are."""
-    assert analytic.static_macs(named_config(name)) / 1e9 == pytest.approx(PUBLISHED[name], rel=2e-3, abs=0.01)
-
-
-def test_both_published_figures_of_xl() -> None:
-    """118.69 G (DyDiT paper) counts LayerNorms; without them it is 118.62 G, what torch counts."""
-    config = named_config("DiT-XL/2")
-    norms = 4 * config.num_tokens * config.hidden_size * (2 * config.depth + 1)
-    assert round(analytic.static_macs(config) / 1e9, 2) == 118.69
-    assert round((analytic.static_macs(config) - norms) / 1e9, 2) == 118.62
+def test_the_published_figures_of_xl() -> None:
+    """118.64 G (DiT paper) counts a LayerNorm 1 per element, 118.69 G (DyDiT paper) 4; torch counts products: 118.62 G."""
+    count = count_size("DiT-XL/2")
+    assert [round(macs / 1e9, 2) for macs in (count.macs_norms_once, count.macs, count.macs_products)] == [
+        118.64,
+        118.69,
+        118.62,
+    ]
 
 
 @pytest.mark.parametrize("batch", [1, 3])
@@ -53,6 +49,7 @@ def test_static_model_equals_fvcore(tiny_static: DiT, batch: int) -> None:
     total, unsupported = count(tiny_static, inputs(TINY, batch))
     assert total == batch * analytic.static_macs(TINY)
     assert {name.removeprefix("aten::") for name in unsupported} <= FREE
+    assert count_executed(tiny_static, *inputs(TINY, batch)) == (total, Counter())
 
 
 @settings(max_examples=12, deadline=None)
@@ -96,6 +93,9 @@ def test_sparse_model_equals_fvcore_and_torch(
     assert {name.removeprefix("aten::") for name in unsupported} <= FREE
 
     sparse.forget()
+    assert count_executed(sparse, x, t, y) == (total, Counter())  # the same, seen as it runs
+
+    sparse.forget()
     with FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH):
         sparse(x, t, y)
     norms = analytic.block_macs(routing, config).norms.sum().item()
@@ -106,6 +106,7 @@ def test_sparse_model_equals_fvcore_and_torch(
 def test_masked_model_with_all_on_equals_fvcore() -> None:
     config = DyDiTConfig.from_static(TINY)
     total, _ = count(DyDiT(config).eval(), inputs(config, 2))
+    assert count_executed(DyDiT(config).eval(), *inputs(config, 2)) == (total, Counter())
     assert total == analytic.total_macs(Routing.all_on(config, 2), config).sum().item()
 
 
@@ -120,3 +121,30 @@ def test_ratio_of_the_loss_is_that_of_attention_and_mlp(tiny_dynamic: DyDiT) -> 
 def test_everything_on_has_ratio_one() -> None:
     config = DiTConfig(**{k: v for k, v in TINY.to_dict().items() if k != "kind"})
     assert analytic.flops_ratio(Routing.all_on(config, 3), config).tolist() == [1.0, 1.0, 1.0]
+
+
+@pytest.mark.parametrize(
+    ("work", "macs"),
+    [
+        (lambda: F.linear(torch.ones(2, 5, 3), torch.ones(4, 3)), 2 * 5 * 3 * 4),
+        (lambda: torch.addmm(torch.ones(4), torch.ones(5, 3), torch.ones(3, 4)), 5 * 3 * 4),
+        (lambda: torch.ones(5, 3) @ torch.ones(3, 4), 5 * 3 * 4),
+        (lambda: torch.bmm(torch.ones(2, 5, 3), torch.ones(2, 3, 4)), 2 * 5 * 3 * 4),
+        (lambda: F.conv2d(torch.ones(2, 3, 8, 8), torch.ones(6, 3, 2, 2), stride=2), 2 * 6 * 3 * 2 * 2 * 4 * 4),
+        (lambda: F.layer_norm(torch.ones(5, 3), (3,)), 4 * 5 * 3),
+        (lambda: F.layer_norm(torch.ones(5, 3), (3,), torch.ones(3), torch.ones(3)), 5 * 5 * 3),
+        (lambda: F.scaled_dot_product_attention(*torch.ones(3, 2, 4, 5, 8)), 2 * 4 * 2 * 5 * 5 * 8),
+        (lambda: F.gelu(torch.ones(5, 3) * 2 + 1), 0),
+    ],
+)
+def test_executed_calls_count_as_in_fvcore(work: Callable[[], torch.Tensor], macs: int) -> None:
+    with Executed() as counted:
+        work()
+    assert (counted.macs, counted.unknown) == (macs, Counter())
+
+
+def test_arithmetic_without_a_handle_is_not_silent() -> None:
+    with Executed() as counted:
+        torch.cumsum(torch.ones(3), 0)
+        torch.fft.fft(torch.ones(4))
+    assert counted.unknown == {"cumsum": 1, "fft_fft": 1}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import pandas as pd
@@ -12,6 +13,7 @@ from PIL import Image
 
 from dydit_cli.checkpoint.checkpoint import Checkpoint
 from dydit_cli.checkpoint.native import write
+from dydit_cli.checkpoint.read import read
 from dydit_cli.diffusion.generate import cycle_labels, generate
 from dydit_cli.diffusion.sampler import SamplerSettings
 from dydit_cli.errors import DyditError
@@ -21,8 +23,10 @@ from dydit_cli.figures.visualize import FIGURES, visualize
 from dydit_cli.flops import analytic
 from dydit_cli.model.dit import DiT
 from dydit_cli.model.dydit import DyDiT
-from dydit_cli.profiling.profile import Profile, profile, read_profile
+from dydit_cli.profiling.compare import compare_table, names_of
+from dydit_cli.profiling.profile import FILES, Profile, profile, read_profile
 from dydit_cli.profiling.table import phase_table
+from dydit_cli.profiling.width import profile_width
 from tests.conftest import TINY
 
 SHORT = SamplerSettings(steps=4)
@@ -87,8 +91,10 @@ def test_profile_on_disk_round_trips_and_is_deterministic(profiled: Profile, che
     assert np.array_equal(back.record.tokens, profiled.record.tokens)
     assert np.array_equal(back.samples, profiled.samples)
     pd.testing.assert_frame_equal(back.table, profiled.table)
+    pd.testing.assert_frame_equal(back.blocks, pd.read_csv(tmp_path / "profile" / "blocks.csv"))
+    pd.testing.assert_frame_equal(back.images, pd.read_csv(tmp_path / "profile" / "images.csv"))
     profile(checkpoint, tmp_path / "again", images=5, settings=SHORT, batch=2, device="cpu")
-    for name in ("profile.json", "timesteps.csv"):
+    for name in FILES:
         assert (tmp_path / "again" / name).read_bytes() == (tmp_path / "profile" / name).read_bytes()
 
 
@@ -110,7 +116,7 @@ def test_without_guidance_there_is_one_half(checkpoint: Path) -> None:
         ({"timesteps.csv": None}, "not a profile: it has no timesteps.csv; make one with: dydit profile"),
         ({"profile.json": "{}"}, "not a dydit profile"),
         ({"profile.json": "{"}, "damaged profile"),
-        ({"profile.json": '{"format": "dydit-profile", "format_version": 0}'}, "profile version 0, this dydit reads 1"),
+        ({"profile.json": '{"format": "dydit-profile", "format_version": 1}'}, "profile version 1, this dydit reads 2"),
         ({"routing.npz": "zip"}, "damaged profile"),
         ({"timesteps.csv": ""}, "damaged profile"),
     ],
@@ -125,13 +131,96 @@ def test_damaged_profiles_are_named(profiled: Profile, tmp_path: Path, damage: d
     assert "\n" not in str(error.value)
 
 
-def test_static_models_are_sent_to_convert(tmp_path: Path, tiny_static: DiT, checkpoint: Path) -> None:
+def test_a_static_model_does_everything(tmp_path: Path, tiny_static: DiT) -> None:
     write(Checkpoint.of(tiny_static, []), tmp_path / "static")
-    with pytest.raises(DyditError, match=r"is a static model.* convert it first: dydit convert"):
-        profile(tmp_path / "static", tmp_path / "out")
+    result = profile(tmp_path / "static", tmp_path / "out", images=2, settings=SHORT, device="cpu")
+    assert result.summary["ratio"] == result.summary["active_tokens_share"] == 1
+    assert result.summary["counters_agree"]
+    assert result.summary["executed_macs"] == {"steps": 2 * 2 * 4 * analytic.static_macs(TINY)}
+
+
+def test_no_images_are_refused(tmp_path: Path, checkpoint: Path) -> None:
     with pytest.raises(DyditError, match="0 images: profile at least 1"):
         profile(checkpoint, tmp_path / "out", images=0)
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("cfg", [1.0, 1.5])
+@pytest.mark.parametrize("sampler", ["ddpm", "ddim", "dpmsolver++"])
+def test_calls_that_ran_count_what_the_formula_says(checkpoint: Path, cfg: float, sampler: Literal["ddpm"]) -> None:
+    settings = SamplerSettings(sampler=sampler, steps=6, cfg=cfg)
+    summary = profile(checkpoint, images=5, settings=settings, batch=3, device="cpu").summary
+    assert summary["counters_agree"]
+    assert summary["operations_without_handle"] == {}
+    assert summary["executed_macs"] == summary["formula_macs"]
+    assert set(summary["executed_macs"]) == {"plan", "ahead", "steps"}
+
+
+def test_a_wrong_formula_is_noticed(checkpoint: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("dydit_cli.profiling.record.plan_macs", lambda config, timesteps: 1)
+    assert not profile(checkpoint, images=1, settings=SHORT, device="cpu").summary["counters_agree"]
+
+
+def test_blocks_and_images_add_up_to_the_timesteps(profiled: Profile, tiny_dynamic: DyDiT) -> None:
+    table, blocks, images = profiled.table, profiled.blocks, profiled.images
+    frame = analytic.frame_macs(tiny_dynamic.config)
+    assert len(blocks) == 4 * 3 * 2
+    by_step = blocks.groupby("step")["total_macs"].sum() / 2 + frame
+    assert by_step.to_list() == pytest.approx(table["dynamic_macs"].to_list())
+    assert images["macs_per_image"].sum() == pytest.approx(table["dynamic_macs"].sum() * 2 * 5)
+    assert images["ratio"].mean() == pytest.approx(profiled.summary["ratio"])
+    halves = table[["dynamic_macs_labelled", "dynamic_macs_unlabelled"]].mean(axis=1)
+    assert halves.to_list() == pytest.approx(table["dynamic_macs"].to_list())
+    assert (table["dynamic_macs_min"] <= table["dynamic_macs"]).all()
+    assert (table["dynamic_macs"] <= table["dynamic_macs_max"]).all()
+    tokens = profiled.record.tokens.sum(axis=4)  # T L G M, every image's masks being kept
+    assert np.array_equal(tokens, profiled.record.token_counts)
+    one = blocks[(blocks["step"] == 2) & (blocks["block"] == 1) & (blocks["half"] == "unlabelled")].iloc[0]
+    assert one["active_tokens_mean"] == tokens[2, 1, 1].mean()
+    assert one["active_tokens_max"] == tokens[2, 1, 1].max()
+
+
+def test_a_long_profile_keeps_few_masks(checkpoint: Path, profiled: Profile, tmp_path: Path) -> None:
+    few = profile(checkpoint, tmp_path / "few", images=5, settings=SHORT, batch=2, keep_masks=3, device="cpu")
+    assert few.record.tokens.shape[3] == few.summary["images_with_masks"] == 3
+    assert np.array_equal(few.record.tokens, profiled.record.tokens[:, :, :, :3])
+    assert np.array_equal(few.record.token_counts, profiled.record.token_counts)
+    pd.testing.assert_frame_equal(few.table, profiled.table)
+    visualize(tmp_path / "few", "tokens", tmp_path / "few.png")
+
+
+def test_seconds_beside_macs(checkpoint: Path) -> None:
+    result = profile(checkpoint, images=2, settings=SHORT, time=True, device="cpu")
+    table, summary = result.table, result.summary
+    assert (table[["static_seconds", "dynamic_seconds"]] > 0).all(axis=None)
+    assert table["speedup"].to_list() == pytest.approx((table["static_seconds"] / table["dynamic_seconds"]).to_list())
+    assert summary["realised_efficiency"] == pytest.approx(summary["speedup"] * summary["ratio"])
+    assert summary["counters_agree"]
+
+
+def test_width_alone_is_what_the_sampler_sees(checkpoint: Path, profiled: Profile, tmp_path: Path) -> None:
+    width = profile_width(read(checkpoint), tmp_path / "width")
+    steps = profiled.record.timesteps
+    assert np.array_equal(width.heads[steps], profiled.record.heads)
+    assert np.array_equal(width.groups[steps], profiled.record.groups)
+    seen = width.table.iloc[steps]
+    assert (seen["dynamic_macs_no_tokens"].to_numpy() <= profiled.table["dynamic_macs_min"]).all()
+    assert (seen["dynamic_macs_all_tokens"].to_numpy() >= profiled.table["dynamic_macs_max"]).all()
+    assert seen["attention_macs"].to_list() == profiled.table["attention_macs"].to_list()
+    assert sorted(path.name for path in (tmp_path / "width").iterdir()) == ["width.csv", "width.json", "width.npz"]
+
+
+def test_width_of_a_static_model_is_refused(tmp_path: Path, tiny_static: DiT) -> None:
+    write(Checkpoint.of(tiny_static, []), tmp_path / "static")
+    with pytest.raises(DyditError, match="is a static model, which has every head and group on"):
+        profile_width(read(tmp_path / "static"), tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_profiles_side_by_side(profiled: Profile) -> None:
+    table = compare_table([profiled, profiled])
+    assert table["dynamic_macs"].to_list() == [profiled.summary["macs_dynamic"]] * 2
+    assert names_of(["runs/a", "b/a", "c.pt", "a"]) == ["a", "a-2", "c", "a-3"]
 
 
 @pytest.mark.parametrize("figure", FIGURES)

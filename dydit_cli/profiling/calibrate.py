@@ -1,0 +1,119 @@
+"""Shifting a DyDiT's router thresholds together until a sampling run has the FLOPs ratio that was asked for.
+
+Training asks for lambda with noise in the routers, over noised images of the data; a sampling run has neither, so its ratio
+may end up beside lambda. The shift goes into the routers' biases: every format carries it, and no reader needs to know.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from dydit_cli.checkpoint import lineage
+from dydit_cli.checkpoint.checkpoint import Checkpoint
+from dydit_cli.devices import pick_device
+from dydit_cli.diffusion.generate import cycle_labels, generate
+from dydit_cli.diffusion.sampler import SamplerSettings
+from dydit_cli.errors import DyditError
+from dydit_cli.model.dydit import DyDiT
+from dydit_cli.model.sparse import SparseDyDiT
+from dydit_cli.profiling.record import Recorder
+from dydit_cli.profiling.table import timestep_table
+
+BIASES = ("attn_rate.router.bias", "mlp_rate.router.bias", "token_selection.mlp_head.2.bias")
+TOLERANCE = 0.005
+FIRST_SHIFT, LARGEST_SHIFT, TRIES = 0.25, 32.0, 12
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """Ratios are of attention and MLP over a sampling run of `images` images; `shift` was added to every router's logits."""
+
+    target: float
+    ratio_before: float
+    ratio_after: float
+    shift: float
+    images: int
+
+    def to_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+def calibrate(
+    checkpoint: Checkpoint,
+    target: float,
+    *,
+    images: int = 16,
+    settings: SamplerSettings = SamplerSettings(),
+    seed: int = 0,
+    device: str = "auto",
+) -> tuple[Checkpoint, Calibration]:
+    """`checkpoint` with its routers shifted so that a sampling run's ratio is within 0.005 of `target`, or the nearest
+    that a common shift reaches. Raises `DyditError` for a static model or a target out of range."""
+    if not 0 < target <= 1:
+        raise DyditError(f"FLOPs ratio {target}; it must be over 0 and at most 1")
+    model = checkpoint.build()
+    if not isinstance(model, DyDiT):
+        raise DyditError(f"{checkpoint.path}: is a static model, which has no routers to calibrate")
+    model = model.to(pick_device(device)).float()
+    biases = {name: p for name, p in model.named_parameters() if name.endswith(BIASES)}
+    own = {name: p.detach().clone() for name, p in biases.items()}
+
+    @torch.no_grad()
+    def ratio(shift: float) -> float:
+        for name, p in biases.items():
+            p.copy_(own[name] + shift)
+        return sampled_ratio(model, images, settings, seed)
+
+    before = ratio(0.0)
+    tried = {0.0: before}
+    low, high = _bracket(ratio, tried, target)
+    while abs(_best(tried, target)[1] - target) > TOLERANCE and len(tried) < TRIES and low < high:
+        middle = (low + high) / 2
+        tried[middle] = ratio(middle)
+        low, high = (middle, high) if tried[middle] < target else (low, middle)
+    shift, after = _best(tried, target)
+    result = Calibration(target, before, after, shift, images)
+    if shift == 0:
+        return checkpoint, result
+    shifted: dict[str, Tensor] = {name: w + shift if name.endswith(BIASES) else w for name, w in checkpoint.weights.items()}
+    step = lineage.entry("calibrate", checkpoint, shift=shift, flops_ratio=target)
+    return replace(checkpoint, weights=shifted, lineage=[*checkpoint.lineage, step]), result
+
+
+def sampled_ratio(model: DyDiT, images: int, settings: SamplerSettings, seed: int) -> float:
+    """The FLOPs ratio of attention and MLP over a sampling run, without noise in the routers."""
+    config = model.config
+    recorder = Recorder(SparseDyDiT(model), 1 if settings.cfg == 1 else 2, keep=1)
+    generate(
+        recorder,
+        cycle_labels(list(range(config.num_classes)), images),
+        (config.in_channels, config.input_size, config.input_size),
+        settings,
+        null_class=config.null_class,
+        seed=seed,
+        device=model.pos_embed.device,
+        on_progress=recorder.see,
+    )
+    return float(timestep_table(recorder.record(), config)["routed_ratio"].mean())
+
+
+def _bracket(ratio: Any, tried: dict[float, float], target: float) -> tuple[float, float]:
+    """Two shifts with `target` between their ratios, the steps doubling; equal ones where nothing reaches it."""
+    if abs(tried[0.0] - target) <= TOLERANCE:
+        return 0.0, 0.0
+    sign = 1.0 if tried[0.0] < target else -1.0
+    inner, step = 0.0, FIRST_SHIFT
+    while step <= LARGEST_SHIFT:
+        tried[sign * step] = ratio(sign * step)
+        if (tried[sign * step] - target) * sign >= 0:
+            return min(inner, sign * step), max(inner, sign * step)
+        inner, step = sign * step, 2 * step
+    return 0.0, 0.0
+
+
+def _best(tried: dict[float, float], target: float) -> tuple[float, float]:
+    return min(tried.items(), key=lambda pair: abs(pair[1] - target))

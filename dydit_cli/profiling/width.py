@@ -1,0 +1,88 @@
+"""`dydit profile --width-only`: heads and channel groups at all 1,000 timesteps, which need no images to be known.
+
+The number of tokens that the MLPs see depends on the images, so MACs are given as bounds: no token, and every token.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+from numpy.typing import NDArray
+
+import dydit_cli
+from dydit_cli.checkpoint.checkpoint import Checkpoint
+from dydit_cli.errors import DyditError
+from dydit_cli.files import atomic_folder, check_output, write_json
+from dydit_cli.flops.analytic import frame_macs, macs_of_counts, static_macs
+from dydit_cli.model.dydit import DyDiT
+from dydit_cli.model.plan import width_masks
+
+TIMESTEPS = 1000
+SUMMARY_FILE, TABLE_FILE, MASKS_FILE = "width.json", "width.csv", "width.npz"
+
+
+@dataclass(frozen=True)
+class WidthProfile:
+    """`table` has a row for every timestep, 0 first; heads and groups are T x L x H."""
+
+    summary: dict[str, Any]
+    table: pd.DataFrame
+    heads: NDArray[np.bool_]
+    groups: NDArray[np.bool_]
+
+    def write(self, folder: str | Path) -> None:
+        """Writes width.json, width.csv and width.npz at once."""
+        with atomic_folder(folder) as temporary:
+            self.table.to_csv(temporary / TABLE_FILE, index=False)
+            np.savez_compressed(temporary / MASKS_FILE, heads=self.heads, groups=self.groups)
+            write_json(temporary / SUMMARY_FILE, self.summary)
+
+
+def profile_width(checkpoint: Checkpoint, out: str | Path | None = None, *, force: bool = False) -> WidthProfile:
+    """What TDW does, exactly, at every timestep. Raises `DyditError` for a static model."""
+    if out is not None:
+        check_output(out, force)
+    config, model = checkpoint.config, checkpoint.build()
+    if not isinstance(model, DyDiT):
+        raise DyditError(f"{checkpoint.path}: is a static model, which has every head and group on; profile a DyDiT")
+    heads, groups = width_masks(model, range(TIMESTEPS))  # T L H
+    active_heads, active_groups = heads.sum(dim=2).long(), groups.sum(dim=2).long()  # T L
+    frame, static = frame_macs(config), static_macs(config)
+    bounds = {}
+    for name, count in (("no", 0), ("all", config.num_tokens)):
+        tokens = torch.full_like(active_heads, count)
+        blocks = macs_of_counts(active_heads, active_groups, tokens, config)
+        bounds[name] = blocks.total.sum(dim=1) + frame  # T
+    table = pd.DataFrame(
+        {
+            "timestep": np.arange(TIMESTEPS),
+            "active_heads_share": heads.mean(dim=(1, 2)).numpy(),
+            "active_groups_share": groups.mean(dim=(1, 2)).numpy(),
+            "attention_macs": blocks.attention.sum(dim=1).numpy(),
+            "dynamic_macs_no_tokens": bounds["no"].numpy(),
+            "dynamic_macs_all_tokens": bounds["all"].numpy(),
+            "static_macs": static,
+        }
+    )
+    summary = {
+        "format": "dydit-width",
+        "format_version": 1,
+        "checkpoint": str(checkpoint.path),
+        "model": config.to_dict(),
+        "unit": "MAC (1 multiply-accumulate = 1 FLOP of fvcore and the papers), per forward and image",
+        "timesteps": TIMESTEPS,
+        "active_heads_share": float(table["active_heads_share"].mean()),
+        "active_groups_share": float(table["active_groups_share"].mean()),
+        "ratio_no_tokens": float(table["dynamic_macs_no_tokens"].mean()) / static,
+        "ratio_all_tokens": float(table["dynamic_macs_all_tokens"].mean()) / static,
+        "versions": {"dydit": dydit_cli.__version__, "torch": torch.__version__},
+    }
+    result = WidthProfile(summary, table, heads.bool().numpy(), groups.bool().numpy())
+    if out is not None:
+        result.write(out)
+    return result
