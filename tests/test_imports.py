@@ -14,16 +14,17 @@ import dydit_cli
 
 PACKAGE = Path(dydit_cli.__file__).parent
 
-# room: the rooms that it may import from, besides itself, errors, and the leaves files, devices and units
+# room: the rooms that it may import from, besides itself, errors, and the leaves files, devices, units and resumable
 ALLOWED: dict[str, set[str]] = {
     "model": set(),
     "diffusion": set(),
     "checkpoint": {"model", "flops"},
     "flops": {"model"},
     "profiling": {"model", "flops", "checkpoint", "diffusion"},
-    "train": {"model", "flops", "checkpoint", "diffusion"},
+    "data": {"model", "sampling"},
+    "train": {"model", "flops", "checkpoint", "diffusion", "data"},
     "bench": {"model", "flops", "checkpoint", "diffusion"},
-    "evaluate": {"diffusion", "model", "sampling", "train"},
+    "evaluate": {"diffusion", "model", "sampling", "data", "checkpoint", "figures"},
     "figures": {"profiling"},
     "sampling": {"model", "checkpoint", "diffusion", "figures"},
     "demo": {"checkpoint", "diffusion", "evaluate", "figures", "profiling", "train"},
@@ -31,8 +32,9 @@ ALLOWED: dict[str, set[str]] = {
     "files": set(),
     "devices": set(),
     "units": set(),
+    "resumable": set(),
 }
-LEAVES = {"errors", "files", "devices", "units"}
+LEAVES = {"errors", "files", "devices", "units", "resumable"}
 
 
 def imported_rooms(path: Path) -> set[str]:

@@ -74,9 +74,22 @@ def _options(
 
 
 def _register() -> None:
-    from dydit_cli.cli import bench, convert, demo, export, finetune, inspect, pretrain, profile, sample, visualize
+    from dydit_cli.cli import (
+        bench,
+        convert,
+        demo,
+        encode,
+        evaluate,
+        export,
+        finetune,
+        inspect,
+        pretrain,
+        profile,
+        sample,
+        visualize,
+    )
 
-    for module in (convert, finetune, sample, profile, visualize, inspect, export, bench, pretrain, demo):
+    for module in (convert, finetune, encode, sample, evaluate, profile, visualize, inspect, export, bench, pretrain, demo):
         module.register(app)
 
 

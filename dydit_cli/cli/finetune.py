@@ -7,12 +7,16 @@ from typing import Annotated
 import typer
 
 from dydit_cli.cli import console, options
-from dydit_cli.cli.training import describe, finish, interruptible
+from dydit_cli.cli.training import Display, Out, Resume, finish, interruptible, only_resume
+from dydit_cli.errors import DyditError
 
 
 def finetune(
-    checkpoint: options.Ckpt,
-    out: options.Out,
+    checkpoint: Annotated[
+        str | None,
+        typer.Argument(metavar="CKPT", help="A checkpoint: folder, .pt, .safetensors, hub id, or `digits-dit`."),
+    ] = None,
+    out: Out = None,
     flops_ratio: Annotated[
         float | None,
         typer.Option(
@@ -26,7 +30,9 @@ def finetune(
         int | None,
         typer.Option(metavar="N", help="Optimiser steps; the recipe's phases stretch with them.", show_default="the recipe's"),
     ] = None,
-    data: Annotated[str | None, typer.Option(help="The data set: digits.", show_default="the recipe's")] = None,
+    data: Annotated[
+        str | None, typer.Option(help="digits, imagefolder:PATH or latents:PATH.", show_default="the recipe's")
+    ] = None,
     recipe: Annotated[str | None, typer.Option(help="A TOML recipe.", show_default="DATA/finetune")] = None,
     lr: Annotated[float | None, typer.Option(help="The model's learning rate.", show_default="the recipe's")] = None,
     router_lr: Annotated[float | None, typer.Option(help="The routers' learning rate.", show_default="the recipe's")] = None,
@@ -42,6 +48,7 @@ def finetune(
         int | None,
         typer.Option(metavar="N", help="Another number of classes: draws a new label table."),
     ] = None,
+    resume: Resume = None,
     weights: options.Weights = "ema",
     num_heads: options.NumHeads = None,
     input_size: options.InputSize = None,
@@ -52,43 +59,54 @@ def finetune(
 ) -> None:
     """Fine-tune a DyDiT to a FLOPs ratio. A static model is tuned as it is: the control.
 
-    Ctrl-C saves what was learned. The EMA weights are what is saved.
+    Ctrl-C saves; the same command again, or --resume, continues to the very same end. The EMA weights are the result.
+    Several processes, as `accelerate launch -m dydit_cli finetune ...` starts them, share each batch.
 
     Example: `dydit finetune runs/digits-dydit --flops-ratio 0.5 --data digits --out runs/digits-0.5`
     """
     from dydit_cli.train.recipe import with_settings
-    from dydit_cli.train.run import finetune as run
-    from dydit_cli.train.run import resolve_recipe
+    from dydit_cli.train.run import resolve_recipe, run_training, tuned_start, unfinished
+    from dydit_cli.train.team import speaks
 
-    reading = options.reading(weights, num_heads, input_size, timestep_variant)
     named = {"train.lr": lr, "routing.router_lr": router_lr, "train.batch_size": batch_size, "train.seed": seed}
-    asked = {key: value for key, value in named.items() if value is not None}
-    resolved = resolve_recipe(recipe, flops_ratio=flops_ratio, steps=steps, data=data, settings=setting)
-    resolved = with_settings(resolved, asked, "options")
-    loaded = options.read(checkpoint, reading)
-    if loaded.config.kind == "dit":
+    values = {key: value for key, value in named.items() if value is not None}
+    if resume is not None:
+        given = {"--out": out, "--flops-ratio": flops_ratio, "--steps": steps, "--data": data, "--recipe": recipe}
+        given |= {"--lr": lr, "--router-lr": router_lr, "--batch-size": batch_size, "--seed": seed is not None}
+        only_resume({**given, "--set": setting, "--num-classes": num_classes, "--force": force})
+        place, asked = resume, unfinished(resume, checkpoint)
+    elif checkpoint is None or out is None:
+        raise DyditError(f"{'CKPT' if checkpoint is None else '--out'} is missing (see dydit finetune --help)")
+    else:
+        reading = options.reading(weights, num_heads, input_size, timestep_variant)
+        resolved = resolve_recipe(recipe, flops_ratio=flops_ratio, steps=steps, data=data, settings=setting)
+        resolved = with_settings(resolved, values, "options")
+        place, asked = out, tuned_start(options.read(checkpoint, reading), resolved, reading, num_classes)
+    if asked.start.config.kind == "dit" and speaks():
         console.note(
-            f"{checkpoint} is a static model: tuning it as it is, without a FLOPs target (dydit convert makes it dynamic)"
+            f"{checkpoint or place} is a static model: tuning it as it is, without a FLOPs target "
+            "(dydit convert makes it dynamic)"
         )
-    if num_classes is not None:
+    if num_classes is not None and speaks():
         console.note(f"the label table is drawn anew for {num_classes} classes; the null class keeps its row")
     with interruptible() as stop:
-        with console.progress("finetune", resolved.train.steps, "steps") as advance:
-            result = run(
-                loaded,
-                out,
-                recipe=resolved,
-                num_classes=num_classes,
+        with console.stages() as work:
+            display = Display("finetune", asked, place, work)
+            result = run_training(
+                asked,
+                place,
                 device=device,
                 force=force,
-                on_step=lambda metrics: advance(1, describe(metrics)),
+                on_begin=display.begin,
+                on_note=console.note,
+                on_step=display.step,
                 should_stop=stop,
             )
         last = result.last
         more = {"target": last.target, "training_ratio": last.ratio} if last else {}
-        finish(result, out, stop, json, more)
-        if not json and last and last.ratio is not None:
-            console.say(f"next: dydit profile {out} --out DIR (measures the ratio without the training noise)")
+        finish("finetune", result, place, stop, json, more)
+        if result.main and not json and last and last.ratio is not None:
+            console.say(f"next: dydit profile {place} --out DIR (measures the ratio without the training noise)")
 
 
 def register(app: typer.Typer) -> None:

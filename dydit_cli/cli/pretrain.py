@@ -7,37 +7,49 @@ from typing import Annotated
 import typer
 
 from dydit_cli.cli import console, options
-from dydit_cli.cli.training import describe, finish, interruptible
+from dydit_cli.cli.training import Display, Out, Resume, finish, interruptible, only_resume
+from dydit_cli.errors import DyditError
 
 
 def pretrain(
-    recipe: Annotated[str, typer.Argument(metavar="RECIPE", help="A TOML recipe with a [model] section.")],
-    out: options.Out,
+    recipe: Annotated[str | None, typer.Argument(metavar="RECIPE", help="A TOML recipe with a [model] section.")] = None,
+    out: Out = None,
     steps: Annotated[int | None, typer.Option(metavar="N", help="Optimiser steps, in place of the recipe's.")] = None,
     setting: Annotated[list[str], typer.Option("--set", metavar="KEY=VALUE", help="Replace one value of the recipe.")] = [],  # noqa: B006
+    resume: Resume = None,
     device: options.Device = "auto",
     force: options.Force = False,
     json: options.Json = False,
 ) -> None:
     """Train a static DiT from random weights, as the bundled digits model was.
 
+    Ctrl-C saves; the same command again, or --resume, continues to the very same end.
+
     Example: `dydit pretrain digits/pretrain --steps 20 --out runs/digits-dit`
     """
-    from dydit_cli.train.run import pretrain as run
-    from dydit_cli.train.run import resolve_recipe
+    from dydit_cli.train.run import random_start, resolve_recipe, run_training, unfinished
 
-    resolved = resolve_recipe(recipe, steps=steps, settings=setting)
+    if resume is not None:
+        only_resume({"RECIPE": recipe, "--out": out, "--steps": steps, "--set": setting, "--force": force})
+        place, asked = resume, unfinished(resume)
+    elif recipe is None or out is None:
+        raise DyditError(f"{'RECIPE' if recipe is None else '--out'} is missing (see dydit pretrain --help)")
+    else:
+        place, asked = out, random_start(resolve_recipe(recipe, steps=steps, settings=setting))
     with interruptible() as stop:
-        with console.progress("pretrain", resolved.train.steps, "steps") as advance:
-            result = run(
-                resolved,
-                out,
+        with console.stages() as work:
+            display = Display("pretrain", asked, place, work)
+            result = run_training(
+                asked,
+                place,
                 device=device,
                 force=force,
-                on_step=lambda metrics: advance(1, describe(metrics)),
+                on_begin=display.begin,
+                on_note=console.note,
+                on_step=display.step,
                 should_stop=stop,
             )
-        finish(result, out, stop, json, {})
+        finish("pretrain", result, place, stop, json, {})
 
 
 def register(app: typer.Typer) -> None:

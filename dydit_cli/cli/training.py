@@ -2,21 +2,38 @@
 
 from __future__ import annotations
 
+import shlex
 import signal
+from collections import deque
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from types import FrameType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from dydit_cli import units
 from dydit_cli.cli import console
+from dydit_cli.errors import DyditError
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
+    from dydit_cli.train.folder import Asked
     from dydit_cli.train.loop import StepMetrics, TrainResult
+
+Out = Annotated[
+    Path | None,
+    typer.Option("--out", "-o", metavar="DIR", help="The folder to write. The same command again continues it after a kill."),
+]
+Resume = Annotated[
+    Path | None,
+    typer.Option(
+        "--resume",
+        metavar="DIR",
+        help="Continue the unfinished run in DIR as it was asked for; nothing else needs to be given.",
+    ),
+]
+RATE_STEPS = 20  # the rate shown is that of the last so many
 
 
 class Stop:
@@ -29,10 +46,13 @@ class Stop:
         return self.signal is not None
 
     def handle(self, number: int, frame: FrameType | None) -> None:
+        from dydit_cli.train.team import speaks
+
         if self.signal is not None:
             raise KeyboardInterrupt
         self.signal = number
-        console.note("stopping after this step; what was learned is saved (again to quit at once)")
+        if speaks():
+            console.note("stopping after this step; what was learned is saved (again to quit at once)")
 
 
 @contextmanager
@@ -46,32 +66,76 @@ def interruptible() -> Iterator[Stop]:
             signal.signal(number, handler)
 
 
-def describe(metrics: StepMetrics) -> str:
-    """`loss 0.081, ratio 0.52 (target 0.50)`."""
+def only_resume(given: dict[str, Any]) -> None:
+    """Raises `DyditError` where an option stands beside --resume, which would change what the run was asked for."""
+    named = [option for option, value in given.items() if value]
+    if named:
+        raise DyditError(f"--resume continues a run as it was asked for; leave {named[0]} out, or start a new one with --out")
+
+
+class Display:
+    """The progress of a run: steps, losses, images a second and, on a GPU, memory."""
+
+    def __init__(self, what: str, asked: Asked, out: Path, work: console.Stages) -> None:
+        self._what, self._recipe, self._out, self._work = what, asked.recipe.train, out, work
+        self._past: deque[tuple[int, float]] = deque(maxlen=RATE_STEPS + 1)
+
+    def begin(self, step: int) -> None:
+        if step:
+            console.note(f"continuing {self._out} after step {step} of {self._recipe.steps}")
+        self._work.begin(self._what, self._recipe.steps - step, "steps")
+
+    def step(self, metrics: StepMetrics) -> None:
+        self._past.append((metrics.step, metrics.seconds))
+        (first, start), (last, end) = self._past[0], self._past[-1]
+        rate = (last - first) * self._recipe.batch_size / (end - start) if end > start else None
+        self._work.advance(1, describe(metrics, rate))
+
+
+def describe(metrics: StepMetrics, rate: float | None = None) -> str:
+    """`loss 0.081, ratio 0.52 (target 0.50), 310 images/s`."""
     text = f"loss {metrics.mse + metrics.vb:.4f}"
     if metrics.ratio is not None:
         text += f", ratio {metrics.ratio:.3f} (target {metrics.target:.3f})"
+    if rate is not None:
+        text += f", {rate:.3g} images/s" if rate < 100 else f", {rate:.0f} images/s"
+    if metrics.peak_memory is not None:
+        text += f", {metrics.peak_memory / 2**30:.1f} GiB"
     return text + (", step skipped" if metrics.skipped else "")
 
 
-def finish(result: TrainResult, out: Path, stop: Stop, json: bool, more: dict[str, Any]) -> None:
-    """The closing figures; an interrupted run leaves with 128 + the signal's number."""
+def finish(what: str, result: TrainResult, out: Path, stop: Stop, json: bool, more: dict[str, Any]) -> None:
+    """The closing figures; an interrupted run says how to continue and leaves with 128 + the signal's number."""
     last = result.last
+    again = f"dydit {what} --resume {shlex.quote(str(out))}" if result.interrupted else None
+    rate = result.images / result.seconds if result.seconds else 0.0
+    memory = last.peak_memory if last else None
     figures = {
         "out": str(out),
         "steps": result.steps,
         "skipped": result.skipped,
         "seconds": result.seconds,
+        "images_per_second": rate,
+        "peak_memory": memory,
         "interrupted": result.interrupted,
+        "resume": again,
         "loss": last.mse + last.vb if last else None,
         **more,
     }
-    if json:
+    if result.main and json:
         console.as_json(figures)
-    else:
-        rate = result.steps / result.seconds if result.seconds else 0.0
+    elif result.main:
+        steps_rate = result.steps / result.seconds if result.seconds else 0.0
         skipped = f", {result.skipped} of them skipped by the gradient guard" if result.skipped else ""
         state = "interrupted, saved" if result.interrupted else "done"
-        console.say(f"{state}: {out}, {result.steps} steps in {units.seconds(result.seconds)} ({rate:.2f} steps/s){skipped}")
-    if stop.signal is not None:
-        raise typer.Exit(128 + stop.signal)
+        held = f", {memory / 2**30:.1f} GiB at most" if memory is not None else ""
+        console.say(
+            f"{state}: {out}, {result.steps} steps in {units.seconds(result.seconds)} "
+            f"({steps_rate:.2f} steps/s, {rate:.0f} images/s{held}){skipped}"
+        )
+        if again:
+            console.say(f"continue with: {again}")
+    if result.main and result.unreadable:
+        console.note(result.unreadable)
+    if stop.signal is not None or result.interrupted:  # the signal may have come to another process of the team
+        raise typer.Exit(128 + (stop.signal or signal.SIGTERM))

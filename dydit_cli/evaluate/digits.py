@@ -11,11 +11,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from dydit_cli.data.digits import load_digits_split
 from dydit_cli.diffusion.generate import Progress, cycle_labels
 from dydit_cli.diffusion.sampler import SamplerSettings
 from dydit_cli.model.dit import DiT
 from dydit_cli.sampling.painter import draw
-from dydit_cli.train.data import load_digits_split
 
 
 @dataclass(frozen=True)

@@ -9,6 +9,7 @@ from typing import Any, Literal, get_args
 from dydit_cli.errors import DyditError
 
 TimestepVariant = Literal["original", "diffusers"]
+TokenRouting = Literal["tokens", "layers"]
 
 # name: (depth, hidden size, heads), table 1 of the DiT paper (arXiv 2212.09748)
 SIZES: dict[str, tuple[int, int, int]] = {
@@ -112,12 +113,14 @@ class DyDiTConfig(DiTConfig):
 
     The MLP's hidden width is cut into `num_heads` contiguous channel groups. `always_on` says that head 0 and group 0
     have no logit and always run; the older public release routes them too. `temperature` is the Gumbel-sigmoid's; it
-    shapes gradients only and plays no part in evaluation.
+    shapes gradients only and plays no part in evaluation. `token_routing` is `tokens`, or for an ablation `layers`: one
+    decision, by the mean of the logits, for all tokens of an image.
     """
 
     token_router_reduction: int = 16
     always_on: bool = True
     temperature: float = 5.0
+    token_routing: TokenRouting = "tokens"
 
     kind = "dydit"
 
@@ -136,8 +139,16 @@ class DyDiTConfig(DiTConfig):
             raise DyditError(
                 f"model configuration: token_router_reduction is {reduction!r}; it must be from 1 to {self.hidden_size}"
             )
+        if self.token_routing not in get_args(TokenRouting):
+            raise DyditError(f"model configuration: token_routing is {self.token_routing!r}; use 'tokens' or 'layers'")
         if not isinstance(self.temperature, int | float) or not self.temperature > 0:
             raise DyditError(f"model configuration: temperature is {self.temperature!r}; it must be a positive number")
+
+    def to_dict(self) -> dict[str, Any]:
+        values = super().to_dict()
+        if self.token_routing == "tokens":  # what every other model does goes without saying
+            del values["token_routing"]
+        return values
 
     @property
     def group_width(self) -> int:

@@ -5,9 +5,12 @@ Legend: B batch, N tokens, C width, P patch, S input size, L depth.
 
 from __future__ import annotations
 
-from typing import Literal, overload
+from collections.abc import Callable
+from typing import Any, Literal, overload
 
+import torch
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from dydit_cli.model.config import DiTConfig
 from dydit_cli.model.layers import (
@@ -53,6 +56,7 @@ class DiT(nn.Module):
     def __init__(self, config: DiTConfig) -> None:
         super().__init__()
         self.config = config
+        self.checkpointing = False
         C = config.hidden_size
         self.x_embedder = PatchEmbed(config.in_channels, C, config.patch_size)
         self.t_embedder = TimestepEmbedder(C, config.timestep_variant)
@@ -108,9 +112,15 @@ class DiT(nn.Module):
         h = self.embed(x)  # B N C
         c = self.t_embedder(t) + self.y_embedder(y)  # B C
         for block in self.blocks:
-            h = block(h, c)
+            h = self.run_block(block, h, c)
         out = self.unpatchify(self.final_layer(h, c))
         return (out, Routing.all_on(self.config, x.shape[0], x.device)) if return_routing else out
+
+    def run_block(self, block: Callable[..., Any], *inputs: Any) -> Any:
+        """`block(*inputs)`; with `checkpointing` its activations are computed again in the backward pass, not kept."""
+        if self.checkpointing and torch.is_grad_enabled():
+            return checkpoint(block, *inputs, use_reentrant=False)
+        return block(*inputs)
 
     def num_parameters(self) -> int:
         """As the papers count: the fixed positions included."""

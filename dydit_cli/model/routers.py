@@ -5,26 +5,66 @@ Legend: B batch, N tokens, C width, H heads (and channel groups).
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import torch
 from torch import Tensor, nn
+
+from dydit_cli.model.config import DyDiTConfig
 
 # The released models start fully on: sigmoid(15) and sigmoid(35) round to 1.
 HEAD_AND_GROUP_BIAS = 15.0
 TOKEN_BIAS = 35.0
 
 
-def gate(logits: Tensor, temperature: float, noise: float) -> Tensor:
+Noise = float | Tensor  # a scale of noise that the gate draws itself, or the noise to add, shaped as the logits
+
+
+def logistic(u: Tensor) -> Tensor:
+    """Uniform samples to logistic ones: the difference of two Gumbel samples."""
+    return torch.logit(u.clamp_(1e-7, 1 - 1e-7))
+
+
+@dataclass(frozen=True)
+class GateNoise:
+    """The noise of one forward pass in training, drawn outside the model. heads, groups: L B R logits; tokens: L B N.
+
+    A model that draws its own depends on how a batch is cut over processes and micro-batches; with this it does not.
+    """
+
+    heads: Tensor
+    groups: Tensor
+    tokens: Tensor
+
+    @classmethod
+    def draw(cls, config: DyDiTConfig, batch: int, generator: torch.Generator, scale: float = 1.0) -> GateNoise:
+        """Logistic samples times `scale`, float32 on the cpu, in the order in which a model draws its own."""
+        shapes = ((batch, config.router_rows), (batch, config.router_rows), (batch, config.num_tokens))
+        blocks = [[logistic(torch.rand(shape, generator=generator)) for shape in shapes] for _ in range(config.depth)]
+        heads, groups, tokens = (scale * torch.stack([block[i] for block in blocks]) for i in range(3))
+        return cls(heads, groups, tokens)
+
+    def select(self, samples: slice) -> GateNoise:
+        """The part of the batch that `samples` cuts out."""
+        return GateNoise(self.heads[:, samples], self.groups[:, samples], self.tokens[:, samples])
+
+    def to(self, device: torch.device) -> GateNoise:
+        return GateNoise(*(noise.to(device, non_blocking=True) for noise in (self.heads, self.groups, self.tokens)))
+
+
+def gate(logits: Tensor, temperature: float, noise: Noise) -> Tensor:
     """Logits to a mask that is exactly 0 or 1, same shape.
 
     `noise` 0 is evaluation: sigmoid(logit) > 0.5, which is logit > 0. Above 0, a logistic sample (the difference of two
     Gumbel samples) times `noise` is added first, and the gradient is that of sigmoid(. / temperature)
-    (straight-through Gumbel-sigmoid).
+    (straight-through Gumbel-sigmoid). A tensor is added as it is.
     """
-    if noise == 0 and not (torch.is_grad_enabled() and logits.requires_grad):
+    if isinstance(noise, Tensor):
+        logits = logits + noise.to(logits.dtype)
+    elif noise > 0:
+        logits = logits + noise * logistic(torch.rand_like(logits, dtype=torch.float32)).to(logits.dtype)
+    elif not (torch.is_grad_enabled() and logits.requires_grad):
         return (logits > 0).to(logits.dtype)
-    if noise > 0:
-        u = torch.rand_like(logits, dtype=torch.float32).clamp_(1e-7, 1 - 1e-7)
-        logits = logits + noise * torch.logit(u).to(logits.dtype)
     hard = (logits > 0).to(logits.dtype)
     soft = torch.sigmoid(logits / temperature)
     # soft - soft.detach() is exactly 0, so that the mask stays exactly 0 or 1
@@ -48,17 +88,18 @@ class WidthRouter(nn.Module):
     def reset(self, bias: float) -> None:
         init_linear(self.router, bias)
 
-    def forward(self, e: Tensor, temperature: float, noise: float) -> Tensor:
+    def forward(self, e: Tensor, temperature: float, noise: Noise) -> Tensor:
         """e: B C, the timestep embedder's output before the label is added -> mask B H."""
         mask = gate(self.router(e), temperature, noise)  # B H-1, or B H
         return torch.cat([torch.ones_like(mask[:, :1]), mask], dim=1) if self.always_on else mask
 
 
 class TokenRouter(nn.Module):
-    """Tokens to one logit each: Linear C -> C/16, ReLU, Linear -> 1."""
+    """Tokens to one logit each: Linear C -> C/16, ReLU, Linear -> 1; with `together` their mean decides for all of them."""
 
-    def __init__(self, width: int, hidden: int) -> None:
+    def __init__(self, width: int, hidden: int, together: bool = False) -> None:
         super().__init__()
+        self.together = together
         self.mlp_head = nn.Sequential(nn.Linear(width, hidden), nn.ReLU(), nn.Linear(hidden, 1))
 
     def reset(self, bias: float) -> None:
@@ -68,6 +109,10 @@ class TokenRouter(nn.Module):
         init_linear(first)
         init_linear(last, bias)
 
-    def forward(self, x: Tensor, temperature: float, noise: float) -> Tensor:
+    def forward(self, x: Tensor, temperature: float, noise: Noise) -> Tensor:
         """x: B N C, after the attention residual and before norm2 -> mask B N."""
-        return gate(self.mlp_head(x).squeeze(-1), temperature, noise)
+        logits = self.mlp_head(x).squeeze(-1)  # B N
+        if not self.together:
+            return gate(logits, temperature, noise)
+        noise = noise[:, :1] if isinstance(noise, Tensor) else noise
+        return gate(logits.mean(dim=1, keepdim=True), temperature, noise).expand_as(logits)

@@ -6,8 +6,6 @@ the same command again draws what is missing, and no image is there twice.
 
 from __future__ import annotations
 
-import json
-import shutil
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -21,7 +19,8 @@ from dydit_cli.checkpoint.lineage import sha256
 from dydit_cli.checkpoint.read import Reading, Source, read
 from dydit_cli.diffusion.generate import Progress
 from dydit_cli.errors import DyditError
-from dydit_cli.files import check_output, write_json
+from dydit_cli.files import check_output
+from dydit_cli.resumable import Resumable
 from dydit_cli.sampling.npz import read_npz, rgb, write_npz
 from dydit_cli.sampling.painter import Drawing, Painter, open_painter, protocol
 from dydit_cli.sampling.processes import processes
@@ -86,6 +85,7 @@ def sample_npz(
     """
     start = time.perf_counter()
     run = ShardedRun(Path(out), num, shard_size)
+    place = Resumable(run.folder, SETTINGS_FILE, FORMAT, "samples")
     with processes(how.device) as team:
         if not team.main:  # one display is enough
             on_stage, on_progress = _silent, _silent
@@ -103,11 +103,12 @@ def sample_npz(
         if force:
             check_output(run.folder, force)
         else:
-            check_same_run(run.folder, asked)
+            # the same weights may go by another name
+            place.check(asked, free=("checkpoint",) if asked["checkpoint_sha256"] is not None else ())
         missing = list(range(run.count)) if force else run.missing()
         team.wait()  # all have looked before anything changes
         if team.main:
-            begin(run.folder, asked, force)
+            place.begin(asked, force)
         team.wait()
         if missing:
             draw_shards(run, missing[team.index :: team.count], open_painter(loaded, how), on_stage, on_progress)
@@ -119,36 +120,6 @@ def sample_npz(
         return None
     drawn = sum(run.slice(shard)[1] for shard in missing)
     return {**asked, "drawn": drawn, "processes": team.count, "seconds": time.perf_counter() - start}
-
-
-def check_same_run(folder: Path, asked: dict[str, Any]) -> None:
-    """Raises `DyditError` where `folder` holds anything but a run with the settings `asked`; an empty one may begin."""
-    try:
-        there = json.loads((folder / SETTINGS_FILE).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        there = None
-    if not isinstance(there, dict) or there.get("format") != FORMAT:
-        # a kill in the first moment leaves the settings under their temporary name
-        if not folder.is_dir() or any(not path.name.startswith(f".{SETTINGS_FILE}.") for path in folder.iterdir()):
-            check_output(folder)
-        return
-    for name, value in asked.items():
-        # the same weights may go by another name
-        if there.get(name) != value and not (name == "checkpoint" and asked["checkpoint_sha256"] is not None):
-            raise DyditError(
-                f"{folder}: holds samples with {name} {_short(there.get(name))}, and now it is {_short(value)}; "
-                "choose another --out, or start anew with --force"
-            )
-
-
-def begin(folder: Path, asked: dict[str, Any], force: bool) -> None:
-    """Writes the settings that a later run has to repeat; with `force` into an empty folder."""
-    if force and folder.is_dir():
-        shutil.rmtree(folder)
-    elif force:
-        folder.unlink(missing_ok=True)
-    if not (folder / SETTINGS_FILE).is_file():
-        write_json(folder / SETTINGS_FILE, asked)
 
 
 def draw_shards(
@@ -183,8 +154,3 @@ def join(run: ShardedRun, on_progress: Callable[[int], None]) -> None:
             on_progress(1)
 
     write_npz(run.samples, (run.images, *image), parts())
-
-
-def _short(value: Any) -> str:
-    text = json.dumps(value)
-    return text if len(text) <= 40 else text[:37] + "..."

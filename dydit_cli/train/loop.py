@@ -2,42 +2,47 @@
 
 from __future__ import annotations
 
+import copy
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
+from typing import Any
 
 import torch
-from torch import Tensor
 
-from dydit_cli.diffusion.objective import loss_terms
-from dydit_cli.diffusion.schedule import TRAIN_STEPS, Schedule, linear_schedule
-from dydit_cli.errors import DyditError
-from dydit_cli.flops.analytic import flops_ratio
+from dydit_cli.data.dataset import Dataset
 from dydit_cli.model.dit import DiT
-from dydit_cli.model.dydit import DyDiT, is_router
-from dydit_cli.train.data import ImageData, batches
-from dydit_cli.train.ema import Ema
-from dydit_cli.train.recipe import Recipe, RoutingRecipe, TrainRecipe
+from dydit_cli.model.dydit import DyDiT
+from dydit_cli.train.ablate import FixedRouters
+from dydit_cli.train.batch import Draw
+from dydit_cli.train.engine import Engine, Outcome
+from dydit_cli.train.losses import flops_loss as flops_loss
+from dydit_cli.train.recipe import Recipe
+from dydit_cli.train.state import Saved, capture, restore
+from dydit_cli.train.team import Team
 
 SKIPS_IN_A_ROW = 100
 
 
 @dataclass(frozen=True)
 class StepMetrics:
-    """One step's figures. Losses are batch means; `ratio` is the batch's FLOPs ratio under the training noise, and
-    None for a static model; `seconds` is since the run began."""
+    """One step's figures. Losses are means over the global batch; `ratio` is its FLOPs ratio under the training noise, and
+    None for a static model; `seconds` is since the run began, without the time between an interruption and its
+    resumption; `peak_memory` is the most that this process held on a GPU, in bytes, and None elsewhere."""
 
     step: int
     loss: float
     mse: float
     vb: float
     complete_loss: float | None
+    teacher_loss: float | None
     ratio: float | None
     target: float | None
     grad_norm: float
     skipped: bool
     lr: float
     seconds: float
+    peak_memory: int | None = None
 
     def to_dict(self) -> dict[str, float | int | bool | None]:
         return asdict(self)
@@ -45,163 +50,120 @@ class StepMetrics:
 
 @dataclass(frozen=True)
 class TrainResult:
-    """`steps` is how many ran; `interrupted` that it was asked to stop before its last."""
+    """`steps` is how many ran, those before a resumption included, and `images` how many they took; `interrupted` that it
+    was asked to stop before its last; `stopped` why the guard ended it; `main` that this process speaks for all;
+    `unreadable` names images of the data that could not be read."""
 
     steps: int
     skipped: int
     interrupted: bool
     seconds: float
     last: StepMetrics | None
-
-
-@dataclass(frozen=True)
-class Losses:
-    """`total` is differentiated; the rest is for show."""
-
-    total: Tensor
-    mse: Tensor
-    vb: Tensor
-    complete: Tensor | None = None
-    ratio: Tensor | None = None
-
-
-def stratified_timesteps(batch: int, strata: int, generator: torch.Generator) -> Tensor:
-    """(batch,) int64 timesteps, sample i drawn from stratum i mod `strata`, so that every batch covers the schedule."""
-    edges = torch.linspace(0, TRAIN_STEPS, strata + 1).long()
-    stratum = torch.arange(batch) % strata
-    low, high = edges[stratum], edges[stratum + 1]
-    return low + (torch.rand(batch, generator=generator) * (high - low)).long()
-
-
-def drop_labels(y: Tensor, rate: float, null_class: int, generator: torch.Generator) -> Tensor:
-    """Labels with a share of them replaced by the null class; drawn once, so that all passes over a batch agree."""
-    drop = torch.rand(len(y), generator=generator) < rate
-    return torch.where(drop, torch.full_like(y, null_class), y)
-
-
-def flops_loss(ratio: Tensor, target: float, weight: float) -> Tensor:
-    """w (ratio - target)^2 (paper, equation 5); `ratio` is the mean over a batch of mixed timesteps."""
-    return weight * (ratio - target).square()
-
-
-def compute_losses(
-    model: DiT, schedule: Schedule, x0: Tensor, t: Tensor, y: Tensor, noise: Tensor, recipe: RoutingRecipe, step: int
-) -> Losses:
-    """The objective at `step`: diffusion loss, for a DyDiT plus w (mean ratio - target)^2 (paper, equation 5) and,
-    in the complete-model phase, the diffusion loss of the same batch with every router on."""
-    x_t = schedule.add_noise(x0, t, noise)
-    zero = torch.zeros((), device=x0.device)
-    if not isinstance(model, DyDiT):
-        terms = loss_terms(schedule, model(x_t, t, y), x0, x_t, t, noise)
-        return Losses(terms.loss.mean(), terms.mse.mean(), zero if terms.vb is None else terms.vb.mean())
-
-    output, routing = model(x_t, t, y, return_routing=True)
-    terms = loss_terms(schedule, output, x0, x_t, t, noise)
-    # the mean over mixed timesteps comes before the square: that lets the model spend unevenly over time
-    ratio = flops_ratio(routing, model.config).mean()
-    total = terms.loss.mean() + flops_loss(ratio, recipe.target(step), recipe.weight)
-    complete = None
-    if step < recipe.complete_steps:
-        complete = loss_terms(schedule, model(x_t, t, y, complete=True), x0, x_t, t, noise).loss.mean()
-        total = total + complete
-    return Losses(total, terms.mse.mean(), zero if terms.vb is None else terms.vb.mean(), complete, ratio)
-
-
-def learning_rate(recipe: TrainRecipe, step: int) -> float:
-    """The factor on every lr at `step`: a linear warm-up, then constant or a cosine to 0."""
-    if step < recipe.lr_warmup_steps:
-        return (step + 1) / recipe.lr_warmup_steps
-    if recipe.lr_schedule == "constant":
-        return 1.0
-    done = (step - recipe.lr_warmup_steps) / max(1, recipe.steps - recipe.lr_warmup_steps)
-    return 0.5 * (1 + torch.cos(torch.tensor(done * torch.pi)).item())
-
-
-def make_optimizer(model: DiT, recipe: Recipe) -> torch.optim.AdamW:
-    """AdamW, the routers in a group of their own."""
-    routers = [p for name, p in model.trainable() if is_router(name)]
-    others = [p for name, p in model.trainable() if not is_router(name)]
-    groups = [{"params": others, "lr": recipe.train.lr}]
-    if routers:
-        groups.append({"params": routers, "lr": recipe.routing.router_lr or recipe.train.lr})
-    for group in groups:
-        group["base_lr"] = group["lr"]
-    return torch.optim.AdamW(groups, weight_decay=recipe.train.weight_decay, fused=True)
+    images: int = 0
+    stopped: str | None = None
+    main: bool = True
+    unreadable: str = ""
 
 
 def train(
     model: DiT,
-    data: ImageData,
+    data: Dataset,
     recipe: Recipe,
     *,
+    team: Team | None = None,
+    resume: Saved | None = None,
+    save: Callable[[Saved], None] | None = None,
     on_step: Callable[[StepMetrics], None] | None = None,
     should_stop: Callable[[], bool] = lambda: False,
 ) -> TrainResult:
     """Trains `model` in place on its device and leaves the EMA weights in it, in evaluation mode.
 
-    Deterministic under `recipe.train.seed` on cpu. Raises `DyditError` where the data do not fit the model, or after
-    100 skipped steps in a row; an interruption between steps (`should_stop`) keeps what has been learned.
+    Deterministic under `recipe.train.seed` on cpu. `save` is given the state every `recipe.train.save_every` steps, at an
+    interruption between steps (`should_stop`), and when the guard ends the run after 100 skipped steps in a row; one that
+    is given back as `resume`, with the same start of `model`, continues to the same end. `save` and `on_step` are called
+    in the main process of the `team`. Raises `DyditError` where the data do not fit the model.
     """
     data.check(model.config)
+    team = team or Team()
     settings, device = recipe.train, model.pos_embed.device
-    generator = torch.Generator().manual_seed(settings.seed)
-    torch.manual_seed(settings.seed)  # the Gumbel noise
-    schedule = linear_schedule()
-    optimizer, ema = make_optimizer(model, recipe), Ema(model, settings.ema_decay)
-    parameters = [p for _, p in model.trainable()]
-    stream = batches(data, settings.batch_size, generator)
-    model.train()
+    dynamic = isinstance(model, DyDiT)
+    start = frozen(model) if dynamic and recipe.routing.teacher_weight else None
+    fixed = FixedRouters(model, recipe, data) if isinstance(model, DyDiT) else None
+    engine = Engine(model, recipe, team, start)
+    draw = Draw(data, model.config, recipe, team.part(settings.batch_size))
+    facts: dict[str, Any] = {"skipped": 0, "skipped_in_a_row": 0, "seconds": 0.0}
+    step = 0
+    if resume is not None:
+        restore(resume, engine, draw)
+        step, facts = resume.step, {name: resume.facts[name] for name in facts}
+    began, metrics, stopped = time.perf_counter() - facts["seconds"], None, None
 
-    start, metrics, skipped, skipped_in_a_row, step = time.perf_counter(), None, 0, 0, 0
-    while step < settings.steps and not should_stop():
-        if isinstance(model, DyDiT):
-            left = settings.steps - step
-            fade = recipe.routing.noise_off_steps
-            model.gumbel_noise = min(1.0, (left - 1) / fade) if fade else 1.0
-        factor = learning_rate(settings, step)
-        for group in optimizer.param_groups:
-            group["lr"] = group["base_lr"] * factor
+    def keep() -> None:
+        if save and team.main:
+            save(capture(step, engine, draw, {**facts, "seconds": time.perf_counter() - began}))
 
-        x0, y = next(stream)
-        t = stratified_timesteps(len(y), settings.timestep_strata, generator)
-        y = drop_labels(y, settings.label_dropout, model.config.null_class, generator)
-        noise = torch.randn(x0.shape, generator=generator)
-        x0, t, y, noise = (tensor.to(device) for tensor in (x0, t, y, noise))
-        losses = compute_losses(model, schedule, x0, t, y, noise, recipe.routing, step)
-
-        optimizer.zero_grad(set_to_none=True)
-        losses.total.backward()
-        norm = torch.nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None]).item()
-        skip = not norm < (settings.grad_limit or float("inf"))  # a NaN is over every limit
-        if skip:
-            skipped, skipped_in_a_row = skipped + 1, skipped_in_a_row + 1
-        else:
-            optimizer.step()
-            ema.update(model)
-            skipped_in_a_row = 0
-
-        metrics = StepMetrics(
-            step=step + 1,
-            loss=losses.total.item(),
-            mse=losses.mse.item(),
-            vb=losses.vb.item(),
-            complete_loss=None if losses.complete is None else losses.complete.item(),
-            ratio=None if losses.ratio is None else losses.ratio.item(),
-            target=recipe.routing.target(step) if isinstance(model, DyDiT) else None,
-            grad_norm=norm,
-            skipped=skip,
-            lr=settings.lr * factor,
-            seconds=time.perf_counter() - start,
-        )
+    while step < settings.steps and stopped is None:
+        if team.any(should_stop()):
+            keep()
+            break
+        target = recipe.routing.target(step) if dynamic else None
+        if fixed is not None:
+            fixed.follow(recipe.routing.target(step))
+        outcome = engine.step(draw(step), step)
         step += 1
-        if on_step:
+        facts["skipped"] += outcome.skipped
+        facts["skipped_in_a_row"] = facts["skipped_in_a_row"] + 1 if outcome.skipped else 0
+        metrics = describe_step(step, outcome, settings.lr, target, time.perf_counter() - began, device)
+        if on_step and team.main:
             on_step(metrics)
-        if skipped_in_a_row >= SKIPS_IN_A_ROW:
-            raise DyditError(
+        if facts["skipped_in_a_row"] >= SKIPS_IN_A_ROW:
+            stopped = (
                 f"{SKIPS_IN_A_ROW} steps in a row had a gradient norm over {settings.grad_limit} or not finite; "
-                "lower the learning rate or raise train.grad_limit"
+                "lower train.lr or raise train.grad_limit"
             )
+            facts["skipped_in_a_row"] = 0  # whoever resumes it gives it another hundred
+            keep()
+        elif step % settings.save_every == 0 and step < settings.steps:
+            keep()
 
-    ema.copy_to(model)
-    model.eval()
-    return TrainResult(step, skipped, step < settings.steps, time.perf_counter() - start, metrics)
+    engine.ema.copy_to(model)
+    if fixed is not None:
+        fixed.follow(recipe.routing.target(max(0, step - 1)))  # not an average of the thresholds on the way
+    model.eval().checkpointing = False
+    return TrainResult(
+        steps=step,
+        skipped=facts["skipped"],
+        interrupted=step < settings.steps and stopped is None,
+        seconds=time.perf_counter() - began,
+        last=metrics,
+        images=step * settings.batch_size,
+        stopped=stopped,
+        main=team.main,
+    )
+
+
+def frozen(model: DiT) -> DiT:
+    """A copy of `model` as it is now, in evaluation mode, that learns nothing."""
+    return copy.deepcopy(model).eval().requires_grad_(False)
+
+
+def describe_step(
+    step: int, outcome: Outcome, lr: float, target: float | None, seconds: float, device: torch.device
+) -> StepMetrics:
+    """The figures of `step`, counted from 1."""
+    means = outcome.means
+    return StepMetrics(
+        step=step,
+        loss=means["loss"],
+        mse=means["mse"],
+        vb=means["vb"],
+        complete_loss=means.get("complete"),
+        teacher_loss=means.get("teacher"),
+        ratio=means.get("ratio"),
+        target=target,
+        grad_norm=outcome.grad_norm,
+        skipped=outcome.skipped,
+        lr=lr * outcome.lr_factor,
+        seconds=seconds,
+        peak_memory=torch.cuda.max_memory_allocated(device) if device.type == "cuda" else None,
+    )

@@ -12,6 +12,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 
 from dydit_cli.diffusion.schedule import TRAIN_STEPS
 from dydit_cli.errors import DyditError
+from dydit_cli.train.bases import read_merged
 
 # in an installed package the recipes lie inside it, in a checkout beside it
 _PACKAGE = Path(__file__).parent.parent
@@ -49,6 +50,12 @@ class TrainRecipe(_Section):
     timestep_strata: int = Field(default=4, ge=1, le=TRAIN_STEPS)
     grad_limit: float | None = Field(default=None, gt=0, description="a step whose gradient norm is over it is skipped")
     seed: int = Field(default=0, ge=0)
+    accumulation: int = Field(default=1, ge=1, description="micro-batches that a process cuts its part of a batch into")
+    precision: Literal["fp32", "bf16"] = "fp32"
+    gradient_checkpointing: bool = Field(default=False, description="blocks are computed again in the backward pass")
+    compile: bool = Field(default=False, description="torch.compile")
+    save_every: int = Field(default=1000, ge=1, description="steps between two saves of the training state")
+    keep: int = Field(default=2, ge=1, description="saves that are kept")
 
 
 class RoutingRecipe(_Section):
@@ -61,6 +68,17 @@ class RoutingRecipe(_Section):
     complete_steps: int = Field(default=0, ge=0, description="first steps in which the complete model is trained too")
     router_lr: float | None = Field(default=None, gt=0, description="the routers' own lr; by default the model's")
     noise_off_steps: int = Field(default=0, ge=0, description="last steps over which the Gumbel noise fades to none")
+    complete_every: int = Field(default=1, ge=1, description="the complete pass runs on every so-many-th step, weighted by it")
+    complete_share: float = Field(
+        default=1.0, gt=0, le=1, description="what the complete pass sees of a batch: 1, 1/2, 1/3, ..."
+    )
+    teacher_weight: float = Field(default=0.0, ge=0, description="weight of the distance to the start model's noise")
+    width: Literal["learned", "random", "off"] = Field(
+        default="learned", description="heads and channel groups: random ones are on, or (off) all of them: SDT only"
+    )
+    tokens: Literal["learned", "random", "layers", "off"] = Field(
+        default="learned", description="random ones skip the MLP, or all of an image together, or (off) none: TDW only"
+    )
 
     def target(self, step: int) -> float:
         """The ratio asked for at `step`, counted from 0: 1, then linear to lambda, then lambda."""
@@ -69,6 +87,10 @@ class RoutingRecipe(_Section):
         if step >= self.hold_steps + self.warmup_steps:
             return self.flops_ratio
         return 1.0 + (self.flops_ratio - 1.0) * (step - self.hold_steps) / self.warmup_steps
+
+    def complete_now(self, step: int) -> bool:
+        """Whether `step`, counted from 0, runs the complete model too."""
+        return step < self.complete_steps and step % self.complete_every == 0
 
 
 class Recipe(_Section):
@@ -130,15 +152,17 @@ def recipe_from_dict(values: dict[str, Any], where: str) -> Recipe:
 
 
 def read_recipe(path: str | Path) -> Recipe:
-    """Reads a TOML recipe; raises `DyditError` where it is missing, no TOML, or not a recipe."""
+    """Reads a TOML recipe, with those that it is based on (`train.bases`).
+
+    Raises `DyditError` where one is missing, no TOML, or not a recipe, and names the file that the fault stands in.
+    """
     path = find_recipe(path)
+    merged = read_merged(path)
     try:
-        values = tomllib.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise DyditError(f"{path}: no such recipe; recipes are TOML files, see the folder recipes/") from None
-    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
-        raise DyditError(f"{path}: not a readable TOML recipe: {error}") from None
-    return recipe_from_dict(values, str(path))
+        return Recipe.model_validate(merged.values)
+    except ValidationError as error:
+        where = merged.file(".".join(str(part) for part in _first(error)["loc"]), path)
+        raise DyditError(f"{where}: {_explain(error)}") from None
 
 
 def _parse_setting(text: str) -> tuple[str, Any]:
@@ -151,8 +175,14 @@ def _parse_setting(text: str) -> tuple[str, Any]:
         return key.strip(), value.strip()
 
 
+def _first(error: ValidationError) -> Any:
+    """The fault to tell of: an unknown key is the likeliest cause of a missing one."""
+    faults = error.errors()
+    return next((fault for fault in faults if fault["type"] == "extra_forbidden"), faults[0])
+
+
 def _explain(error: ValidationError) -> str:
-    first = error.errors()[0]
+    first = _first(error)
     location = ".".join(str(part) for part in first["loc"])
     if first["type"] == "extra_forbidden":
         name = str(first["loc"][-1])

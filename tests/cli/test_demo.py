@@ -11,11 +11,11 @@ from typer.testing import CliRunner
 import dydit_cli
 from dydit_cli.checkpoint.read import BUNDLED, read
 from dydit_cli.cli.app import app
+from dydit_cli.data.digits import load_digits_split
 from dydit_cli.demo import demo
 from dydit_cli.diffusion.sampler import SamplerSettings
 from dydit_cli.evaluate.digits import digit_classifier, judge
 from dydit_cli.model.dit import DiT
-from dydit_cli.train.data import load_digits_split
 from dydit_cli.train.recipe import read_recipe, with_settings, with_steps
 
 CARD = BUNDLED / "digits-dit" / "README.md"

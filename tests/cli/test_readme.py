@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 import torch
+from PIL import Image
 from safetensors.torch import save_file
 from typer.testing import CliRunner
 
@@ -25,11 +26,25 @@ from tests.conftest import ROOT
 
 README = (ROOT / "README.md").read_text()
 BLOCKS = re.findall(r"^```bash\n(.*?)^```", README, flags=re.MULTILINE | re.DOTALL)
-COMMANDS = ("convert", "finetune", "sample", "profile", "visualize", "inspect", "export", "bench", "pretrain", "demo")
+COMMANDS = (
+    "convert",
+    "finetune",
+    "encode",
+    "sample",
+    "evaluate",
+    "profile",
+    "visualize",
+    "inspect",
+    "export",
+    "bench",
+    "pretrain",
+    "demo",
+)
 
 # what makes a printed command quick enough for a test, without changing what it is
 QUICK = {
     "bench": ["--measure", "1", "--repeats", "1"],
+    "encode": ["--size", "32"],
     "finetune": ["--steps", "2", "--set", "train.batch_size=8"],
     "pretrain": ["--steps", "2", "--set", "train.batch_size=8"],
     "profile": ["--images", "2", "--steps", "2"],
@@ -53,10 +68,25 @@ def table_commands() -> list[list[str]]:
     return [shlex.split(text)[1:] for text in re.findall(r"\| `(dydit inspect [^`]+)` \|", README)]
 
 
-def stand_ins(folder: Path) -> None:
-    """Small models of a published depth and width under the names that the README gives to real files."""
+def pictures_and_vae(images: Path, vae_folder: Path, classes: int) -> None:
+    """Eight pictures in the first of so many class folders, and a random VAE that makes 32 x 32 pixels 4 x 4."""
     from diffusers import AutoencoderKL
 
+    for name in range(classes):
+        (images / f"{name:04d}").mkdir(parents=True)
+    for i in range(8):
+        Image.new("RGB", (40, 32), (30 * i, 0, 0)).save(images / f"{i % 2:04d}" / f"{i}.jpeg")
+    blocks: dict[str, Any] = {
+        "block_out_channels": (4, 4, 4, 4),
+        "down_block_types": ("DownEncoderBlock2D",) * 4,
+        "up_block_types": ("UpDecoderBlock2D",) * 4,
+    }
+    vae: Any = AutoencoderKL(**blocks, norm_num_groups=2, latent_channels=4)
+    vae.save_pretrained(vae_folder)
+
+
+def stand_ins(folder: Path) -> None:
+    """Small models of a published depth and width under the names that the README gives to real files, and pictures."""
     config = DiTConfig(input_size=4, patch_size=2, hidden_size=384, depth=12, num_heads=6, num_classes=1000)
     static = DiT(config).state_dict()
     torch.save(static, folder / "DiT-XL-2-256x256.pt")
@@ -64,8 +94,7 @@ def stand_ins(folder: Path) -> None:
     save_file(static, folder / "dit.safetensors")
     torch.save(DyDiT(DyDiTConfig.from_static(config)).state_dict(), folder / "DyDiT-XL-2.pt")
     export(folder / "DiT-XL-2-256x256.pt", folder / "DiT-XL-2-256", format="diffusers", any_variant=True)
-    vae: Any = AutoencoderKL(block_out_channels=(4,), norm_num_groups=2, latent_channels=4)
-    vae.save_pretrained(folder / "sd-vae-ft-ema")
+    pictures_and_vae(folder / "ILSVRC2012" / "train", folder / "sd-vae-ft-ema", classes=1000)
 
 
 def test_the_real_models_commands_on_stand_ins(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -73,7 +102,7 @@ def test_the_real_models_commands_on_stand_ins(tmp_path: Path, monkeypatch: pyte
     stand_ins(tmp_path)
     monkeypatch.setattr("huggingface_hub.snapshot_download", lambda name, **more: str(tmp_path / "DiT-XL-2-256"))
     commands = [command for block in BLOCKS for command in printed(block) if "XL" in shlex.join(command)]
-    assert len(commands) == 5
+    assert len(commands) == 7
     assert len(table_commands()) == 7
     for command in [*commands, *table_commands()]:
         run(command)
@@ -99,8 +128,9 @@ def test_the_digits_walk_through(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 
 
 def test_examples_in_the_helps(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """In this order each makes what the next one reads."""
+    """In this order each makes what the next one reads; pictures and a VAE are there."""
     monkeypatch.chdir(tmp_path)
+    pictures_and_vae(tmp_path / "images" / "train", tmp_path / "sd-vae-ft-ema", classes=2)
     for name in COMMANDS:
         result = CliRunner().invoke(app, [name, "--help"], env={"COLUMNS": "200"})
         assert result.exit_code == 0

@@ -1,0 +1,138 @@
+"""Fine-tuning variants on the digits, at equal budget: ablations, short budgets, and a cheaper complete-model phase.
+
+    python benchmarks/finetuning.py ablations --seeds 0,1,2
+    python benchmarks/finetuning.py budgets
+    python benchmarks/finetuning.py complete
+
+Every variant starts from the same conversion of `digits-dit` and changes the shipped recipe `digits/finetune` by what its
+row says. Columns: the ratio of attention and MLP in a sampling run (what lambda steers); the diffusion loss on 360 held-out
+digits at 20 timesteps with fixed noise, over the static model's; and the share of samples that a classifier recognises.
+"""
+
+from __future__ import annotations
+
+import argparse
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+
+import dydit_cli
+from dydit_cli.checkpoint.read import read
+from dydit_cli.data.digits import load_digits_split
+from dydit_cli.diffusion.objective import loss_terms
+from dydit_cli.diffusion.sampler import SamplerSettings
+from dydit_cli.diffusion.schedule import linear_schedule
+from dydit_cli.evaluate.digits import judge
+from dydit_cli.model.sparse import Executable, executor
+from dydit_cli.profiling.profile import profile
+
+PRETRAINING_STEPS = 12_000
+TIMESTEPS = 20
+IMAGES = 100
+
+Settings = Mapping[str, Any]
+ABLATIONS: dict[str, Settings] = {
+    "both (TDW and SDT)": {},
+    "TDW only": {"routing.tokens": "off"},
+    "SDT only": {"routing.width": "off"},
+    "no complete phase (the recipe)": {},
+    "complete phase, a third of the run": {"routing.complete_steps": 100},
+    "no strata": {"train.timestep_strata": 1},
+}
+BUDGETS: dict[str, Settings] = {
+    "the recipe": {},
+    "static model's output as target": {"routing.teacher_weight": 1.0},
+}
+COMPLETE: dict[str, Settings] = {
+    "none": {},
+    "every step (the paper)": {"routing.complete_steps": 300},
+    "every 8th step": {"routing.complete_steps": 300, "routing.complete_every": 8},
+    "an eighth of the batch": {"routing.complete_steps": 300, "routing.complete_share": 0.125},
+}
+
+
+@torch.no_grad()
+def held_out_loss(model: Executable) -> float:
+    """The diffusion loss (mse and variational term) on the held-out digits, the same noise for every model."""
+    data, schedule = load_digits_split(held_out=True), linear_schedule()
+    generator = torch.Generator().manual_seed(0)
+    losses = []
+    for timestep in torch.linspace(0, 999, TIMESTEPS).long().tolist():
+        noise = torch.randn(data.images.shape, generator=generator)
+        t = torch.full((len(data),), timestep)
+        x_t = schedule.add_noise(data.images, t, noise)
+        losses.append(loss_terms(schedule, model(x_t, t, data.labels), data.images, x_t, t, noise).loss.mean())
+    return torch.stack(losses).mean().item()
+
+
+def measure(settings: Settings, flops_ratio: float, steps: int, seed: int, start: Path, folder: Path) -> dict[str, float]:
+    """Fine-tunes once and looks at the result."""
+    options = {**settings, "train.seed": seed}
+    result = dydit_cli.finetune(
+        start, folder / "run", flops_ratio=flops_ratio, steps=steps, settings=options, device="cpu", force=True
+    )
+    checkpoint = read(folder / "run")
+    profiled = profile(checkpoint, images=20, settings=SamplerSettings(), device="cpu")
+    judged = judge(checkpoint.build(), images=IMAGES, settings=SamplerSettings(), seed=seed)
+    return {
+        "ratio": profiled.summary["routed_ratio"],
+        "loss": held_out_loss(executor(checkpoint.build(), "sparse")),
+        "recognised": judged.recognised,
+        "seconds": result.seconds / result.steps,
+    }
+
+
+def rows(variants: Mapping[str, Settings], ratios: list[float], steps: list[int], seeds: list[int]) -> None:
+    """Prints a Markdown table, a row as soon as it is known."""
+    static = held_out_loss(executor(read("digits-dit").build(), "masked"))
+    print(f"static model: held-out loss {static:.5f}\n")
+    print(
+        "| variant | lambda | steps | ratio reached | loss over static | recognised | s/step |\n|---|---|---|---|---|---|---|"
+    )
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        dydit_cli.convert("digits-dit", folder / "start")
+        for count in steps:
+            for ratio in ratios:
+                for variant, settings in variants.items():
+                    found = [measure(settings, ratio, count, seed, folder / "start", folder) for seed in seeds]
+                    columns = {key: [one[key] for one in found] for key in found[0]}
+                    columns["loss"] = [loss / static for loss in columns["loss"]]
+                    cells = (
+                        _spread(columns["ratio"], 4),
+                        _spread(columns["loss"], 4),
+                        f"{100 * sum(columns['recognised']) / len(found):.1f} %",
+                        f"{sum(columns['seconds']) / len(found):.3f}",
+                    )
+                    share = f"{count} ({100 * count / PRETRAINING_STEPS:.1f} %)"
+                    print(f"| {variant} | {ratio} | {share} | {' | '.join(cells)} |", flush=True)
+
+
+def _spread(values: list[float], digits: int) -> str:
+    mean = sum(values) / len(values)
+    spread = f" ({min(values):.{digits}f} to {max(values):.{digits}f})" if len(values) > 1 else ""
+    return f"{mean:.{digits}f}{spread}"
+
+
+def main() -> None:
+    """The command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("table", choices=["ablations", "budgets", "complete", "reached"])
+    parser.add_argument("--seeds", default="0")
+    options = parser.parse_args()
+    seeds = [int(seed) for seed in options.seeds.split(",")]
+    if options.table == "ablations":
+        rows(ABLATIONS, [0.5], [300], seeds)
+    elif options.table == "budgets":
+        rows(BUDGETS, [0.5, 0.3], [36, 120, 360], seeds)
+    elif options.table == "complete":
+        rows(COMPLETE, [0.5], [300], seeds)
+    else:
+        rows({"the recipe": {}}, [0.7, 0.5, 0.3], [300], seeds)
+
+
+if __name__ == "__main__":
+    main()

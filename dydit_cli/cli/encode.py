@@ -1,0 +1,67 @@
+"""dydit encode"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from dydit_cli import units
+from dydit_cli.cli import console, options
+
+
+def encode(
+    images: Annotated[Path, typer.Argument(metavar="IMAGES", help="A folder with a folder of pictures for each class.")],
+    out: Annotated[Path, typer.Argument(metavar="OUT", help="The folder to write.")],
+    vae: Annotated[str, typer.Option(metavar="PATH", help="The AutoencoderKL: a diffusers folder or hub id.")],
+    size: Annotated[int, typer.Option(min=1, metavar="N", help="Pixels a side that pictures are cropped to.")] = 256,
+    batch: Annotated[int, typer.Option(min=1, metavar="N", help="Pictures at once, each with its mirror image.")] = 8,
+    shard_size: Annotated[int, typer.Option(min=1, metavar="N", help="Pictures in a shard.")] = 5000,
+    dtype: Annotated[str, typer.Option(help="Keep the latents in fp32, or in fp16: half the disk.")] = "fp32",
+    device: options.Device = "auto",
+    force: options.Force = False,
+    json: options.Json = False,
+) -> None:
+    """Write a VAE's latents of pictures once, to train from with --data latents:OUT.
+
+    The same command again continues after a kill; `accelerate launch -m dydit_cli encode ...` shares it over processes.
+
+    Example: `dydit encode images/train runs/latents --vae sd-vae-ft-ema`
+    """
+    from dydit_cli.data.encode import encode as run
+    from dydit_cli.data.pictures import Skipped, describe_skipped
+
+    with console.stages() as work:
+        done = run(
+            images,
+            out,
+            vae,
+            size=size,
+            batch=batch,
+            shard_size=shard_size,
+            dtype=dtype,
+            device=device,
+            force=force,
+            on_stage=work.begin,
+            on_progress=work.advance,
+        )
+    if done is None:  # the main process speaks for all
+        return
+    index = done.index
+    if index.skipped:
+        console.note(describe_skipped([Skipped(file, reason) for file, reason in index.skipped]))
+    if json:
+        more = {"out": str(out), "encoded": done.encoded, "processes": done.processes, "seconds": done.seconds}
+        console.as_json({**index.model_dump(), **more})
+    else:
+        shape = "x".join(str(side) for side in index.shape)
+        console.say(
+            f"{index.count} images of {len(index.classes)} classes as {shape} latents in {out}, "
+            f"{done.encoded} of them encoded now, in {units.seconds(done.seconds)}"
+        )
+        console.say(f"next: dydit finetune CKPT --recipe RECIPE --data latents:{out} --out DIR")
+
+
+def register(app: typer.Typer) -> None:
+    app.command()(encode)

@@ -1,0 +1,132 @@
+"""What training asks of a data set, and the shuffled batches that it draws from one.
+
+Shapes: M images of a set, B of a batch, C channels, S pixels a side.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar, Protocol
+
+import torch
+from torch import Tensor
+
+from dydit_cli.data.pictures import Skipped
+from dydit_cli.errors import DyditError
+from dydit_cli.model.config import DiTConfig
+
+
+class Dataset(Protocol):
+    """Labelled images, as a model takes them: pixels in [-1, 1], or latents times their VAE's scaling factor.
+
+    `varied` says that an image has random versions (mirrored, a latent's sample), of which a seed chooses one.
+    `skipped` are the images that could not be read so far.
+    """
+
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def num_classes(self) -> int: ...
+
+    @property
+    def varied(self) -> bool: ...
+
+    @property
+    def skipped(self) -> Sequence[Skipped]: ...
+
+    def __len__(self) -> int: ...
+
+    def check(self, config: DiTConfig) -> None:
+        """Raises `DyditError` where a model of `config` cannot be trained on this data."""
+
+    def take(self, index: Tensor, seed: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """The images B C S S float32 and labels B int64 at `index` (B,).
+
+        `seed` (B,) chooses each one's version, and an odd one mirrors it; without seeds there is no chance in it.
+        What comes depends on these two alone: not on the batch, its order, or on threads.
+        """
+
+    def prefetch(self, index: Tensor) -> None:
+        """A hint: these will be taken next."""
+
+
+@dataclass(frozen=True)
+class ImageData:
+    """A set held in memory. images: M C S S float32 in [-1, 1]; labels: M int64 from 0 to num_classes - 1."""
+
+    name: str
+    images: Tensor
+    labels: Tensor
+    num_classes: int
+
+    varied: ClassVar[bool] = False
+    skipped: ClassVar[Sequence[Skipped]] = ()
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def check(self, config: DiTConfig) -> None:
+        _, channels, size, _ = self.images.shape
+        check_fits(self.name, config, channels, size, self.num_classes)
+
+    def take(self, index: Tensor, seed: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        return self.images[index], self.labels[index]
+
+    def prefetch(self, index: Tensor) -> None:
+        pass
+
+
+def check_fits(name: str, config: DiTConfig, channels: int, size: int, num_classes: int) -> None:
+    """Raises `DyditError` where a model of `config` takes other images, or has another number of classes."""
+    for what, ours, model, more in (
+        ("channels", channels, config.in_channels, ""),
+        ("pixels a side", size, config.input_size, ""),
+        ("classes", num_classes, config.num_classes, f", or draw its label table anew with --num-classes {num_classes}"),
+    ):
+        if ours != model:
+            raise DyditError(f"data set {name} has {ours} {what} and the model {model}; choose data that fit the model{more}")
+
+
+class BatchStream:
+    """Shuffled batches without end: every image once an epoch, batches running over the epoch's edge.
+
+    Yields images B C S S and labels B. All chance comes from `generator`, and is drawn for the whole batch of `size`
+    images whichever `part` of it is asked for: processes that share a batch each read their own images only.
+    """
+
+    def __init__(self, data: Dataset, size: int, generator: torch.Generator, part: slice = slice(None)) -> None:
+        self.data, self.size, self.generator, self.part = data, size, generator, part
+        self._order = torch.empty(0, dtype=torch.long)  # what is still to come of the epochs that were begun
+
+    def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
+        return self
+
+    def __next__(self) -> tuple[Tensor, Tensor]:
+        while len(self._order) < self.size:
+            self._order = torch.cat([self._order, torch.randperm(len(self.data), generator=self.generator)])
+        index, self._order = self._order[: self.size], self._order[self.size :]
+        seed = torch.randint(2**62, (self.size,), generator=self.generator)[self.part] if self.data.varied else None
+        batch = self.data.take(index[self.part], seed)
+        # which images are next is drawn already, their seeds are not: looking ahead leaves the generator alone
+        self.data.prefetch(self._order[: self.size][self.part])
+        return batch
+
+    def state(self) -> dict[str, Any]:
+        """Between two batches this and the generator's own state say all that is to come: an int and an int64 tensor."""
+        return {"images": len(self.data), "order": self._order.clone()}
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """Continues from a `state`; the generator is the caller's to set. Raises `DyditError` where the data changed."""
+        if state["images"] != len(self.data):
+            raise DyditError(
+                f"data set {self.data.name} had {state['images']} images when the run began and has {len(self.data)} now; "
+                "resume it with the same data"
+            )
+        self._order = state["order"].clone()
+
+
+def batches(data: Dataset, size: int, generator: torch.Generator) -> BatchStream:
+    """The stream of whole batches; see `BatchStream`."""
+    return BatchStream(data, size, generator)

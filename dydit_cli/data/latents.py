@@ -1,0 +1,165 @@
+"""Latents that `dydit encode` wrote: the VAE's mean and std of every picture and of its mirror image.
+
+A folder: encode.json (what was asked for), shards/NNNNNN.safetensors, and index.json once all of them are there. A shard
+has the tensors mean and std, M 2 C S S (unmirrored, mirrored), and label, M, for its slice of the pictures.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+from dydit_cli.data.dataset import check_fits
+from dydit_cli.data.pictures import Skipped
+from dydit_cli.errors import DyditError
+from dydit_cli.model.config import DiTConfig
+from dydit_cli.sampling.vae import LATENT_SCALE
+
+FORMAT, FORMAT_VERSION = "dydit-latents", 1
+INDEX_FILE, SETTINGS_FILE, SHARDS = "index.json", "encode.json", "shards"
+
+
+class ShardEntry(BaseModel):
+    """A shard's file name and how many pictures it has."""
+
+    model_config = ConfigDict(frozen=True)
+
+    file: str
+    count: int = Field(ge=0)
+
+
+class LatentIndex(BaseModel):
+    """index.json. `shape` is C S S; `size` the pictures' pixels a side; `skipped` (file, reason) pairs."""
+
+    model_config = ConfigDict(frozen=True)
+
+    format: str
+    format_version: int
+    count: int = Field(gt=0)
+    classes: tuple[str, ...]
+    shape: tuple[int, int, int]
+    size: int
+    dtype: str
+    scaling_factor: float = Field(gt=0)
+    vae: str
+    vae_sha256: str
+    skipped: tuple[tuple[str, str], ...]
+    shards: tuple[ShardEntry, ...]
+
+
+def read_index(folder: Path) -> LatentIndex:
+    """Raises `DyditError` where `folder` holds no whole set of latents of this version."""
+    path = folder / INDEX_FILE
+    if not path.is_file():
+        begun = (folder / SETTINGS_FILE).is_file()
+        state = "encoding them has not ended; run the same dydit encode again" if begun else "make them with dydit encode"
+        raise DyditError(f"{folder}: no latents ({INDEX_FILE}); {state}")
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+        if not isinstance(values, dict) or values.get("format") != FORMAT:
+            raise ValueError(f"its format is not {FORMAT}")
+        if values.get("format_version") != FORMAT_VERSION:
+            raise ValueError(f"version {values.get('format_version')!r}; this dydit reads version {FORMAT_VERSION}")
+        return LatentIndex.model_validate(values)
+    except (OSError, ValueError) as error:  # pydantic's and json's errors are ValueErrors
+        first = error.errors()[0] if isinstance(error, ValidationError) else None
+        what = f"{'.'.join(map(str, first['loc']))}: {first['msg']}" if first else str(error)
+        raise DyditError(f"{path}: not an index of latents ({what}); make it again with dydit encode") from None
+
+
+class LatentData:
+    """Training from such a folder: mean + std * noise, times the scaling factor; the seed draws the noise.
+
+    Shards are mapped into memory, not read: only what is taken is. Raises `DyditError` for a folder that is not whole.
+    """
+
+    varied = True
+
+    def __init__(self, folder: str | Path) -> None:
+        self.name, self.index = f"latents:{folder}", read_index(Path(folder))
+        self._shards = [open_shard(Path(folder) / SHARDS / shard.file) for shard in self.index.shards]
+        for shard, entry in zip(self._shards, self.index.shards, strict=True):
+            shard.check(entry.count, self.index.shape)
+        self._labels = torch.cat([shard.labels() for shard in self._shards])
+        self._ends = torch.tensor([entry.count for entry in self.index.shards]).cumsum(0)
+        if len(self) != self.index.count or not 0 <= int(self._labels.min()) <= int(self._labels.max()) < self.num_classes:
+            raise DyditError(f"{folder}: its shards do not fit its {INDEX_FILE}; make it again with dydit encode")
+
+    @property
+    def num_classes(self) -> int:
+        return len(self.index.classes)
+
+    @property
+    def skipped(self) -> Sequence[Skipped]:
+        return [Skipped(file, reason) for file, reason in self.index.skipped]
+
+    def __len__(self) -> int:
+        return len(self._labels)
+
+    def check(self, config: DiTConfig) -> None:
+        check_fits(self.name, config, self.index.shape[0], self.index.shape[1], self.num_classes)
+        if abs(self.index.scaling_factor - LATENT_SCALE) > 1e-6:
+            raise DyditError(
+                f"data set {self.name} is of a VAE with scaling factor {self.index.scaling_factor:g} and the model's has "
+                f"{LATENT_SCALE:g}; encode the images with the model's own VAE"
+            )
+
+    def take(self, index: Tensor, seed: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        seeds = [None] * len(index) if seed is None else seed.tolist()
+        return torch.stack([self._one(i, s) for i, s in zip(index.tolist(), seeds, strict=True)]), self._labels[index]
+
+    def prefetch(self, index: Tensor) -> None:
+        """Does nothing: a row of a mapped file is there at once, or the system reads ahead."""
+
+    def _one(self, i: int, seed: int | None) -> Tensor:
+        """C S S float32; the mean itself without a seed."""
+        shard = int(torch.searchsorted(self._ends, i, right=True))
+        row = i - (int(self._ends[shard - 1]) if shard else 0)
+        mirror = 0 if seed is None else seed % 2
+        latent = self._shards[shard].row("mean", row, mirror)
+        if seed is not None:
+            noise = torch.randn(self.index.shape, generator=torch.Generator().manual_seed(seed))
+            latent = latent + self._shards[shard].row("std", row, mirror) * noise
+        return latent * self.index.scaling_factor
+
+
+class Shard:
+    """One file of a set, open for reading single rows; `shape` is its mean's, M 2 C S S, and `metadata` as written."""
+
+    def __init__(self, path: Path, file: Any) -> None:
+        self.path, self._file = path, file
+        self.shape, *self._others = (tuple(file.get_slice(name).get_shape()) for name in ("mean", "std", "label"))
+        self.metadata: dict[str, str] = file.metadata() or {}
+
+    def check(self, count: int | None, shape: tuple[int, int, int]) -> None:
+        """Raises `DyditError` where the tensors are not `count` pictures of `shape`; any number for None."""
+        wanted = (self.shape[0] if count is None else count, 2, *shape)
+        if [self.shape, *self._others] != [wanted, wanted, wanted[:1]]:
+            raise damaged(self.path, f"its tensors are {[self.shape, *self._others]}, not {wanted}")
+
+    def labels(self) -> Tensor:
+        return self._file.get_tensor("label").long()
+
+    def row(self, name: str, row: int, mirror: int) -> Tensor:
+        """C S S float32."""
+        return self._file.get_slice(name)[row : row + 1, mirror : mirror + 1][0, 0].float()
+
+
+def open_shard(path: Path) -> Shard:
+    """Raises `DyditError` for a file that is missing, cut short, or no shard."""
+    try:
+        return Shard(path, safe_open(path, framework="pt"))
+    except (OSError, SafetensorError) as error:
+        raise damaged(path, str(error)) from None
+
+
+def damaged(path: Path, why: str) -> DyditError:
+    """What to do about a bad shard."""
+    return DyditError(f"{path}: damaged shard ({why}); delete it, and run the same dydit encode again")

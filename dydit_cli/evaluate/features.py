@@ -1,0 +1,81 @@
+"""What figures are computed from: the features that a network sees in images. Which network is an `Extractor`'s business."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from dydit_cli.evaluate.metrics import Gaussian, Moments
+
+Pixels = NDArray[np.uint8]
+
+
+@dataclass(frozen=True)
+class Features:
+    """Of one batch. pool: M x D; spatial: M x D', for sFID, or None; probabilities: M x K, for the inception score, or None."""
+
+    pool: NDArray[np.float32]
+    spatial: NDArray[np.float32] | None = None
+    probabilities: NDArray[np.float32] | None = None
+
+
+class Extractor(Protocol):
+    """A network that looks at images of `channels` channels and `side` pixels a side (None: of any size).
+
+    `kind` is digits or inception; `facts` says for the protocol which network it is: its name, its accuracy where that
+    is known, and the sha256 of its weights.
+    """
+
+    @property
+    def kind(self) -> str: ...
+
+    @property
+    def side(self) -> int | None: ...
+
+    @property
+    def channels(self) -> int: ...
+
+    @property
+    def facts(self) -> dict[str, Any]: ...
+
+    def __call__(self, pixels: Pixels) -> Features:
+        """Features of M S S C uint8."""
+
+
+@dataclass(frozen=True)
+class Seen:
+    """All that an extractor saw in a set: pool: M x D float32; the two Gaussians; probabilities: M x K or None."""
+
+    pool: NDArray[np.float32]
+    gaussian: Gaussian
+    spatial: Gaussian | None
+    probabilities: NDArray[np.float32] | None
+
+
+def look(extractor: Extractor, batches: Iterable[Pixels]) -> Seen:
+    """Runs `extractor` over batches M S S C; of the spatial features, the largest, only the moments are kept.
+
+    Raises ValueError for fewer than 2 images.
+    """
+    pools: list[NDArray[np.float32]] = []
+    probabilities: list[NDArray[np.float32]] = []
+    moments, spatial = Moments(), Moments()
+    for pixels in batches:
+        features = extractor(pixels)
+        pools.append(features.pool)
+        moments.add(features.pool)
+        if features.spatial is not None:
+            spatial.add(features.spatial)
+        if features.probabilities is not None:
+            probabilities.append(features.probabilities)
+    gaussian = moments.gaussian()
+    return Seen(
+        np.concatenate(pools),
+        gaussian,
+        spatial.gaussian() if spatial.count else None,
+        np.concatenate(probabilities) if probabilities else None,
+    )

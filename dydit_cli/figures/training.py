@@ -1,0 +1,108 @@
+"""How a training run went: the FLOPs ratio against its target, and the loss, over its steps."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pandas as pd
+
+from dydit_cli.errors import DyditError
+from dydit_cli.figures.style import BLUE, GREEN, GREY, ORANGE, new_figure
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+METRICS_FILE = "metrics.jsonl"
+COLUMNS = ("step", "mse", "vb", "ratio", "target", "skipped")
+WINDOWS = 40  # a running mean covers one part in so many of the run
+
+
+def read_metrics(run: str | Path) -> pd.DataFrame:
+    """A row for each step of the run in the folder `run`; raises `DyditError` where it has no readable metrics."""
+    file = Path(run) / METRICS_FILE
+    try:
+        rows = [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
+        table = pd.DataFrame(rows)
+    except FileNotFoundError:
+        raise DyditError(
+            f"{run}: not a training run: it has no {METRICS_FILE}; dydit finetune and pretrain write one"
+        ) from None
+    except (OSError, ValueError) as error:
+        raise DyditError(f"{file}: not readable as metrics: {error}") from None
+    missing = [name for name in COLUMNS if name not in table.columns]
+    if missing and rows:
+        raise DyditError(f"{file}: its lines lack {missing[0]!r}; they are not a training run's")
+    if not rows:
+        raise DyditError(f"{file}: holds no step yet")
+    return table
+
+
+def draw_training(table: pd.DataFrame) -> Figure:
+    """Above the ratio under the training noise and its target, for a DyDiT alone; below the diffusion loss."""
+    dynamic = bool(table["target"].notna().any())
+    window = max(1, len(table) // WINDOWS)
+    figure = new_figure(6.5, 4.6 if dynamic else 3.0)
+    if dynamic:
+        above, below = figure.subplots(2, 1, sharex=True, height_ratios=[1.2, 1])
+        _ratio(above, table, window)
+    else:
+        below = figure.subplots()
+    _loss(below, table, window)
+    below.set_xlim(0, table["step"].max())
+    below.set_xlabel("optimiser step" + (f" (thick lines: means of {window} steps)" if window > 1 else ""))
+    return figure
+
+
+def _ratio(ax: Axes, table: pd.DataFrame, window: int) -> None:
+    steps, ratio = table["step"], table["ratio"].astype(float)
+    ax.plot(steps, ratio, color=BLUE, linewidth=0.6, alpha=0.35)
+    ax.plot(steps, _smooth(ratio, window), color=BLUE, linewidth=1.6, label="achieved, under the training noise")
+    ax.plot(steps, table["target"].astype(float), color="black", linestyle="--", linewidth=1.2, label="target")
+    last = float(ratio.iloc[-window:].mean())
+    ax.set_title(f"FLOPs ratio: {last:.3f} at the end, target {float(table['target'].iloc[-1]):.3f}")
+    ax.set_ylabel("attention and MLP,\nshare of static")
+    ax.set_ylim(0, 1.05)
+    ax.legend(loc="lower left", fontsize=8)
+
+
+def _loss(ax: Axes, table: pd.DataFrame, window: int) -> None:
+    steps, loss = table["step"], (table["mse"] + table["vb"]).astype(float)
+    ax.plot(steps, loss, color=ORANGE, linewidth=0.6, alpha=0.35)
+    ax.plot(steps, _smooth(loss, window), color=ORANGE, linewidth=1.6, label="diffusion loss")
+    drawn = [loss]
+    if "complete_loss" in table.columns and table["complete_loss"].notna().any():
+        # where the complete pass runs on every k-th step, the line joins those
+        complete = table.loc[table["complete_loss"].notna(), ["step", "complete_loss"]].astype(float)
+        ax.plot(
+            complete["step"], _smooth(complete["complete_loss"], window), color=GREEN, linewidth=1.6, label="complete model's"
+        )
+        drawn.append(complete["complete_loss"])
+    finite = np.concatenate([part[np.isfinite(part)].to_numpy() for part in drawn])
+    if len(finite):
+        # a few wild batches must not flatten the rest
+        low, high = float(finite.min()), float(np.quantile(finite, 0.995))
+        if low > 0 and high > 5 * np.quantile(finite, 0.2):
+            ax.set_yscale("log")
+            ax.set_ylim(0.9 * low, 1.3 * high)
+        else:
+            ax.set_ylim(0, 1.15 * high or 1.0)
+    skipped = steps[table["skipped"].astype(bool)]
+    if len(skipped):
+        ax.plot(
+            skipped,
+            np.full(len(skipped), 0.02),
+            "|",
+            color=GREY,
+            transform=ax.get_xaxis_transform(),
+            label=f"{len(skipped)} steps skipped by the gradient guard",
+        )
+    ax.set_ylabel("loss of a batch")
+    ax.legend(loc="upper right", fontsize=8)
+
+
+def _smooth(values: pd.Series, window: int) -> pd.Series:
+    return values.rolling(window, min_periods=1, center=True).mean()

@@ -1,0 +1,144 @@
+"""What a model is trained on: per-sample losses of a batch, and how they add up to one number.
+
+The FLOPs term w (r - lambda)^2 squares a mean r over the *global* batch, of which a process or a micro-batch sees a part.
+Its gradient is 2 w (r - lambda) grad r, which is linear in the samples once r is a number: so r is found first, over all
+processes and micro-batches, and every part then differentiates 2 w (r - lambda) times its own share of r.
+
+Legend: B samples of a part, n of them seen by the complete model, C channels, S size.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, fields
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from dydit_cli.diffusion.objective import loss_terms
+from dydit_cli.diffusion.schedule import linear_schedule
+from dydit_cli.flops.analytic import flops_ratio
+from dydit_cli.model.dit import DiT
+from dydit_cli.model.dydit import DyDiT
+from dydit_cli.model.routing import Routing
+from dydit_cli.train.batch import Batch
+from dydit_cli.train.recipe import TrainRecipe
+
+
+@dataclass(frozen=True)
+class SampleLosses:
+    """Per sample, each (B,), but `complete` (n,). `ratio` is the FLOPs ratio under the batch's noise, and None for a static
+    model; `teacher` the squared distance to the start model's noise; `complete` the complete model's diffusion loss."""
+
+    mse: Tensor
+    vb: Tensor
+    ratio: Tensor | None = None
+    complete: Tensor | None = None
+    teacher: Tensor | None = None
+
+    def sums(self) -> dict[str, Tensor]:
+        """Each one's sum over the samples, without its graph; those that are None are left out."""
+        values = {field.name: getattr(self, field.name) for field in fields(self)}
+        return {name: value.detach().float().sum() for name, value in values.items() if value is not None}
+
+
+class Objective(nn.Module):
+    """`model` and its losses as one module, so that what shares gradients between processes wraps a single forward.
+
+    `start` is the frozen model that the run began with, where its output is a target.
+    """
+
+    def __init__(self, model: DiT, recipe: TrainRecipe, start: DiT | None = None) -> None:
+        super().__init__()
+        self.model = model
+        self.schedule = linear_schedule()
+        self._bf16 = recipe.precision == "bf16"
+        # in a tuple, so that this module has each weight once, and none of the start's
+        self._others: tuple[Callable[..., Any], DiT | None] = (torch.compile(model) if recipe.compile else model, start)
+
+    def forward(self, batch: Batch) -> SampleLosses:
+        """The losses of one part of a batch, on the model's device."""
+        run, start = self._others
+        t, y = batch.t, batch.y
+        x_t = self.schedule.add_noise(batch.x0, t, batch.noise)
+        output, ratio = self._output(x_t, batch)
+        terms = loss_terms(self.schedule, output, batch.x0, x_t, t, batch.noise)
+        teacher = complete = None
+        if start is not None:
+            channels = x_t.shape[1]
+            with torch.no_grad():
+                target = self._autocast(start, x_t, t, y, **({"complete": True} if isinstance(start, DyDiT) else {}))
+            teacher = (output[:, :channels] - target[:, :channels]).square().flatten(1).mean(dim=1)
+        if batch.complete is not None and bool(batch.complete.any()):
+            # all of them stay as they are: an index would copy them
+            samples = slice(None) if bool(batch.complete.all()) else batch.complete.nonzero().squeeze(1).to(t.device)
+            x0, x_t, t, noise = (tensor[samples] for tensor in (batch.x0, x_t, t, batch.noise))
+            everything = self._autocast(run, x_t, t, y[samples], complete=True)
+            complete = loss_terms(self.schedule, everything, x0, x_t, t, noise).loss
+        vb = torch.zeros_like(terms.mse) if terms.vb is None else terms.vb
+        return SampleLosses(terms.mse, vb, ratio, complete, teacher)
+
+    @torch.no_grad()
+    def ratio(self, batch: Batch) -> Tensor:
+        """(B,) the FLOPs ratios that `forward` will find, since the noise is given; nothing is kept for a backward pass."""
+        _, ratio = self._output(self.schedule.add_noise(batch.x0, batch.t, batch.noise), batch)
+        assert ratio is not None
+        return ratio
+
+    def _output(self, x_t: Tensor, batch: Batch) -> tuple[Tensor, Tensor | None]:
+        if not isinstance(self.model, DyDiT):
+            return self._autocast(self._others[0], x_t, batch.t, batch.y), None
+        with self._autocasting(x_t):
+            output, routing = self._others[0](x_t, batch.t, batch.y, return_routing=True, gate_noise=batch.gates)
+        # zeros and ones are exact in bf16, and their means are not
+        masks = Routing(routing.heads.float(), routing.groups.float(), routing.tokens.float())
+        return output.float(), flops_ratio(masks, self.model.config)
+
+    def _autocast(self, model: Callable[..., Any], x_t: Tensor, t: Tensor, y: Tensor, **more: bool) -> Tensor:
+        with self._autocasting(x_t):
+            output: Tensor = model(x_t, t, y, **more)
+        return output.float()
+
+    def _autocasting(self, like: Tensor) -> torch.autocast:
+        return torch.autocast(like.device.type, torch.bfloat16, enabled=self._bf16)
+
+
+def flops_loss(ratio: Tensor, target: float, weight: float) -> Tensor:
+    """w (ratio - target)^2 (paper, equation 5); `ratio` is the mean over a batch of mixed timesteps."""
+    return weight * (ratio - target).square()
+
+
+@dataclass(frozen=True)
+class Weights:
+    """How a step's losses are weighed: `samples` and `complete_samples` are those of the global batch, `target` and
+    `flops` belong to the FLOPs term, `complete` and `teacher` are the weights of those means."""
+
+    samples: int
+    complete_samples: int
+    target: float
+    flops: float
+    complete: float
+    teacher: float
+
+    def part(self, losses: SampleLosses, ratio: Tensor | None) -> Tensor:
+        """A scalar whose sum over all parts has the gradient of the global batch's loss; `ratio` is the global mean."""
+        total = (losses.mse + losses.vb).sum() / self.samples
+        if losses.ratio is not None and ratio is not None:
+            slope = 2 * self.flops * (ratio.detach() - self.target)
+            total = total + slope * losses.ratio.sum() / self.samples
+        if losses.complete is not None:
+            total = total + self.complete * losses.complete.sum() / self.complete_samples
+        if losses.teacher is not None:
+            total = total + self.teacher * losses.teacher.sum() / self.samples
+        return total
+
+    def means(self, sums: dict[str, float]) -> dict[str, float]:
+        """The global batch's means, and their `loss`, from its sums."""
+        counts = {"complete": self.complete_samples}
+        means = {name: value / counts.get(name, self.samples) for name, value in sums.items()}
+        loss = means["mse"] + means["vb"]
+        loss += self.complete * means.get("complete", 0.0) + self.teacher * means.get("teacher", 0.0)
+        if "ratio" in means:
+            loss += self.flops * (means["ratio"] - self.target) ** 2
+        return {**means, "loss": loss}

@@ -1,0 +1,134 @@
+"""Training in several processes is training in one: gloo on the cpu, as `accelerate launch` and `torchrun` start them."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from typer.testing import CliRunner
+
+from dydit_cli.checkpoint.read import read
+from dydit_cli.cli.app import app
+from tests.kill_resume import make_start
+
+COMMON = ["--steps", 8, "--batch-size", 8, "--device", "cpu"]
+# a moving target, noise, the complete pass on a part of the batch, micro-batches, and the start model as a target
+SETTINGS = {
+    "train.accumulation": 2,
+    "train.ema_decay": 0.1,
+    "routing.router_lr": 1e-3,
+    "routing.hold_steps": 0,
+    "routing.warmup_steps": 4,
+    "routing.weight": 20.0,
+    "routing.complete_steps": 6,
+    "routing.complete_share": 0.25,
+    "routing.teacher_weight": 0.5,
+}
+
+
+def arguments(start: Path, out: Path, *more: object, **settings: object) -> list[str]:
+    chosen = [part for key, value in {**SETTINGS, **settings}.items() for part in ("--set", f"{key}={value}")]
+    return [str(part) for part in ("finetune", start, "--out", out, *COMMON, *chosen, *more)]
+
+
+def team(command: list[str]) -> list[subprocess.Popen[str]]:
+    """Two processes with the environment that a launcher gives them."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    common = {"WORLD_SIZE": 2, "LOCAL_WORLD_SIZE": 2, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "OMP_NUM_THREADS": 1}
+    return [
+        subprocess.Popen(
+            [sys.executable, "-m", "dydit_cli", *command],
+            env={**os.environ, **{k: str(v) for k, v in {**common, "RANK": i, "LOCAL_RANK": i}.items()}},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for i in range(2)
+    ]
+
+
+@pytest.fixture(autouse=True, scope="module")
+def one_thread() -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture(scope="module")
+def start(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_start(tmp_path_factory.mktemp("start") / "start")
+
+
+def metrics(out: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
+
+
+def assert_same(a: Path, b: Path) -> None:
+    """Losses and weights to 1e-6."""
+    assert len(metrics(a)) == len(metrics(b))
+    for one, two in zip(metrics(a), metrics(b), strict=True):
+        assert one.keys() == two.keys()
+        for name in one.keys() - {"seconds"}:
+            assert (one[name] is None) == (two[name] is None), name
+            assert one[name] is None or one[name] == pytest.approx(two[name], abs=1e-6, rel=1e-6), (one["step"], name)
+    weights, others = read(a).weights, read(b).weights
+    assert max((weights[name] - others[name]).abs().max().item() for name in weights) < 1e-6
+
+
+def test_two_processes_and_micro_batches_train_as_one(start: Path, tmp_path: Path) -> None:
+    processes = team(arguments(start, tmp_path / "two", "--json"))
+    plain = CliRunner().invoke(app, arguments(start, tmp_path / "one", **{"train.accumulation": 1}))
+    assert plain.exit_code == 0, plain.output
+    ended = [process.communicate(timeout=120) for process in processes]
+    assert [process.returncode for process in processes] == [0, 0], ended
+    assert json.loads(ended[0][0])["steps"] == 8
+    assert ended[1] == ("", "")  # the main process speaks for all
+    assert_same(tmp_path / "one", tmp_path / "two")
+    seen = metrics(tmp_path / "one")
+    assert len({m["ratio"] for m in seen}) == 8
+    assert [m["complete_loss"] is not None for m in seen] == [True] * 6 + [False] * 2
+    assert not (tmp_path / "two" / "state").exists()
+
+
+def test_a_signal_to_one_process_stops_all_and_one_can_finish(start: Path, tmp_path: Path) -> None:
+    steps = {"train.steps": 80}
+    processes = team(arguments(start, tmp_path / "two", **steps))
+    plain = CliRunner().invoke(app, arguments(start, tmp_path / "one", **steps))
+    assert plain.exit_code == 0, plain.output
+    until, log = time.monotonic() + 60, tmp_path / "two" / "metrics.jsonl"
+    while time.monotonic() < until and not (log.is_file() and log.read_text().count("\n") > 2):
+        time.sleep(0.01)
+    processes[1].send_signal(signal.SIGTERM)
+    ended = [process.communicate(timeout=120) for process in processes]
+    assert [process.returncode for process in processes] == [143, 143], ended
+    assert "interrupted, saved" in ended[0][0]
+    there = len(metrics(tmp_path / "two"))
+    assert 2 < there < 80
+    finished = CliRunner().invoke(app, ["finetune", "--resume", str(tmp_path / "two"), "--device", "cpu"])
+    assert finished.exit_code == 0, finished.output
+    assert f"after step {there} of 80" in finished.stderr
+    assert_same(tmp_path / "one", tmp_path / "two")
+
+
+def test_several_processes_need_accelerate(start: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "accelerate", None)
+    monkeypatch.setenv("WORLD_SIZE", "1")
+    assert CliRunner().invoke(app, [*arguments(start, tmp_path / "one"), "--steps", "1"]).exit_code == 0
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    result = CliRunner().invoke(app, arguments(start, tmp_path / "two"))
+    assert result.exit_code == 2
+    assert "WORLD_SIZE=2: several processes need accelerate: pip install accelerate" in result.stderr
+    assert not (tmp_path / "two").exists()

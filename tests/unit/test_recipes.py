@@ -1,0 +1,179 @@
+"""The recipes that ship: each is a test of its own; and how one is based on another."""
+
+from __future__ import annotations
+
+import shlex
+import tomllib
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+import typer.main
+
+from dydit_cli.cli.app import app
+from dydit_cli.data.dataset import ImageData
+from dydit_cli.data.load import split_name
+from dydit_cli.errors import DyditError
+from dydit_cli.model.config import DiTConfig, DyDiTConfig
+from dydit_cli.model.dit import DiT
+from dydit_cli.model.dydit import DyDiT
+from dydit_cli.train.bases import read_merged
+from dydit_cli.train.loop import StepMetrics, train
+from dydit_cli.train.recipe import Recipe, read_recipe, with_settings, with_steps
+from tests.conftest import ROOT
+
+FOLDER = ROOT / "recipes"
+SHRUNKEN = DiTConfig(input_size=8, patch_size=2, hidden_size=32, depth=2, num_heads=4)
+RECIPES = sorted(FOLDER.rglob("*.toml"))
+every_recipe = pytest.mark.parametrize("path", RECIPES, ids=lambda path: str(path.relative_to(FOLDER).with_suffix("")))
+
+
+def command_of(path: Path) -> tuple[str, list[str]]:
+    """The command in a recipe's first line, and its arguments."""
+    first = path.read_text().splitlines()[0]
+    assert first.startswith("# dydit "), first
+    name, *arguments = shlex.split(first.removeprefix("# dydit "))
+    return name, arguments
+
+
+def option(arguments: list[str], name: str) -> str | None:
+    return arguments[arguments.index(name) + 1] if name in arguments else None
+
+
+@every_recipe
+def test_a_recipe_names_the_command_that_runs_it(path: Path) -> None:
+    name, arguments = command_of(path)
+    assert str(path.relative_to(ROOT)) in arguments
+    group = typer.main.get_command(app)
+    command = group.commands[name]  # type: ignore[attr-defined]
+    command.make_context(name, list(arguments))  # an option that is not there is an error
+    assert (name == "pretrain") == (read_recipe(path).model is not None)
+
+
+@every_recipe
+def test_a_recipe_runs_two_steps_on_a_shrunken_model(path: Path) -> None:
+    _, arguments = command_of(path)
+    recipe, full = with_settings(with_steps(read_recipe(path), 2), {"train.batch_size": 8}), read_recipe(path)
+    if full.routing.complete_steps:
+        recipe = with_settings(recipe, {"routing.complete_steps": 1})
+    channels = 1 if split_name(recipe.data)[0] == "digits" else 4
+    classes = int(option(arguments, "--num-classes") or 10)
+    config = replace(SHRUNKEN, in_channels=channels, num_classes=classes)
+    generator = torch.Generator().manual_seed(0)
+    images = torch.randn(24, channels, 8, 8, generator=generator)
+    data = ImageData("synthetic", images, torch.randint(classes, (24,), generator=generator), classes)
+    static = "dydit" not in arguments[0] or recipe.model is not None
+    torch.manual_seed(0)
+    kind = "layers" if recipe.routing.tokens == "layers" else "tokens"
+    dynamic = DyDiTConfig.from_static(config, token_router_reduction=4, token_routing=kind)
+    model = DiT(config) if static else DyDiT(dynamic)
+    seen: list[StepMetrics] = []
+    result = train(model, data, recipe, on_step=seen.append)
+    assert (result.steps, result.interrupted, result.skipped) == (2, False, 0)
+    assert (seen[0].ratio is None) == static
+    assert (seen[0].complete_loss is not None) == (bool(full.routing.complete_steps) and not static)
+
+
+@every_recipe
+def test_a_recipe_states_only_how_it_differs(path: Path) -> None:
+    values = tomllib.loads(path.read_text())
+    base = values.pop("base", None)
+    assert base is not None or path.name in ("base.toml", "finetune.toml", "pretrain.toml")
+    below = read_merged((path.parent / base).resolve()).values if base else {}
+    for section, inside in values.items():
+        if not isinstance(inside, dict):
+            assert below.get(section) != inside, section
+        for key in inside if isinstance(inside, dict) else ():
+            assert below.get(section, {}).get(key) != inside[key], f"{section}.{key}"
+
+
+SLOW, FAST = (2.5e-5, 50.0, 5000), (1e-4, 200.0, 1000)
+
+
+@pytest.mark.parametrize(
+    ("name", "steps", "complete", "more"),
+    [
+        *((f"S-2-{ratio}", 50_000, 0, SLOW if ratio > 0.6 else FAST) for ratio in (0.9, 0.7, 0.5, 0.3)),
+        *((f"B-2-{ratio}", 100_000, 0, SLOW if ratio > 0.6 else FAST) for ratio in (0.9, 0.7, 0.5, 0.3)),
+        ("XL-2-0.7", 150_000, 30_000, SLOW),
+        *((f"XL-2-{ratio}", 200_000, 30_000, FAST) for ratio in (0.6, 0.5, 0.3)),
+        ("XL-2-512-0.7", 150_000, 30_000, SLOW),
+    ],
+)
+def test_the_papers_runs(name: str, steps: int, complete: int, more: tuple[float, float, int]) -> None:
+    recipe = read_recipe(FOLDER / "imagenet" / f"{name}.toml")
+    train, routing = recipe.train, recipe.routing
+    assert routing.flops_ratio == float(name.rpartition("-")[2])
+    assert (train.steps, routing.complete_steps) == (steps, complete)
+    assert (train.lr, train.grad_limit, routing.warmup_steps) == more
+    assert (routing.hold_steps, routing.weight, routing.noise_off_steps) == (100, 2.0, 0)
+    assert (train.batch_size, train.weight_decay, train.ema_decay, train.timestep_strata) == (256, 0.0, 0.9999, 4)
+    assert (train.lr_schedule, train.lr_warmup_steps, train.label_dropout) == ("constant", 0, 0.1)
+
+
+def test_a_control_is_trained_as_its_model_is() -> None:
+    for control, tuned in (("imagenet/XL-2-control", "imagenet/XL-2-0.5"), ("digits/control", "digits/finetune")):
+        assert read_recipe(control) == read_recipe(tuned)
+
+
+def test_the_shipped_ones_are_found_by_name() -> None:
+    assert read_recipe("imagenet/S-2-0.3").routing.flops_ratio == 0.3
+    assert read_recipe("digits/ablations/sdt-only").routing.width == "off"
+    assert read_recipe("digits/ablations/tdw-only").routing.tokens == "off"
+
+
+def put(folder: Path, **files: str) -> Path:
+    """Writes TOML files and returns the first."""
+    for name, text in files.items():
+        (folder / f"{name}.toml").write_text(text)
+    return folder / f"{next(iter(files))}.toml"
+
+
+def test_values_come_from_the_nearest_of_a_chain(tmp_path: Path) -> None:
+    (tmp_path / "inner").mkdir()
+    put(tmp_path, bottom="data = 'latents:x'\n[train]\nsteps = 9\nlr = 1.0\nseed = 1\n[routing]\nweight = 5.0")
+    put(tmp_path, middle="base = 'bottom.toml'\n[train]\nlr = 2.0\nseed = 2")
+    recipe = read_recipe(put(tmp_path / "inner", top="base = '../middle.toml'\n[train]\nseed = 3"))
+    assert isinstance(recipe, Recipe)
+    train = recipe.train
+    assert (train.steps, train.lr, train.seed, recipe.routing.weight, recipe.data) == (9, 2.0, 3, 5.0, "latents:x")
+
+
+@pytest.mark.parametrize(
+    ("files", "message"),
+    [
+        ({"a": "base = 'b.toml'", "b": "base = 'a.toml'"}, "b.toml: its bases run in a circle: a.toml -> b.toml -> a.toml"),
+        ({"a": "base = 'a.toml'"}, "a.toml: its bases run in a circle: a.toml -> a.toml"),
+        ({"a": "base = 'gone.toml'"}, "gone.toml; a base is the path of a recipe, relative to this one"),
+        ({"a": "base = 'b.toml'", "b": "[train]\nlr = 1.0"}, "b.toml: 'train.steps' is missing"),
+        ({"a": "base = 5"}, "a.toml: 'base' is 5; it must be the path of another recipe"),
+        ({"a": "base = 'b.toml'", "b": "[train"}, "b.toml: not a readable TOML recipe"),
+        (
+            {"a": "base = 'b.toml'\n[train]\nlr = 1.0", "b": "[train]\nsteps = 5\nbatchsize = 1"},
+            "b.toml: unknown key 'train.batchsize'; did you mean 'batch_size'?",
+        ),
+        ({"a": "base = 'b.toml'\n[train]\nlrr = 1", "b": "[train]\nsteps = 5"}, "a.toml: unknown key 'train.lrr'"),
+        ({"a": "base = 'b.toml'\n[train]\nlr = 1.0", "b": "[train]\nsteps = 0"}, "b.toml: 'train.steps': input should be"),
+        ({"a": "base = 'b.toml'", "b": "[training]\nsteps = 5"}, "b.toml: unknown key 'training'; did you mean 'train'?"),
+        ({"a": "base = 'b.toml'\n[train]\nlr = 1.0", "b": "data = 'digits'"}, "a.toml: 'train.steps' is missing"),
+        ({"a": "base = 'b.toml'\n[train]\nlr = 1.0", "b": "train = 5"}, "a.toml: 'train.steps' is missing"),
+        ({"a": "base = 'b.toml'", "b": "train = 5"}, "b.toml: 'train': input should be a valid dictionary"),
+    ],
+)
+def test_a_fault_is_told_with_the_file_that_it_stands_in(tmp_path: Path, files: dict[str, str], message: str) -> None:
+    with pytest.raises(DyditError) as error:
+        read_recipe(put(tmp_path, **files))
+    assert message in str(error.value)
+    assert "\n" not in str(error.value)
+    assert str(error.value).startswith(str(tmp_path))
+
+
+def test_a_circle_is_seen_under_other_names_of_a_file(tmp_path: Path) -> None:
+    with pytest.raises(DyditError, match=r"its bases run in a circle: a\.toml -> b\.toml -> a\.toml"):
+        read_recipe(put(tmp_path, a="base = 'b.toml'", b=f"base = '../{tmp_path.name}/a.toml'"))
+
+
+def test_a_setting_cannot_change_the_base() -> None:
+    with pytest.raises(DyditError, match="--set: unknown key 'base'"):
+        with_settings(read_recipe("digits/finetune"), ["base=other.toml"])
