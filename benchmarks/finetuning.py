@@ -6,7 +6,8 @@
 
 Every variant starts from the same conversion of `digits-dit` and changes the shipped recipe `digits/finetune` by what its
 row says. Columns: the ratio of attention and MLP in a sampling run (what lambda steers); the diffusion loss on 360 held-out
-digits at 20 timesteps with fixed noise, over the static model's; and the share of samples that a classifier recognises.
+digits at 20 timesteps with fixed noise, over the static model's; and of 300 samples the Fréchet distance to the real digits
+(as `dydit evaluate --features digits`; lower is better) and the share that a classifier recognises.
 """
 
 from __future__ import annotations
@@ -20,31 +21,43 @@ from typing import Any
 import torch
 
 import dydit_cli
+from dydit_cli.checkpoint.checkpoint import Checkpoint
 from dydit_cli.checkpoint.read import read
 from dydit_cli.data.digits import load_digits_split
 from dydit_cli.diffusion.objective import loss_terms
 from dydit_cli.diffusion.sampler import SamplerSettings
 from dydit_cli.diffusion.schedule import linear_schedule
 from dydit_cli.evaluate.digits import judge
+from dydit_cli.evaluate.find import find_extractor
+from dydit_cli.evaluate.images import ArrayImages
+from dydit_cli.evaluate.run import evaluate
+from dydit_cli.figures.grid import to_pixels
 from dydit_cli.model.sparse import Executable, executor
 from dydit_cli.profiling.profile import profile
 
 PRETRAINING_STEPS = 12_000
 TIMESTEPS = 20
-IMAGES = 100
+IMAGES = 300
 
 Settings = Mapping[str, Any]
+# a `convert.` setting is the conversion's, the others are the recipe's
 ABLATIONS: dict[str, Settings] = {
     "both (TDW and SDT)": {},
     "TDW only": {"routing.tokens": "off"},
     "SDT only": {"routing.width": "off"},
-    "no complete phase (the recipe)": {},
+    "random routing": {"routing.width": "random", "routing.tokens": "random"},
+    "whole layers in place of tokens": {"routing.tokens": "layers"},
+    "no ranking": {"convert.ranking": "none"},
     "complete phase, a third of the run": {"routing.complete_steps": 100},
     "no strata": {"train.timestep_strata": 1},
 }
+# what begins near the ratio needs no way down to it
+IMPORTANCE: Settings = {"routing.start": "importance", "routing.hold_steps": 0, "routing.warmup_steps": 0}
 BUDGETS: dict[str, Settings] = {
     "the recipe": {},
-    "static model's output as target": {"routing.teacher_weight": 1.0},
+    "start model's output as target": {"routing.teacher_weight": 1.0},
+    "routers start by importance": IMPORTANCE,
+    "both": {**IMPORTANCE, "routing.teacher_weight": 1.0},
 }
 COMPLETE: dict[str, Settings] = {
     "none": {},
@@ -68,44 +81,57 @@ def held_out_loss(model: Executable) -> float:
     return torch.stack(losses).mean().item()
 
 
-def measure(settings: Settings, flops_ratio: float, steps: int, seed: int, start: Path, folder: Path) -> dict[str, float]:
-    """Fine-tunes once and looks at the result."""
-    options = {**settings, "train.seed": seed}
+def measure(settings: Settings, flops_ratio: float, steps: int, seed: int, folder: Path) -> dict[str, float]:
+    """Converts and fine-tunes once and looks at the result."""
+    conversion = {key.removeprefix("convert."): value for key, value in settings.items() if key.startswith("convert.")}
+    recipe = {key: value for key, value in settings.items() if not key.startswith("convert.")}
+    dydit_cli.convert("digits-dit", folder / "start", force=True, **conversion)
     result = dydit_cli.finetune(
-        start, folder / "run", flops_ratio=flops_ratio, steps=steps, settings=options, device="cpu", force=True
+        folder / "start",
+        folder / "run",
+        flops_ratio=flops_ratio,
+        steps=steps,
+        settings={**recipe, "train.seed": seed},
+        device="cpu",
+        force=True,
     )
     checkpoint = read(folder / "run")
     profiled = profile(checkpoint, images=20, settings=SamplerSettings(), device="cpu")
-    judged = judge(checkpoint.build(), images=IMAGES, settings=SamplerSettings(), seed=seed)
     return {
         "ratio": profiled.summary["routed_ratio"],
         "loss": held_out_loss(executor(checkpoint.build(), "sparse")),
-        "recognised": judged.recognised,
         "seconds": result.seconds / result.steps,
+        **seen(checkpoint, seed),
     }
+
+
+def seen(checkpoint: Checkpoint, seed: int) -> dict[str, float]:
+    """`frechet` and `recognised` of 300 samples."""
+    judged = judge(checkpoint.build(), images=IMAGES, settings=SamplerSettings(), seed=seed)
+    images = ArrayImages("samples", to_pixels(judged.samples.numpy()))
+    figures = evaluate(images, None, find_extractor("digits"), device="cpu").figures
+    return {"frechet": figures["frechet"] or 0.0, "recognised": judged.recognised}
 
 
 def rows(variants: Mapping[str, Settings], ratios: list[float], steps: list[int], seeds: list[int]) -> None:
     """Prints a Markdown table, a row as soon as it is known."""
-    static = held_out_loss(executor(read("digits-dit").build(), "masked"))
-    print(f"static model: held-out loss {static:.5f}\n")
-    print(
-        "| variant | lambda | steps | ratio reached | loss over static | recognised | s/step |\n|---|---|---|---|---|---|---|"
-    )
+    static = read("digits-dit")
+    loss = held_out_loss(executor(static.build(), "masked"))
+    print(f"static model: held-out loss {loss:.5f}, Fréchet {seen(static, 0)['frechet']:.2f}\n")
+    names = ("variant", "lambda", "steps", "ratio reached", "loss over static", "Fréchet", "recognised", "s/step")
+    print(f"| {' | '.join(names)} |\n{'|---' * len(names)}|", flush=True)
     with tempfile.TemporaryDirectory() as name:
-        folder = Path(name)
-        dydit_cli.convert("digits-dit", folder / "start")
         for count in steps:
             for ratio in ratios:
                 for variant, settings in variants.items():
-                    found = [measure(settings, ratio, count, seed, folder / "start", folder) for seed in seeds]
+                    found = [measure(settings, ratio, count, seed, Path(name)) for seed in seeds]
                     columns = {key: [one[key] for one in found] for key in found[0]}
-                    columns["loss"] = [loss / static for loss in columns["loss"]]
                     cells = (
-                        _spread(columns["ratio"], 4),
-                        _spread(columns["loss"], 4),
+                        _spread(columns["ratio"], 3),
+                        _spread([value / loss for value in columns["loss"]], 3),
+                        _spread(columns["frechet"], 2),
                         f"{100 * sum(columns['recognised']) / len(found):.1f} %",
-                        f"{sum(columns['seconds']) / len(found):.3f}",
+                        f"{sum(columns['seconds']) / len(found):.2f}",
                     )
                     share = f"{count} ({100 * count / PRETRAINING_STEPS:.1f} %)"
                     print(f"| {variant} | {ratio} | {share} | {' | '.join(cells)} |", flush=True)

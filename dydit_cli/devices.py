@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+
 import torch
 
 from dydit_cli.errors import DyditError
@@ -29,3 +31,9 @@ def wait(place: torch.device) -> None:
         torch.cuda.synchronize(place)
     elif place.type == "mps":
         torch.mps.synchronize()
+
+
+def world_size() -> int:
+    """How many processes the launcher says that it started; 1 without a launcher."""
+    text = os.environ.get("WORLD_SIZE", "")
+    return int(text) if text.isdecimal() else 1

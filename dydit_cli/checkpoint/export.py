@@ -88,6 +88,10 @@ def _check_fits(checkpoint: Checkpoint, source: str | Path, format: str, any_var
         )
     if not dynamic and format == "dydit":
         raise DyditError(f"{source}: is a static model; use --format dit, or convert it first: dydit convert {source} DST")
+    if isinstance(config, DyDiTConfig) and config.token_routing != "tokens" and format != "native":
+        raise DyditError(
+            f"{source}: skips whole layers in place of tokens, which the format {format!r} cannot say; use --format native"
+        )
     if format == "diffusers" and config.timestep_variant != "diffusers" and not any_variant:
         raise DyditError(
             f"{source}: was trained with the DiT authors' timestep sinusoid (over 128), and diffusers computes another "

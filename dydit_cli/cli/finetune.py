@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from pathlib import Path
+from typing import Annotated, Any
 
 import typer
 
@@ -48,6 +49,10 @@ def finetune(
         int | None,
         typer.Option(metavar="N", help="Another number of classes: draws a new label table."),
     ] = None,
+    calibrate: Annotated[
+        bool,
+        typer.Option("--calibrate", help="Then shift the routers so that a sampling run has the FLOPs ratio, within 0.005."),
+    ] = False,
     resume: Resume = None,
     weights: options.Weights = "ema",
     num_heads: options.NumHeads = None,
@@ -103,10 +108,27 @@ def finetune(
                 should_stop=stop,
             )
         last = result.last
-        more = {"target": last.target, "training_ratio": last.ratio} if last else {}
+        more: dict[str, Any] = {"target": last.target, "training_ratio": last.ratio} if last else {}
+        if calibrate and result.main and not result.interrupted:
+            more |= calibrated(place, asked.recipe.routing.flops_ratio, device)
         finish("finetune", result, place, stop, json, more)
         if result.main and not json and last and last.ratio is not None:
             console.say(f"next: dydit profile {place} --out DIR (measures the ratio without the training noise)")
+
+
+def calibrated(place: Path, flops_ratio: float, device: str) -> dict[str, Any]:
+    """Shifts the routers of the result in `place`; the figures for the closing line."""
+    from dydit_cli.checkpoint.native import write_into
+    from dydit_cli.checkpoint.read import read
+    from dydit_cli.profiling.calibrate import calibrate
+
+    checkpoint, figures = calibrate(read(place), flops_ratio, device=device)
+    write_into(checkpoint, place)
+    console.note(
+        f"calibrated: ratio of a sampling run {figures.ratio_before:.4f} before, {figures.ratio_after:.4f} after; "
+        f"every router shifted by {figures.shift:+g}"
+    )
+    return {"calibration": figures.to_dict()}
 
 
 def register(app: typer.Typer) -> None:

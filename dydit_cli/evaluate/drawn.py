@@ -8,14 +8,13 @@ from typing import Any
 
 from dydit_cli.checkpoint.checkpoint import Checkpoint
 from dydit_cli.checkpoint.lineage import sha256
-from dydit_cli.devices import pick_device
+from dydit_cli.devices import pick_device, world_size
 from dydit_cli.diffusion.generate import Progress
 from dydit_cli.errors import DyditError
 from dydit_cli.evaluate.features import Pixels
 from dydit_cli.evaluate.fit import Fitter
 from dydit_cli.evaluate.images import Labels, OnWork
 from dydit_cli.sampling.painter import Drawing, open_painter, protocol
-from dydit_cli.sampling.processes import world_size
 
 
 class DrawnImages:

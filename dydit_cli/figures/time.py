@@ -26,14 +26,15 @@ def draw_breakdown(result: dict[str, Any]) -> Figure:
     settings = result["settings"]
     figure = new_figure(7.0, 2.9)
     ax = figure.subplots()
+    static, sparse = (sum(both[kind] for both in parts.values()) for kind in ("static", "sparse"))
+    proportional = static * result["flops_ratio"]
     for row, kind in enumerate(("sparse", "static")):
         left = 0.0
         for part, both in parts.items():
             ax.barh(row, both[kind], left=left, color=COLORS.get(part, LIGHT), height=0.6, label=part if row == 0 else None)
             left += both[kind]
-        ax.text(left, row, f" {left:.1f} s", va="center")
-    static, sparse = (sum(both[kind] for both in parts.values()) for kind in ("static", "sparse"))
-    proportional = static * result["flops_ratio"]
+        in_the_way = row == 0 and left <= proportional < left + 0.1 * static
+        ax.text(proportional if in_the_way else left, row, f" {left:.1f} s", va="center")
     ax.plot([proportional, proportional], [-0.4, 0.4], color="black", linewidth=1.5)
     ax.text(proportional, 0.42, f"{result['flops_ratio']:.2f} of static", ha="center", va="bottom", fontsize=8)
     ax.set_yticks([0, 1], ["sparse", "static"])

@@ -88,6 +88,7 @@ def sampled_ratio(model: DyDiT, images: int, settings: SamplerSettings, seed: in
     """The FLOPs ratio of attention and MLP over a sampling run, without noise in the routers."""
     config = model.config
     recorder = Recorder(SparseDyDiT(model), 1 if settings.cfg == 1 else 2, keep=1)
+    recorder.plan(settings.timesteps)
     generate(
         recorder,
         cycle_labels(list(range(config.num_classes)), images),

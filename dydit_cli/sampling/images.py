@@ -12,12 +12,11 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from dydit_cli.checkpoint.read import Reading, Source, read
-from dydit_cli.devices import pick_device
+from dydit_cli.devices import pick_device, world_size
 from dydit_cli.errors import DyditError
 from dydit_cli.figures.grid import make_grid, picture, save_png
 from dydit_cli.files import atomic_folder, check_output, write_json
 from dydit_cli.sampling.painter import Drawing, OnProgress, open_painter, protocol
-from dydit_cli.sampling.processes import world_size
 
 
 @dataclass(frozen=True)

@@ -6,13 +6,12 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
 
-from dydit_cli.devices import pick_device
+from dydit_cli.devices import pick_device, world_size
 from dydit_cli.errors import DyditError
 
 PATIENCE = timedelta(days=7)  # one may wait for another's last shard; the libraries' 10 minutes are for training steps
@@ -29,12 +28,6 @@ class Processes:
     @property
     def main(self) -> bool:
         return self.index == 0
-
-
-def world_size() -> int:
-    """How many processes the launcher says that it started; 1 without a launcher."""
-    text = os.environ.get("WORLD_SIZE", "")
-    return int(text) if text.isdecimal() else 1
 
 
 @contextmanager

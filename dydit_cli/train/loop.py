@@ -16,6 +16,7 @@ from dydit_cli.model.dydit import DyDiT
 from dydit_cli.train.ablate import FixedRouters
 from dydit_cli.train.batch import Draw
 from dydit_cli.train.engine import Engine, Outcome
+from dydit_cli.train.importance import start_by_importance
 from dydit_cli.train.losses import flops_loss as flops_loss
 from dydit_cli.train.recipe import Recipe
 from dydit_cli.train.state import Saved, capture, restore
@@ -88,6 +89,8 @@ def train(
     settings, device = recipe.train, model.pos_embed.device
     dynamic = isinstance(model, DyDiT)
     start = frozen(model) if dynamic and recipe.routing.teacher_weight else None
+    if resume is None and isinstance(model, DyDiT) and recipe.routing.start == "importance":
+        start_by_importance(model, recipe, data)
     fixed = FixedRouters(model, recipe, data) if isinstance(model, DyDiT) else None
     engine = Engine(model, recipe, team, start)
     draw = Draw(data, model.config, recipe, team.part(settings.batch_size))

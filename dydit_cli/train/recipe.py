@@ -73,6 +73,9 @@ class RoutingRecipe(_Section):
         default=1.0, gt=0, le=1, description="what the complete pass sees of a batch: 1, 1/2, 1/3, ..."
     )
     teacher_weight: float = Field(default=0.0, ge=0, description="weight of the distance to the start model's noise")
+    start: Literal["on", "importance"] = Field(
+        default="on", description="width routers begin all on, or off where a head or group adds least at a timestep"
+    )
     width: Literal["learned", "random", "off"] = Field(
         default="learned", description="heads and channel groups: random ones are on, or (off) all of them: SDT only"
     )

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from dydit_cli.devices import pick_device
+from dydit_cli.devices import pick_device, world_size
 from dydit_cli.errors import DyditError
 
 PATIENCE = timedelta(hours=2)  # the main process may write a large state while the others wait for their gradients
@@ -61,12 +61,6 @@ class Team:
         """Until all have come here."""
         if self._accelerator:
             self._accelerator.wait_for_everyone()
-
-
-def world_size() -> int:
-    """How many processes the launcher says that it started; 1 without a launcher."""
-    text = os.environ.get("WORLD_SIZE", "")
-    return int(text) if text.isdecimal() else 1
 
 
 def speaks() -> bool:

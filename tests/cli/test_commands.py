@@ -116,6 +116,13 @@ def test_profile_writes_its_files_and_a_table(room: Path, tmp_path: Path) -> Non
         assert key in summary
 
 
+def test_finetune_calibrates_when_asked(room: Path, tmp_path: Path) -> None:
+    arguments = ["finetune", room / "converted", "--steps", 2, "--flops-ratio", 0.6, "--out", tmp_path / "run", *FAST]
+    report = figures(dydit(*arguments, "--calibrate", "--json"))["calibration"]
+    assert abs(report["ratio_after"] - 0.6) < abs(report["ratio_before"] - 0.6)
+    assert read(tmp_path / "run").lineage[-1]["action"] == "calibrate"
+
+
 def test_profile_of_a_static_model_says_so(room: Path, tmp_path: Path) -> None:
     result = dydit("profile", room / "static", "--out", tmp_path / "p", "--images", 1, "--steps", 2, *FAST)
     assert "a static model does everything at every timestep: its ratio is 1" in result.stdout
