@@ -3,6 +3,7 @@
     python benchmarks/finetuning.py ablations --seeds 0,1,2
     python benchmarks/finetuning.py budgets
     python benchmarks/finetuning.py complete
+    python benchmarks/finetuning.py calibration
 
 Every variant starts from the same conversion of `digits-dit` and changes the shipped recipe `digits/finetune` by what its
 row says. Columns: the ratio of attention and MLP in a sampling run (what lambda steers); the diffusion loss on 360 held-out
@@ -33,6 +34,7 @@ from dydit_cli.evaluate.images import ArrayImages
 from dydit_cli.evaluate.run import evaluate
 from dydit_cli.figures.grid import to_pixels
 from dydit_cli.model.sparse import Executable, executor
+from dydit_cli.profiling.calibrate import calibrate
 from dydit_cli.profiling.profile import profile
 
 PRETRAINING_STEPS = 12_000
@@ -137,6 +139,32 @@ def rows(variants: Mapping[str, Settings], ratios: list[float], steps: list[int]
                     print(f"| {variant} | {ratio} | {share} | {' | '.join(cells)} |", flush=True)
 
 
+def calibration(ratios: list[float]) -> None:
+    """Prints runs that keep the training noise to the end, whose ratio therefore misses lambda, before and after
+    `--calibrate`."""
+    static = held_out_loss(executor(read("digits-dit").build(), "masked"))
+    print("| lambda | | ratio | loss over static | Fréchet | recognised |\n|---|---|---|---|---|---|", flush=True)
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        dydit_cli.convert("digits-dit", folder / "start")
+        for ratio in ratios:
+            settings = {"routing.noise_off_steps": 0}
+            dydit_cli.finetune(folder / "start", folder / "run", flops_ratio=ratio, settings=settings, device="cpu", force=True)
+            before = read(folder / "run")
+            after, report = calibrate(before, ratio, device="cpu")
+            for kind, checkpoint, reached in (
+                ("before", before, report.ratio_before),
+                (f"shifted by {report.shift:+.3g}", after, report.ratio_after),
+            ):
+                loss = held_out_loss(executor(checkpoint.build(), "sparse")) / static
+                figures = seen(checkpoint, 0)
+                print(
+                    f"| {ratio} | {kind} | {reached:.4f} | {loss:.3f} | {figures['frechet']:.2f} | "
+                    f"{100 * figures['recognised']:.1f} % |",
+                    flush=True,
+                )
+
+
 def _spread(values: list[float], digits: int) -> str:
     mean = sum(values) / len(values)
     spread = f" ({min(values):.{digits}f} to {max(values):.{digits}f})" if len(values) > 1 else ""
@@ -146,7 +174,7 @@ def _spread(values: list[float], digits: int) -> str:
 def main() -> None:
     """The command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("table", choices=["ablations", "budgets", "complete", "reached"])
+    parser.add_argument("table", choices=["ablations", "budgets", "complete", "reached", "calibration"])
     parser.add_argument("--seeds", default="0")
     options = parser.parse_args()
     seeds = [int(seed) for seed in options.seeds.split(",")]
@@ -156,6 +184,8 @@ def main() -> None:
         rows(BUDGETS, [0.5, 0.3], [36, 120, 360], seeds)
     elif options.table == "complete":
         rows(COMPLETE, [0.5], [300], seeds)
+    elif options.table == "calibration":
+        calibration([0.5, 0.3])
     else:
         rows({"the recipe": {}}, [0.7, 0.5, 0.3], [300], seeds)
 

@@ -35,7 +35,8 @@ def runs_of(active: Sequence[bool]) -> Runs:
 @torch.no_grad()
 def width_masks(model: DyDiT, timesteps: Sequence[int]) -> tuple[Tensor, Tensor]:
     """Which heads and which channel groups are on: T x L x H each, zeros and ones; TDW's routers see nothing else."""
-    e = model.t_embedder(torch.tensor(list(timesteps), device=model.pos_embed.device))  # T C
+    place = next(model.t_embedder.parameters()).device
+    e = model.t_embedder(torch.tensor(list(timesteps), device=place))  # T C
     heads, groups = [], []
     for block in model.blocks:
         assert isinstance(block, DynamicBlock)
