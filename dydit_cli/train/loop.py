@@ -17,7 +17,6 @@ from dydit_cli.train.ablate import FixedRouters
 from dydit_cli.train.batch import Draw
 from dydit_cli.train.engine import Engine, Outcome
 from dydit_cli.train.importance import start_by_importance
-from dydit_cli.train.losses import flops_loss as flops_loss
 from dydit_cli.train.recipe import Recipe
 from dydit_cli.train.state import Saved, capture, restore
 from dydit_cli.train.team import Team

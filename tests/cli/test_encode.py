@@ -3,11 +3,8 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
 import socket
-import subprocess
-import sys
 import time
 from collections.abc import Iterator
 from contextlib import nullcontext
@@ -28,6 +25,7 @@ from dydit_cli.data.latents import LatentData
 from dydit_cli.model.config import DiTConfig, DyDiTConfig
 from dydit_cli.model.dydit import DyDiT
 from dydit_cli.sampling.processes import Processes
+from tests.processes import start
 
 CLASSES, PICTURES = ("cat", "dog"), 23
 RUN = ["--size", 16, "--shard-size", 5, "--batch", 2, "--device", "cpu"]
@@ -228,17 +226,6 @@ def test_a_damaged_shard_is_named(room: Path, whole: Path, tmp_path: Path) -> No
     (out / "shards" / "000002.safetensors").unlink()
     assert dydit(*arguments(room, out)).exit_code == 0
     assert content(out) == content(whole)
-
-
-def start(command: list[str], **environment: object) -> subprocess.Popen[str]:
-    extra = {"OMP_NUM_THREADS": "1", **{name: str(value) for name, value in environment.items()}}
-    return subprocess.Popen(
-        [sys.executable, "-m", "dydit_cli", *command],
-        env={**os.environ, **extra},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
 
 
 def test_a_killed_run_continues_to_the_same_bytes(room: Path, tmp_path: Path) -> None:

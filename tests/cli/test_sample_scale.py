@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
 import socket
-import subprocess
 import sys
 import time
 from collections.abc import Iterator
@@ -26,6 +24,7 @@ from dydit_cli.checkpoint.read import read
 from dydit_cli.cli.app import app
 from dydit_cli.model.config import DyDiTConfig
 from dydit_cli.model.dydit import DyDiT
+from tests.processes import start
 
 RUN = ["--num", 23, "--shard-size", 5, "--batch", 2, "--steps", 3, "--sampler", "ddpm", "--npz", "--device", "cpu"]
 
@@ -194,17 +193,6 @@ def test_a_damaged_shard_is_named(model: Path, whole: Path, tmp_path: Path) -> N
     (out / "shards" / "000002.npz").unlink()
     assert dydit(*arguments(model, out)).exit_code == 0
     assert bytes_of(out) == bytes_of(whole)
-
-
-def start(command: list[str], **environment: object) -> subprocess.Popen[str]:
-    extra = {"OMP_NUM_THREADS": "1", **{name: str(value) for name, value in environment.items()}}
-    return subprocess.Popen(
-        [sys.executable, "-m", "dydit_cli", *command],
-        env={**os.environ, **extra},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
 
 
 def test_a_killed_run_continues_to_the_same_bytes(model: Path, tmp_path: Path) -> None:
