@@ -26,7 +26,7 @@ from torch import Tensor, nn
 import dydit_cli
 from dydit_cli.checkpoint.read import read
 from dydit_cli.diffusion.generate import cycle_labels, image_generators
-from dydit_cli.evaluate.digits import digit_classifier
+from dydit_cli.evaluate.judge import classifier
 from dydit_cli.model.dit import Block, DiT
 from dydit_cli.model.dydit import DynamicBlock
 
@@ -127,7 +127,7 @@ def run(checkpoint: str, execution: Any, hook: str | None, images: int) -> dict[
     start = time.perf_counter()
     pictures = torch.from_numpy(draw(images)).permute(0, 3, 1, 2) * 2 - 1  # M 1 8 8
     seconds = time.perf_counter() - start
-    recognised = digit_classifier().recognised(pictures, labels)
+    recognised = classifier().recognised(pictures, labels)
     return {"pictures": pictures, "seconds": seconds, "recognised": recognised, "attached": len(hooked), **fired}
 
 

@@ -28,9 +28,9 @@ from dydit_cli.data.digits import load_digits_split
 from dydit_cli.diffusion.objective import loss_terms
 from dydit_cli.diffusion.sampler import SamplerSettings
 from dydit_cli.diffusion.schedule import linear_schedule
-from dydit_cli.evaluate.digits import judge
 from dydit_cli.evaluate.find import find_extractor
 from dydit_cli.evaluate.images import ArrayImages
+from dydit_cli.evaluate.judge import judge
 from dydit_cli.evaluate.run import evaluate
 from dydit_cli.figures.grid import to_pixels
 from dydit_cli.model.sparse import Executable, executor

@@ -13,6 +13,7 @@ from dydit_cli.errors import DyditError
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
+    from dydit_cli.baselines.prune import prune
     from dydit_cli.checkpoint.convert import convert
     from dydit_cli.checkpoint.export import export
     from dydit_cli.checkpoint.in_diffusers import as_diffusers
@@ -23,6 +24,8 @@ if TYPE_CHECKING:
     from dydit_cli.model.dydit import DyDiT
     from dydit_cli.model.routing import Routing
     from dydit_cli.profiling.profile import profile
+    from dydit_cli.reporting.report import report
+    from dydit_cli.tradeoff.run import study
     from dydit_cli.train.run import finetune, pretrain
 
 _HOME = {
@@ -38,8 +41,11 @@ _HOME = {
     "DyDiT": "model.dydit",
     "Routing": "model.routing",
     "profile": "profiling.profile",
+    "prune": "baselines.prune",
+    "report": "reporting.report",
     "finetune": "train.run",
     "pretrain": "train.run",
+    "study": "tradeoff.run",
 }
 
 __all__ = [
@@ -57,6 +63,9 @@ __all__ = [
     "named_config",
     "pretrain",
     "profile",
+    "prune",
+    "report",
+    "study",
     "visualize",
 ]
 

@@ -14,17 +14,20 @@ from dydit_cli.checkpoint.read import read
 from dydit_cli.devices import pick_device
 from dydit_cli.diffusion.sampler import SamplerSettings
 from dydit_cli.errors import DyditError
-from dydit_cli.evaluate.digits import digit_classifier, judge
+from dydit_cli.evaluate.judge import classifier, judge
+from dydit_cli.figures.catalogue import FIGURES
 from dydit_cli.figures.grid import save_png
 from dydit_cli.figures.samples import side_by_side
-from dydit_cli.figures.visualize import FIGURES, visualize
+from dydit_cli.figures.visualize import visualize
 from dydit_cli.files import check_output, write_json
 from dydit_cli.profiling.profile import profile
+from dydit_cli.reporting.report import report
 from dydit_cli.train.recipe import Recipe, read_recipe, with_settings
 from dydit_cli.train.run import RECIPE_FILE, finetune
 
 BUNDLED = "digits-dit"
 RECIPE = "digits/finetune"
+REPORT_FILE = "report.html"
 PROFILED_IMAGES = 20
 
 OnStage = Callable[[str, int, str], None]
@@ -43,7 +46,7 @@ def demo(
     on_stage: OnStage = lambda what, total, unit: None,
     on_work: OnWork = lambda amount, note: None,
 ) -> dict[str, Any]:
-    """Converts, fine-tunes, profiles, draws and compares; writes everything and demo.json into the folder `out`.
+    """Converts, fine-tunes, profiles, draws and compares; writes everything, demo.json and report.html into the folder `out`.
 
     Returns what demo.json holds: `static` and `dynamic`, each with `macs` (mean per forward and image), `recognised`
     (share of its samples) and `seconds` (of sampling them); `ratio`; and the protocol.
@@ -93,8 +96,9 @@ def demo(
         samples[name] = judged.samples
         rows[name] = {"macs": macs, "recognised": judged.recognised, "seconds": judged.seconds}
 
-    on_stage("draw", len(FIGURES) + 1, "figures")
-    for figure in FIGURES:
+    of_profiles = [name for name, kind in FIGURES.items() if kind.takes == "profile"]
+    on_stage("draw", len(of_profiles) + 1, "figures")
+    for figure in of_profiles:
         visualize(measured, figure, out / f"{figure}.png", force=True)
         on_work(1, "")
     save_png(side_by_side({"static DiT": samples["static"], "DyDiT": samples["dynamic"]}), out / "samples.png")
@@ -107,7 +111,7 @@ def demo(
         "finetune_steps": tuned.steps,
         "finetune_share": tuned.steps / pretraining_steps(static.lineage),
         "finetune_seconds": tuned.seconds,
-        "classifier_accuracy": digit_classifier().accuracy,
+        "classifier_accuracy": classifier().accuracy,
         "images": images,
         "sampler": settings.sampler,
         "steps": settings.steps,
@@ -117,6 +121,9 @@ def demo(
         "seconds": time.perf_counter() - start,
     }
     write_json(out / "demo.json", result)
+    on_stage("report", 1, "page")
+    report(out, out / REPORT_FILE, force=True)
+    on_work(1, "")
     return result
 
 

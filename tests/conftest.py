@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -23,6 +24,15 @@ def golden() -> Path:
     if not folder.is_dir():
         pytest.skip(f"the reference numbers are not at {folder}; set DYDIT_GOLDEN to their folder")
     return folder
+
+
+@pytest.fixture(scope="module")
+def one_thread() -> Iterator[None]:
+    """How many threads share a product decides its last bits, and accelerate gives each of its processes one."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
 
 
 def randomize(model: DiT, seed: int = 0, scale: float = 0.2) -> DiT:

@@ -71,7 +71,7 @@ def breakdown(
     watches = {"static": Stopwatch(place), "sparse": Stopwatch(place)}
     for timestep in timesteps:
         t = torch.full_like(y, timestep)
-        with _static_parts(static, watches["static"]), watches["static"].part("rest"):
+        with static_parts(static, watches["static"]), watches["static"].part("rest"):
             static(x, t, y)
         with _sparse_parts(sparse, watches["sparse"]), watches["sparse"].part("rest"):
             sparse(x, t, y)
@@ -80,9 +80,10 @@ def breakdown(
 
 
 @contextmanager
-def _static_parts(model: DiT, watch: Stopwatch) -> Iterator[None]:
+def static_parts(model: DiT, watch: Stopwatch, modulated_in: str = "dydit_cli.model.dit") -> Iterator[None]:
+    """Times the parts of `model`'s blocks while they are called; `modulated_in` is the module that modulates."""
     with ExitStack() as stack:
-        stack.enter_context(patch("dydit_cli.model.dit.modulate", watch.wrap("modulation and norms", modulate)))
+        stack.enter_context(patch(f"{modulated_in}.modulate", watch.wrap("modulation and norms", modulate)))
         for block in model.blocks:
             for name in ("attn", "mlp", "norm1", "norm2", "adaLN_modulation"):
                 part = {"attn": "attention", "mlp": "mlp"}.get(name, "modulation and norms")

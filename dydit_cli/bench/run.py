@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 import statistics
 import time
 from collections.abc import Callable
@@ -14,6 +13,7 @@ from torch import Tensor
 
 import dydit_cli
 from dydit_cli.bench.breakdown import breakdown
+from dydit_cli.bench.interleave import OnWork, interleaved
 from dydit_cli.bench.random_model import random_dydit
 from dydit_cli.checkpoint.read import Source, read
 from dydit_cli.devices import pick_device, wait
@@ -82,7 +82,8 @@ class BenchResult:
     """Seconds are of a whole sampling run of `steps` model evaluations, planning included.
 
     `speedup` is of the faster sparse variant (`subject`) against the fastest static one (`baseline`), and
-    `realised_efficiency` is `speedup` times `flops_ratio`; `efficiencies` holds it against every static variant.
+    `realised_efficiency` is `speedup` times `flops_ratio`; `efficiencies` holds it against every static variant. `tome`
+    is the share of merged tokens where that was timed, and not sparse execution.
     """
 
     model: str
@@ -99,6 +100,51 @@ class BenchResult:
     slices: SliceStats
     peak_bytes: dict[str, int] = field(default_factory=dict)
     parts: dict[str, dict[str, float]] = field(default_factory=dict)
+    tome: float | None = None
+
+    @classmethod
+    def of(
+        cls,
+        name: str,
+        settings: BenchSettings,
+        place: torch.device,
+        seconds: dict[str, list[float]],
+        kind: str,
+        flops_ratio: float,
+        *,
+        slices: SliceStats,
+        peaks: dict[str, int],
+        parts: dict[str, dict[str, float]],
+        plan_seconds: float = 0.0,
+        tome: float | None = None,
+    ) -> BenchResult:
+        """From what each variant's runs took: those whose names begin with `kind` against those with `static`, run by run."""
+
+        def fastest(which: str) -> str:
+            return min((one for one in seconds if one.startswith(which)), key=lambda one: statistics.median(seconds[one]))
+
+        subject, baseline = fastest(kind), fastest("static")
+
+        def speedup_over(other: str, times: float = 1) -> Spread:
+            return Spread.of([a / b * times for a, b in zip(seconds[other], seconds[subject], strict=True)])
+
+        return cls(
+            model=name,
+            settings=settings,
+            device=describe(place),
+            seconds={one: Spread.of(values) for one, values in seconds.items()},
+            subject=subject,
+            baseline=baseline,
+            flops_ratio=flops_ratio,
+            speedup=speedup_over(baseline),
+            realised_efficiency=speedup_over(baseline, flops_ratio),
+            efficiencies={one: speedup_over(one, flops_ratio) for one in seconds if one.startswith("static")},
+            plan_seconds=plan_seconds,
+            slices=slices,
+            peak_bytes=peaks if place.type == "cuda" else {},
+            parts=parts,
+            tome=tome,
+        )
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values for JSON; `speedup` and `realised_efficiency` are medians, their quartiles beside them."""
@@ -116,7 +162,7 @@ def bench(
     flops_ratio: float = 0.5,
     settings: BenchSettings = BenchSettings(),
     device: str = "auto",
-    on_work: Callable[[int, str], None] = lambda amount, note: None,
+    on_work: OnWork = lambda amount, note: None,
 ) -> BenchResult:
     """Times a DyDiT checkpoint, or a random DyDiT of the published size `model` at `flops_ratio`.
 
@@ -136,11 +182,9 @@ def bench(
     return _measure(dynamic, name, settings, place, on_work)
 
 
-def _measure(
-    dynamic: DyDiT, name: str, settings: BenchSettings, place: torch.device, on_work: Callable[[int, str], None]
-) -> BenchResult:
+def _measure(dynamic: DyDiT, name: str, settings: BenchSettings, place: torch.device, on_work: OnWork) -> BenchResult:
     config, dtype = dynamic.config, DTYPES[settings.dtype]
-    x, y = _inputs(config, settings, place, dtype)
+    x, y = make_inputs(config, settings, place, dtype)
     sparse = SparseDyDiT(dynamic, access=settings.access, plan_memory=settings.plan_memory)
     static = static_twin(dynamic)
     sparse_variants = {"sparse": sparse}
@@ -163,77 +207,33 @@ def _measure(
         # the steps that are run share their adaLN with one another alone, fewer than in a whole run: no advantage
         for variant in sparse_variants.values():
             variant.plan(timesteps)
-        for kind, model in variants.items():  # warm, and compiled
-            model(x, torch.full_like(y, timesteps[len(timesteps) // 2]), y)
-            on_work(1, f"warming {kind}")
-        totals: dict[str, list[float]] = {kind: [] for kind in variants}
-        peaks: dict[str, int] = {}
-        order = list(variants)
-        for repeat in range(settings.repeats):
-            sums = dict.fromkeys(variants, 0.0)
+
+        def forget() -> None:
             for variant in sparse_variants.values():
                 variant.forget()  # every sampling run makes its copies anew
-            for i, timestep in enumerate(timesteps):
-                t = torch.full_like(y, timestep)
-                shift = (repeat + i) % len(order)
-                for kind in order[shift:] + order[:shift]:  # nobody always comes first
-                    seconds, peak = _time(variants[kind], (x, t, y), place)
-                    sums[kind] += seconds
-                    peaks[kind] = max(peaks.get(kind, 0), peak)
-                    on_work(1, "")
-            for kind, total in sums.items():
-                totals[kind].append(total / len(timesteps) * settings.steps)
+
+        means, peaks = interleaved(variants, x, y, timesteps, settings.repeats, place, on_work, forget)
+        totals = {kind: [seconds * settings.steps for seconds in values] for kind, values in means.items()}
         for kind in sparse_variants:
             totals[kind] = [seconds + plan_seconds for seconds in totals[kind]]
         macs = [total_macs(sparse(x, torch.full_like(y, t), y, return_routing=True)[1], config) for t in timesteps]
         parts = breakdown(static, sparse, x, y, timesteps, settings.steps, place)
     ratio = torch.stack(macs).double().mean().item() / static_macs(config)
-    static_kinds = [kind for kind in variants if kind.startswith("static")]
-    baseline = min(static_kinds, key=lambda kind: statistics.median(totals[kind]))
-    subject = min(sparse_variants, key=lambda kind: statistics.median(totals[kind]))
-
-    def speedup_over(kind: str, times: float = 1) -> Spread:
-        return Spread.of([a / b * times for a, b in zip(totals[kind], totals[subject], strict=True)])
-
-    return BenchResult(
-        model=name,
-        settings=settings,
-        device=_describe(place),
-        seconds={kind: Spread.of(values) for kind, values in totals.items()},
-        subject=subject,
-        baseline=baseline,
-        flops_ratio=ratio,
-        speedup=speedup_over(baseline),
-        realised_efficiency=speedup_over(baseline, ratio),
-        efficiencies={kind: speedup_over(kind, ratio) for kind in static_kinds},
-        plan_seconds=plan_seconds,
-        slices=sparse.stats,
-        peak_bytes=peaks if place.type == "cuda" else {},
-        parts=parts,
+    return BenchResult.of(
+        name, settings, place, totals, "sparse", ratio, slices=sparse.stats, peaks=peaks, parts=parts, plan_seconds=plan_seconds
     )
 
 
-def _inputs(config: DiTConfig, settings: BenchSettings, place: torch.device, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+def make_inputs(config: DiTConfig, settings: BenchSettings, place: torch.device, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    """x: B Cin S S noise, and y: (B,) classes, of the settings' seed."""
     generator = torch.Generator().manual_seed(settings.seed)
     x = torch.randn(settings.batch, config.in_channels, config.input_size, config.input_size, generator=generator)
     y = torch.randint(0, config.num_classes, (settings.batch,), generator=generator)
     return x.to(place, dtype), y.to(place)
 
 
-def _time(model: Callable[..., Any], inputs: tuple[Tensor, ...], place: torch.device) -> tuple[float, int]:
-    """Seconds of one evaluation and, on cuda, the most bytes that it held."""
-    gc.collect()
-    if place.type == "cuda":
-        torch.cuda.reset_peak_memory_stats(place)
-    wait(place)
-    start = time.perf_counter()
-    model(*inputs)
-    wait(place)
-    seconds = time.perf_counter() - start
-    return seconds, torch.cuda.max_memory_allocated(place) if place.type == "cuda" else 0
-
-
-def _describe(place: torch.device) -> str:
+def describe(place: torch.device) -> str:
+    """The device in words."""
     if place.type == "cuda":
         return torch.cuda.get_device_name(place)
     return f"{place.type}, {torch.get_num_threads()} threads" if place.type == "cpu" else place.type

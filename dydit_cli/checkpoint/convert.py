@@ -89,36 +89,25 @@ def convert(
         raise DyditError(f"{static.path}: is a DyDiT already; fine-tune it: dydit finetune {static.path} --out DIR")
     bias, token_bias = default_biases(static.config.hidden_size)
     bias = bias if router_bias is None else router_bias
-    token_bias = token_bias if token_router_bias is None else token_router_bias
+    # what the random weights of a token router add can outweigh a low bias: then a higher one, unless one was asked for
+    tries = [token_bias, 2 * token_bias, 4 * token_bias] if token_router_bias is None else [token_router_bias]
 
-    config = DyDiTConfig.from_static(static.config)
-    step = lineage.entry("convert", static, ranking=ranking, router_bias=bias, token_router_bias=token_bias)
-    dynamic = replace(static, config=config, lineage=[*static.lineage, step])
-    proof = Proof(static, config, seed)
-    torch.manual_seed(seed)
+    try:
+        config = DyDiTConfig.from_static(static.config)
+    except DyditError as error:  # a pruned model whose channels do not fall into as many groups as it has heads, say
+        raise DyditError(f"{static.path}: {error}") from None
     with torch.device("meta"):
         shapes = DyDiT(config).state_dict()
-    layout = {name: (_dtype(static, name), tuple(w.shape)) for name, w in shapes.items()}
-    with atomic_folder(destination) as temporary:
-        # one block at a time: ranked, proven and written, so that no second model is ever in memory
-        with SafetensorsWriter(temporary / WEIGHTS_FILE, layout) as out:
-            for name, w in static.weights.items():
-                if not name.startswith("blocks."):
-                    out.write(name, w)
-            for i in range(config.depth):
-                block = rank_block(static.weights, i, config, ranking) | fresh_routers(config, i, bias, token_bias)
-                proof.block(i, block)
-                for name, w in block.items():
-                    out.write(name, w)
-                del block  # before the next one is made
-        difference, scale = proof.result()
-        if not difference <= TOLERANCE or proof.off_timesteps:
-            raise DyditError(
-                f"{static.path}: converted, it differs from the static model by {difference:.1e} (allowed: "
-                f"{TOLERANCE:.0e}), routers of {proof.off_timesteps} blocks and timesteps starting switched off; "
-                f"raise --router-bias (now {bias:g}) or --token-router-bias (now {token_bias:g})"
-            )
-        write_description(replace(dynamic, weights=shapes), temporary)
+    for token_bias in tries:
+        step = lineage.entry("convert", static, ranking=ranking, router_bias=bias, token_router_bias=token_bias)
+        description = replace(static, config=config, weights=shapes, lineage=[*static.lineage, step])
+        try:
+            proof = _write(static, description, destination, ranking, bias, token_bias, seed)
+            break
+        except TokensOffError:
+            if token_bias == tries[-1]:
+                raise
+    difference, scale = proof.result()
     report = Conversion(
         source=str(static.path),
         found="; ".join((static.found, *static.notes)),
@@ -138,3 +127,45 @@ def convert(
 def _dtype(static: Checkpoint, name: str) -> torch.dtype:
     """What the source has; routers are float32."""
     return static.weights[name].dtype if name in static.weights else torch.float32
+
+
+class TokensOffError(DyditError):
+    """A token router of the new model is off where all have to be on."""
+
+
+def _write(
+    static: Checkpoint,
+    dynamic: Checkpoint,
+    destination: Path,
+    ranking: RankingName,
+    bias: float,
+    token_bias: float,
+    seed: int,
+) -> Proof:
+    """Writes `static` with new routers as `dynamic` (whose weights are shapes alone), where it is proven to be the same."""
+    config = dynamic.config
+    assert isinstance(config, DyDiTConfig)
+    proof = Proof(static, config, seed)
+    torch.manual_seed(seed)
+    layout = {name: (_dtype(static, name), tuple(w.shape)) for name, w in dynamic.weights.items()}
+    with atomic_folder(destination) as temporary:
+        # one block at a time: ranked, proven and written, so that no second model is ever in memory
+        with SafetensorsWriter(temporary / WEIGHTS_FILE, layout) as out:
+            for name, w in static.weights.items():
+                if not name.startswith("blocks."):
+                    out.write(name, w)
+            for i in range(config.depth):
+                block = rank_block(static.weights, i, config, ranking) | fresh_routers(config, i, bias, token_bias)
+                proof.block(i, block)
+                for name, w in block.items():
+                    out.write(name, w)
+                del block  # before the next one is made
+        difference, _ = proof.result()
+        if not difference <= TOLERANCE or proof.off_timesteps:
+            raise (TokensOffError if proof.off_tokens else DyditError)(
+                f"{static.path}: converted, it differs from the static model by {difference:.1e} (allowed: {TOLERANCE:.0e}); "
+                f"routers of {proof.off_timesteps} blocks and timesteps and of {proof.off_tokens} tokens start switched off; "
+                f"raise --router-bias (now {bias:g}) or --token-router-bias (now {token_bias:g})"
+            )
+        write_description(dynamic, temporary)
+    return proof

@@ -124,8 +124,11 @@ def write_transformer(checkpoint: Checkpoint, folder: Path) -> None:
     """Writes a static checkpoint as a DiTTransformer2DModel folder; raises `DyditError` where diffusers' class lacks a
     setting that the model needs."""
     config = checkpoint.config
-    if config.mlp_ratio != 4:
-        raise DyditError(f"diffusers' {CLASS} has an MLP ratio of 4, the model {config.mlp_ratio:g}")
+    if (config.attention_hidden, config.mlp_hidden) != (config.hidden_size, 4 * config.hidden_size):
+        raise DyditError(
+            f"diffusers' {CLASS} has attention as wide as the model and an MLP 4 times as wide; of width {config.hidden_size}, "
+            f"this one has {config.attention_hidden} and {config.mlp_hidden}: use --format native"
+        )
     values = {
         "_class_name": CLASS,
         **FIXED,

@@ -56,14 +56,17 @@ def infer(weights: Weights, hints: Hints) -> Inferred:
         raise DyditError(f"missing blocks.{gap}" if depth else "no blocks: these are not a DiT's weights")
     rows, _ = shape_of(weights, "y_embedder.embedding_table.weight", 2)
     hidden, _ = shape_of(weights, "blocks.0.mlp.fc1.weight", 2)
+    _, attention = shape_of(weights, "blocks.0.attn.proj.weight", 2)
     out, _ = shape_of(weights, "final_layer.linear.weight", 2)
     if out not in (P * P * channels, 2 * P * P * channels):
         raise DyditError(f"final_layer.linear.weight has {out} rows; {P * P * channels} or twice that fit the patches")
     notes: list[str] = []
     dynamic = any(name.endswith(".router.weight") for name in weights)
-    heads, always_on = _heads(weights, depth, C, hints.num_heads, notes) if dynamic else (None, True)
+    heads, always_on = _heads(weights, depth, C, attention, hints.num_heads, notes) if dynamic else (None, True)
     if heads is None:
-        heads = _static_heads(depth, C, hints.num_heads, notes)
+        heads = _static_heads(depth, C, attention, hints.num_heads, notes)
+    if (attention, hidden) != (C, 4 * C):
+        notes.append(f"attention {attention} and MLP {hidden} wide in a model of width {C}")
     values: dict[str, Any] = {
         "input_size": _input_size(weights, P, hints.input_size, notes),
         "patch_size": P,
@@ -71,7 +74,8 @@ def infer(weights: Weights, hints: Hints) -> Inferred:
         "hidden_size": C,
         "depth": depth,
         "num_heads": heads,
-        "mlp_ratio": hidden / C,
+        "attention_width": None if attention == C else attention,
+        "mlp_width": hidden,
         "num_classes": rows - 1,
         "learn_sigma": out == 2 * P * P * channels,
         "timestep_variant": hints.timestep_variant,
@@ -101,27 +105,37 @@ def _input_size(weights: Weights, patch: int, hint: int | None, notes: list[str]
     return size
 
 
-def _static_heads(depth: int, width: int, hint: int | None, notes: list[str]) -> int:
+def _published(depth: int, width: int, attention: int) -> tuple[str, int] | None:
+    """The published size of this depth and width, and its heads: of a pruned one those that are left, whole ones."""
+    for size, (size_depth, size_width, heads) in SIZES.items():
+        head_width = size_width // heads
+        if (size_depth, size_width) == (depth, width) and attention % head_width == 0:
+            return size, attention // head_width
+    return None
+
+
+def _static_heads(depth: int, width: int, attention: int, hint: int | None, notes: list[str]) -> int:
     """From what is asked for, else from the published size of this depth and width."""
     if hint is not None:
         return hint
-    for size, (size_depth, size_width, heads) in SIZES.items():
-        if (size_depth, size_width) == (depth, width):
-            notes.append(f"{heads} heads as DiT-{size} has")
-            return heads
-    divisors = ", ".join(str(n) for n in range(1, width + 1) if width % n == 0)
+    published = _published(depth, width, attention)
+    if published is not None:
+        size, heads = published
+        notes.append(f"{heads} heads as DiT-{size} has" if attention == width else f"{heads} heads as wide as DiT-{size}'s")
+        return heads
+    divisors = ", ".join(str(n) for n in range(1, attention + 1) if attention % n == 0)
     raise DyditError(
         f"depth {depth} and width {width} are no published size, and weights do not tell the heads: "
         f"say them with --num-heads N, one of {divisors}"
     )
 
 
-def _heads(weights: Weights, depth: int, width: int, hint: int | None, notes: list[str]) -> tuple[int, bool]:
+def _heads(weights: Weights, depth: int, width: int, attention: int, hint: int | None, notes: list[str]) -> tuple[int, bool]:
     """Heads and whether the first one is always on, from the router's rows: H - 1, or H in the older release."""
     rows, _ = shape_of(weights, ROUTER, 2)
-    named = next((heads for d, w, heads in SIZES.values() if (d, w) == (depth, width)), None)
-    known = hint or named
-    candidates = [(heads, heads > rows) for heads in (rows + 1, rows) if width % heads == 0 and heads > 1]
+    published = _published(depth, width, attention)
+    known = hint or (published[1] if published else None)
+    candidates = [(heads, heads > rows) for heads in (rows + 1, rows) if attention % heads == 0 and heads > 1]
     fitting = [pair for pair in candidates if known is None or pair[0] == known]
     if len(fitting) == 1:
         heads, always_on = fitting[0]
@@ -129,7 +143,7 @@ def _heads(weights: Weights, depth: int, width: int, hint: int | None, notes: li
         notes.append(f"{heads} heads from {rows} router rows{release}")
         return fitting[0]
     if not fitting:
-        said = f"{known} heads" if known else f"the width {width}"
+        said = f"{known} heads" if known else f"the width {attention}"
         raise DyditError(f"{ROUTER} has {rows} rows, which does not fit {said}: it takes one less than heads, or as many")
     raise DyditError(
         f"{ROUTER} has {rows} rows: {rows + 1} heads, or {rows} in the older release; say which with --num-heads N"

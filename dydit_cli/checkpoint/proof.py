@@ -22,13 +22,14 @@ TIMESTEPS = 1000
 class Proof:
     """Feed it every block's converted weights in order; then `difference` and `scale` hold.
 
-    `off_timesteps` counts the pairs of block and timestep, among all 1,000, at which a head or group starts off.
+    `off_timesteps` counts the pairs of block and timestep, among all 1,000, at which a head or group starts off, and
+    `off_tokens` the tokens of the random inputs, over the blocks, that start skipping the MLP.
     """
 
     def __init__(self, static: Checkpoint, config: DyDiTConfig, seed: int) -> None:
         self._static, self._config = static, config
         self.inputs = max(2, min(MOST_INPUTS, int(MACS / static_macs(config))))
-        self.off_timesteps = 0
+        self.off_timesteps = self.off_tokens = 0
         frame = {name: w for name, w in static.weights.items() if not name.startswith("blocks.")}
         with torch.device("meta"):
             self._frame = DiT(config.static())
@@ -53,7 +54,8 @@ class Proof:
         _assign(static, prefix, self._static.weights)
         _assign(dynamic, prefix, converted)
         self._h_static = static(self._h_static, self._c)
-        self._h_dynamic, _ = dynamic.forward_routed(self._h_dynamic, self._c, self._e, noise=0.0)
+        self._h_dynamic, routing = dynamic.forward_routed(self._h_dynamic, self._c, self._e, noise=0.0)
+        self.off_tokens += int((routing.tokens == 0).sum())
         for router in (dynamic.attn_rate, dynamic.mlp_rate):
             self.off_timesteps += int((router(self._every_e, 1.0, 0.0) == 0).any(dim=1).sum())
 

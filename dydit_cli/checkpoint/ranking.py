@@ -44,24 +44,24 @@ def rank_block(weights: Weights, i: int, config: DiTConfig, ranking: RankingName
     if criterion is None:
         return ranked
     heads, channels = criterion(weights, block, config)
-    ranked |= permute_heads(weights, block, config, heads.argsort(descending=True, stable=True))
-    return ranked | permute_channels(weights, block, channels.argsort(descending=True, stable=True))
+    ranked |= select_heads(weights, block, config, heads.argsort(descending=True, stable=True))
+    return ranked | select_channels(weights, block, channels.argsort(descending=True, stable=True))
 
 
-def permute_heads(weights: Weights, block: str, config: DiTConfig, order: Tensor) -> Weights:
-    """The block's attention weights with head `order[i]` moved to place i; order: (H,)."""
+def select_heads(weights: Weights, block: str, config: DiTConfig, order: Tensor) -> Weights:
+    """The block's attention weights with head `order[i]` at place i; order: (H,), or fewer, which leaves the others out."""
     H, D, C = config.num_heads, config.head_dim, config.hidden_size
     qkv, bias = weights[f"{block}.attn.qkv.weight"], weights[f"{block}.attn.qkv.bias"]
     proj = weights[f"{block}.attn.proj.weight"]
     return {
-        f"{block}.attn.qkv.weight": qkv.view(3, H, D, C)[:, order].reshape(3 * C, C),
-        f"{block}.attn.qkv.bias": bias.view(3, H, D)[:, order].reshape(3 * C),
-        f"{block}.attn.proj.weight": proj.view(C, H, D)[:, order].reshape(C, C),
+        f"{block}.attn.qkv.weight": qkv.view(3, H, D, C)[:, order].reshape(-1, C),
+        f"{block}.attn.qkv.bias": bias.view(3, H, D)[:, order].flatten(),
+        f"{block}.attn.proj.weight": proj.view(C, H, D)[:, order].reshape(C, -1),
     }
 
 
-def permute_channels(weights: Weights, block: str, order: Tensor) -> Weights:
-    """The block's MLP weights with hidden channel `order[i]` moved to place i; order: (F,)."""
+def select_channels(weights: Weights, block: str, order: Tensor) -> Weights:
+    """The block's MLP weights with hidden channel `order[i]` at place i; order: (F,), or fewer."""
     return {
         f"{block}.mlp.fc1.weight": weights[f"{block}.mlp.fc1.weight"][order],
         f"{block}.mlp.fc1.bias": weights[f"{block}.mlp.fc1.bias"][order],

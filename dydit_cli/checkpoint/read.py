@@ -66,14 +66,16 @@ def load(
     num_heads: int | None = None,
     input_size: int | None = None,
     timestep_variant: TimestepVariant | None = None,
+    tome: float | None = None,
 ) -> Executable:
     """The model of any checkpoint that `read` knows, in evaluation mode on `device`, float32.
 
     `execution` is how a DyDiT runs: `masked` (a `DyDiT`, differentiable), `sparse` (the skipped work left out) or
-    `complete` (everything on). The rest is as in `Reading`. Raises `DyditError` where it cannot be read.
+    `complete` (everything on). `tome` is the share of its tokens that a static model merges before attention (a
+    `TomeDiT`). The rest is as in `Reading`. Raises `DyditError` where it cannot be read.
     """
     checkpoint = read(path, Reading(weights, num_heads, input_size, timestep_variant))
-    return executor(checkpoint.build().float().to(pick_device(device)), execution)
+    return executor(checkpoint.build().float().to(pick_device(device)), execution, tome=tome)
 
 
 def read(path: Source, reading: Reading = Reading()) -> Checkpoint:

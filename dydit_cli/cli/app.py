@@ -83,13 +83,34 @@ def _register() -> None:
         export,
         finetune,
         inspect,
+        losses,
         pretrain,
         profile,
+        prune,
+        report,
         sample,
+        study,
         visualize,
     )
 
-    for module in (convert, finetune, encode, sample, evaluate, profile, visualize, inspect, export, bench, pretrain, demo):
+    for module in (
+        convert,
+        prune,
+        finetune,
+        encode,
+        sample,
+        evaluate,
+        profile,
+        losses,
+        visualize,
+        inspect,
+        export,
+        bench,
+        pretrain,
+        study,
+        report,
+        demo,
+    ):
         module.register(app)
 
 

@@ -16,10 +16,14 @@ if TYPE_CHECKING:
 
 def bench(
     checkpoint: Annotated[
-        str | None, typer.Argument(metavar="[CKPT]", help="A DyDiT checkpoint; without one, random weights of --model.")
+        str | None,
+        typer.Argument(
+            metavar="[CKPT]", help="A DyDiT checkpoint (with --tome a static one); without one, random weights of --model."
+        ),
     ] = None,
     model: Annotated[str, typer.Option(help="A published size, such as DiT-XL/2.")] = "DiT-S/2",
     flops_ratio: Annotated[float, typer.Option("--flops-ratio", "--lambda", help="The random model's FLOPs ratio.")] = 0.5,
+    tome: options.Tome = 0,
     batch: Annotated[int, typer.Option(help="What the model sees at once, both guidance halves counted.")] = 4,
     steps: Annotated[int, typer.Option(metavar="N", help="Sampling steps, 1 to 1000.")] = 50,
     measured: Annotated[int, typer.Option("--measure", metavar="N", help="How many of the steps are run.")] = 10,
@@ -28,7 +32,8 @@ def bench(
     compile: Annotated[bool, typer.Option("--compile", help="Also time static and sparse with torch.compile.")] = False,
     masked: Annotated[bool, typer.Option(help="Also time masked execution.")] = True,
     access: Annotated[
-        str | None, typer.Option(help="Active weights as views, or as copies.", show_default="views on cpu, copies on a GPU")
+        str | None,
+        typer.Option(help="Active weights as views, or as copies.", show_default="views on cpu, copies on a GPU"),
     ] = None,
     plan_memory: options.PlanMemory = None,
     figure: Annotated[Path | None, typer.Option(metavar="FILE", help="Draw the breakdown: .png, .svg or .pdf.")] = None,
@@ -37,12 +42,13 @@ def bench(
     force: options.Force = False,
     json: options.Json = False,
 ) -> None:
-    """Time sparse execution against the static model, interleaved, and show where the time goes.
+    """Time sparse execution against the static model, interleaved, and show where the time goes; with --tome merged tokens.
 
     Example: `dydit bench --model DiT-S/2 --flops-ratio 0.5 --batch 2 --measure 2 --repeats 2`
     """
     from dydit_cli.bench.run import BenchSettings
     from dydit_cli.bench.run import bench as run
+    from dydit_cli.bench.tome import bench_tome
     from dydit_cli.figures.time import draw_breakdown
     from dydit_cli.figures.visualize import prepare, save_as
 
@@ -60,9 +66,12 @@ def bench(
     )
     if figure is not None:
         prepare(figure, force)
-    variants = 2 + 2 * compile + masked
+    variants = 2 + 2 * compile + (masked and not tome)
     with console.progress("bench", variants * (1 + len(settings.timesteps) * repeats), "evaluations") as advance:
-        result = run(checkpoint, model=model, flops_ratio=flops_ratio, settings=settings, device=device, on_work=advance)
+        if tome:
+            result = bench_tome(tome, checkpoint, model=model, settings=settings, device=device, on_work=advance)
+        else:
+            result = run(checkpoint, model=model, flops_ratio=flops_ratio, settings=settings, device=device, on_work=advance)
     if figure is not None:
         save_as(lambda: draw_breakdown(result.to_dict()), figure)
     if json:
@@ -88,23 +97,28 @@ def show(result: BenchResult) -> None:
             for kind, spread in result.seconds.items()
         ],
     )
+    kind = "tome" if result.tome else "sparse"
     console.table(
         "Where the time goes [s]",
-        ["", "static", "sparse", "sparse / static"],
+        ["", "static", kind, f"{kind} / static"],
         [
-            [part, f"{both['static']:.2f}", f"{both['sparse']:.2f}", _ratio(both["sparse"], both["static"])]
+            [part, f"{both['static']:.2f}", f"{both[kind]:.2f}", _ratio(both[kind], both["static"])]
             for part, both in result.parts.items()
         ],
     )
     speedup, efficiency, slices = result.speedup, result.realised_efficiency, result.slices
+    plan = f"({units.seconds(result.plan_seconds)})"
+    weights = (
+        f"weights: {slices.distinct} distinct sets, {slices.hits} hits, {slices.misses} misses, {slices.bytes / 1e6:.0f} MB "
+        f"of copies, {slices.evictions} evicted; "
+    )
     console.say(
         f"speed-up of {result.subject} {speedup.median:.3f} ({speedup.low:.3f} to {speedup.high:.3f}) over {result.baseline}, "
-        f"planning included "
-        f"({units.seconds(result.plan_seconds)}); FLOPs ratio {result.flops_ratio:.3f}\n"
+        f"{'ToMe ' + format(result.tome, 'g') if result.tome else 'planning included ' + plan}; "
+        f"FLOPs ratio {result.flops_ratio:.3f}\n"
         f"realised efficiency {efficiency.median:.3f} ({efficiency.low:.3f} to {efficiency.high:.3f}): 1 is time saved in "
         f"proportion to FLOPs saved\n"
-        f"weights: {slices.distinct} distinct sets, {slices.hits} hits, {slices.misses} misses, {slices.bytes / 1e6:.0f} MB of "
-        f"copies, {slices.evictions} evicted; {len(settings.timesteps)} of {settings.steps} steps run {settings.repeats} times"
+        f"{'' if result.tome else weights}{len(settings.timesteps)} of {settings.steps} steps run {settings.repeats} times"
     )
 
 

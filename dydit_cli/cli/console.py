@@ -10,6 +10,7 @@ from typing import Any, Protocol
 
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from dydit_cli import units
 
@@ -87,21 +88,21 @@ def _rate(done: float, seconds: float, unit: str) -> str:
 
 def table(title: str, columns: list[str], rows: list[list[str]]) -> None:
     """A table on stdout; the first column is text, the others are numbers."""
-    drawn = Table(title=title, title_justify="left", title_style="bold")
+    drawn = Table(title=Text(title), title_justify="left", title_style="bold")  # Text: "[s]" is a unit, not markup
     for i, column in enumerate(columns):
-        drawn.add_column(column, justify="left" if i == 0 else "right")
+        drawn.add_column(Text(column), justify="left" if i == 0 else "right")
     for row in rows:
-        drawn.add_row(*row)
+        drawn.add_row(*map(Text, row))
     out.print(drawn)
 
 
 def facts(title: str, pairs: dict[str, str]) -> None:
     """Name and value, a line each."""
-    drawn = Table(title=title, title_justify="left", title_style="bold", show_header=False, box=None)
+    drawn = Table(title=Text(title), title_justify="left", title_style="bold", show_header=False, box=None)
     drawn.add_column(style="dim", no_wrap=True)
     drawn.add_column(overflow="fold")
     for name, value in pairs.items():
-        drawn.add_row(name, value)
+        drawn.add_row(Text(name), Text(value))
     out.print(drawn)
 
 

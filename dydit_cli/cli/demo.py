@@ -20,6 +20,7 @@ def demo(
 
     Example: `dydit demo --out demo`
     """
+    from dydit_cli.demo import REPORT_FILE
     from dydit_cli.demo import demo as run
 
     with console.stages() as stage:
@@ -52,7 +53,8 @@ def demo(
         f"fine-tuned for {result['finetune_steps']} steps, {100 * result['finetune_share']:.1f} % of the pre-training; "
         f"{result['sampler']}, {result['steps']} steps, cfg {result['cfg']:g}, seed {result['seed']}, {result['device']}\n"
         f"recognised by a classifier that is right on {units.share(result['classifier_accuracy'])} of held-out real digits\n"
-        f"pictures: {out}/samples.png, architecture.png, tokens.png, flops.png; took {units.seconds(result['seconds'])}"
+        f"pictures: {out}/samples.png, architecture.png, tokens.png, flops.png; took {units.seconds(result['seconds'])}\n"
+        f"all of it on one page: {out / REPORT_FILE}"
     )
 
 

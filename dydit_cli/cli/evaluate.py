@@ -16,8 +16,8 @@ if TYPE_CHECKING:
 
 # what only a checkpoint can be told
 DRAWING = (
-    "num", "classes", "cfg", "cfg_interval", "cfg_channels", "sampler", "steps", "spacing", "execution", "dtype", "vae",
-    "plan_memory", "seed", "weights", "num_heads", "input_size", "timestep_variant",
+    "num", "classes", "cfg", "cfg_interval", "cfg_channels", "sampler", "steps", "spacing", "execution", "tome", "dtype",
+    "vae", "plan_memory", "seed", "weights", "num_heads", "input_size", "timestep_variant",
 )  # fmt: skip
 NAMES = {
     "fid": "FID",
@@ -41,12 +41,12 @@ def evaluate(
         typer.Option(
             "--reference",
             metavar="REF",
-            help="An ADM reference batch (.npz), a folder of real images, digits, or digits:held-out.",
-            show_default="digits: the real ones of the training set",
+            help="An ADM reference batch (.npz), a folder of real images, digits, or digits:held-out (glyphs likewise).",
+            show_default="of digits and glyphs: the real ones of the training set",
         ),
     ] = None,
     features: Annotated[
-        str, typer.Option(help="inception (FID, sFID, IS, precision, recall) or digits (for the bundled model).")
+        str, typer.Option(help="inception (FID, sFID, IS, precision, recall), digits or glyphs (for the bundled sets).")
     ] = "inception",
     inception: Annotated[
         Path | None,
@@ -62,6 +62,7 @@ def evaluate(
     steps: options.SamplerSteps = None,
     spacing: options.Spacing = None,
     execution: Annotated[str, typer.Option(help="sparse, masked, or complete (everything on).")] = "sparse",
+    tome: options.Tome = 0,
     dtype: Annotated[str, typer.Option(help="The model runs in fp32, bf16 or fp16.")] = "fp32",
     vae: Annotated[str | None, typer.Option(metavar="DIR", help="An AutoencoderKL, for models of latents.")] = None,
     batch: Annotated[int, typer.Option(min=1, help="Images looked at, or drawn, at once.")] = 64,
@@ -75,7 +76,7 @@ def evaluate(
     force: options.Force = False,
     json: options.Json = False,
 ) -> None:
-    """Say how good samples are: FID, sFID, inception score, precision and recall as in ADM's suite, or the digits' own figures.
+    """Say how good samples are: FID, sFID, inception score, precision and recall as in ADM's suite, or a bundled set's own.
 
     Inception wants `pip install 'dydit[evaluate]'` and its weights. All that a figure depends on is printed and stored with it.
 
@@ -99,21 +100,13 @@ def evaluate(
     against = open_reference(reference, extractor)
     if images is None:
         from dydit_cli.evaluate.drawn import DrawnImages
-        from dydit_cli.sampling.painter import Drawing
 
         settings = options.sampler_settings(sampler, steps, cfg, cfg_channels, spacing, cfg_interval)
         loaded = options.read(samples, options.reading(weights, num_heads, input_size, timestep_variant))
-        how = Drawing(
-            settings=settings,
-            classes=options.parse_classes(classes, loaded.config.num_classes),
-            seed=seed,
-            execution=execution,  # type: ignore[arg-type]
-            dtype=dtype,  # type: ignore[arg-type]
-            vae=vae,
-            batch=batch,
-            device=device,
-            plan_memory=options.plan_bytes(plan_memory),
-        )
+        how = options.drawing(
+            loaded, settings, classes, plan_memory, seed=seed, execution=execution, dtype=dtype, vae=vae, batch=batch,
+            device=device, tome=tome,
+        )  # fmt: skip
         images = DrawnImages(loaded, how, num)
     with console.stages() as work:
         result = run(images, against, extractor, batch=batch, device=device, on_stage=work.begin, on_work=work.advance)
@@ -151,7 +144,7 @@ def protocol_lines(protocol: dict[str, Any]) -> dict[str, str]:
 
 def _value(name: str, value: Any) -> str:
     if name.endswith("accuracy"):
-        return f"{units.share(value)} of held-out real digits"
+        return f"{units.share(value)} of held-out real images"
     return " to ".join(str(part) for part in value) if isinstance(value, list) else str(value)
 
 

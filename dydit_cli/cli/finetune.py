@@ -8,7 +8,7 @@ from typing import Annotated, Any
 import typer
 
 from dydit_cli.cli import console, options
-from dydit_cli.cli.training import Display, Out, Resume, finish, interruptible, only_resume
+from dydit_cli.cli.training import Out, Resume, finish, interruptible, only_resume, train
 from dydit_cli.errors import DyditError
 
 
@@ -32,7 +32,7 @@ def finetune(
         typer.Option(metavar="N", help="Optimiser steps; the recipe's phases stretch with them.", show_default="the recipe's"),
     ] = None,
     data: Annotated[
-        str | None, typer.Option(help="digits, imagefolder:PATH or latents:PATH.", show_default="the recipe's")
+        str | None, typer.Option(help="digits, glyphs, imagefolder:PATH or latents:PATH.", show_default="the recipe's")
     ] = None,
     recipe: Annotated[str | None, typer.Option(help="A TOML recipe.", show_default="DATA/finetune")] = None,
     lr: Annotated[float | None, typer.Option(help="The model's learning rate.", show_default="the recipe's")] = None,
@@ -70,7 +70,7 @@ def finetune(
     Example: `dydit finetune runs/digits-dydit --flops-ratio 0.5 --data digits --out runs/digits-0.5`
     """
     from dydit_cli.train.recipe import with_settings
-    from dydit_cli.train.run import resolve_recipe, run_training, tuned_start, unfinished
+    from dydit_cli.train.run import resolve_recipe, tuned_start, unfinished
     from dydit_cli.train.team import speaks
 
     named = {"train.lr": lr, "routing.router_lr": router_lr, "train.batch_size": batch_size, "train.seed": seed}
@@ -95,18 +95,7 @@ def finetune(
     if num_classes is not None and speaks():
         console.note(f"the label table is drawn anew for {num_classes} classes; the null class keeps its row")
     with interruptible() as stop:
-        with console.stages() as work:
-            display = Display("finetune", asked, place, work)
-            result = run_training(
-                asked,
-                place,
-                device=device,
-                force=force,
-                on_begin=display.begin,
-                on_note=console.note,
-                on_step=display.step,
-                should_stop=stop,
-            )
+        result = train("finetune", asked, place, device, force, stop)
         last = result.last
         more: dict[str, Any] = {"target": last.target, "training_ratio": last.ratio} if last else {}
         if calibrate and result.main and not result.interrupted:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from dydit_cli.checkpoint.checkpoint import Checkpoint
     from dydit_cli.checkpoint.read import Reading
     from dydit_cli.diffusion.sampler import SamplerSettings
+    from dydit_cli.sampling.painter import Drawing
 
 Ckpt = Annotated[
     str,
@@ -62,6 +63,15 @@ PlanMemory = Annotated[
     float | None,
     typer.Option(metavar="GB", help="The most that copies of weights take.", show_default="a quarter of what is free"),
 ]
+Tome = Annotated[
+    float,
+    typer.Option(
+        "--tome",
+        metavar="RATIO",
+        help="Merge this share of a static model's tokens before every attention (ToMe), at most 0.75.",
+        show_default="none",
+    ),
+]
 CfgChannels = Annotated[str, typer.Option(help="Channels that guidance acts on: 3 (the authors' code) or all (diffusers).")]
 Batch = Annotated[int, typer.Option(min=1, help="Images drawn at once (guidance doubles it).")]
 
@@ -97,6 +107,16 @@ def sampler_settings(
         spacing=spacing,  # type: ignore[arg-type]
         cfg_interval=ALWAYS if cfg_interval is None else parse_interval(cfg_interval),
     )
+
+
+def drawing(
+    loaded: Checkpoint, settings: SamplerSettings, classes: str | None, plan_memory: float | None, **given: Any
+) -> Drawing:
+    """How `loaded` draws, from options as they were typed; `given` are the other fields of `Drawing`."""
+    from dydit_cli.sampling.painter import Drawing
+
+    numbers = parse_classes(classes, loaded.config.num_classes)
+    return Drawing(settings=settings, classes=numbers, plan_memory=plan_bytes(plan_memory), **given)
 
 
 def plan_bytes(plan_memory: float | None) -> int | None:

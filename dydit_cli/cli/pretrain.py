@@ -6,8 +6,8 @@ from typing import Annotated
 
 import typer
 
-from dydit_cli.cli import console, options
-from dydit_cli.cli.training import Display, Out, Resume, finish, interruptible, only_resume
+from dydit_cli.cli import options
+from dydit_cli.cli.training import Out, Resume, finish, interruptible, only_resume, train
 from dydit_cli.errors import DyditError
 
 
@@ -27,7 +27,7 @@ def pretrain(
 
     Example: `dydit pretrain digits/pretrain --steps 20 --out runs/digits-dit`
     """
-    from dydit_cli.train.run import random_start, resolve_recipe, run_training, unfinished
+    from dydit_cli.train.run import random_start, resolve_recipe, unfinished
 
     if resume is not None:
         only_resume({"RECIPE": recipe, "--out": out, "--steps": steps, "--set": setting, "--force": force})
@@ -37,18 +37,7 @@ def pretrain(
     else:
         place, asked = out, random_start(resolve_recipe(recipe, steps=steps, settings=setting))
     with interruptible() as stop:
-        with console.stages() as work:
-            display = Display("pretrain", asked, place, work)
-            result = run_training(
-                asked,
-                place,
-                device=device,
-                force=force,
-                on_begin=display.begin,
-                on_note=console.note,
-                on_step=display.step,
-                should_stop=stop,
-            )
+        result = train("pretrain", asked, place, device, force, stop)
         finish("pretrain", result, place, stop, json, {})
 
 

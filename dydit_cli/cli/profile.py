@@ -38,7 +38,10 @@ def profile(
     cfg: options.Cfg = 1.5,
     cfg_channels: options.CfgChannels = "3",
     spacing: options.Spacing = None,
-    time: Annotated[bool, typer.Option("--time", help="Time every step too, sparse and static: three times the work.")] = False,
+    tome: options.Tome = 0,
+    time: Annotated[
+        bool, typer.Option("--time", help="Time every step too, as it runs and static: three times the work.")
+    ] = False,
     width_only: Annotated[
         bool, typer.Option("--width-only", help="Heads and groups at all 1,000 timesteps, without drawing images.")
     ] = False,
@@ -73,6 +76,9 @@ def profile(
         raise DyditError("no checkpoint; name one, or show the published sizes with --table")
     if out is None:
         raise DyditError("no folder to write; name one with --out DIR")
+    if tome and (card or width_only):
+        what = "--card tells of the checkpoint as it is" if card else "--width-only counts heads and groups alone"
+        raise DyditError(f"{what}; leave --tome out")
     reading = options.reading(weights, num_heads, input_size, timestep_variant)
     if width_only:
         show_width(checkpoints, out, reading, unit, force, json)
@@ -99,6 +105,7 @@ def profile(
                     seed=seed,
                     keep_masks=keep_masks,
                     time=time,
+                    tome=tome,
                     device=device,
                     force=force,
                     on_progress=lambda progress, advance=advance: advance(progress.batch),  # type: ignore[misc]
@@ -149,7 +156,12 @@ def show(result: Profile, unit: str) -> None:
             f"speed-up {summary['speedup']:.2f}, realised efficiency {summary['realised_efficiency']:.2f}"
         )
     _say_counters(summary, unit)
-    if summary["model"]["kind"] != "dydit":
+    if summary["tome"]:
+        console.say(
+            f"ToMe {summary['tome']:g}: every attention sees {summary['tokens_in_attention']} of "
+            f"{result.config.num_tokens} tokens, every MLP all; the matching is counted as attention's"
+        )
+    elif summary["model"]["kind"] != "dydit":
         console.say("a static model does everything at every timestep: its ratio is 1")
 
 

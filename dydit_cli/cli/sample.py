@@ -30,6 +30,7 @@ def sample(
     execution: Annotated[
         str, typer.Option(help="sparse (skipped work left out), masked, or complete (everything on).")
     ] = "sparse",
+    tome: options.Tome = 0,
     dtype: Annotated[str, typer.Option(help="The model runs in fp32, bf16 or fp16; the sampler in fp32.")] = "fp32",
     vae: Annotated[
         str | None, typer.Option(metavar="DIR", help="An AutoencoderKL, for models of latents: a folder or hub id.")
@@ -63,24 +64,14 @@ def sample(
 
     Example: `dydit sample digits-dit --num 8 --classes 0,1,2 --steps 10 --out runs/samples`
     """
-    from dydit_cli.sampling.painter import Drawing
-
     if shard_size is not None and not npz:
         raise DyditError("--shard-size is for --npz; add it, or leave the size out")
     settings = options.sampler_settings(sampler, steps, cfg, cfg_channels, spacing, cfg_interval)
     loaded = options.read(checkpoint, options.reading(weights, num_heads, input_size, timestep_variant))
-    how = Drawing(
-        settings=settings,
-        classes=options.parse_classes(classes, loaded.config.num_classes),
-        seed=seed,
-        execution=execution,  # type: ignore[arg-type]
-        dtype=dtype,  # type: ignore[arg-type]
-        vae=vae,
-        batch=batch,
-        device=device,
-        compile=compile,
-        plan_memory=options.plan_bytes(plan_memory),
-    )
+    how = options.drawing(
+        loaded, settings, classes, plan_memory, seed=seed, execution=execution, dtype=dtype, vae=vae, batch=batch,
+        device=device, compile=compile, tome=tome,
+    )  # fmt: skip
     if npz:
         write_array(loaded, out, how, num, shard_size, force, json)
     else:

@@ -92,6 +92,24 @@ class Display:
         self._work.advance(1, describe(metrics, rate))
 
 
+def train(what: str, asked: Asked, out: Path, device: str, force: bool, stop: Stop) -> TrainResult:
+    """`run_training` with its progress shown, until it ends or `stop` is set."""
+    from dydit_cli.train.run import run_training
+
+    with console.stages() as work:
+        display = Display(what, asked, out, work)
+        return run_training(
+            asked,
+            out,
+            device=device,
+            force=force,
+            on_begin=display.begin,
+            on_note=console.note,
+            on_step=display.step,
+            should_stop=stop,
+        )
+
+
 def describe(metrics: StepMetrics, rate: float | None = None) -> str:
     """`loss 0.081, ratio 0.52 (target 0.50), 310 images/s`."""
     text = f"loss {metrics.mse + metrics.vb:.4f}"

@@ -1,1 +1,1 @@
-"""Labelled images to train on, by name: the bundled digits, folders of pictures, and latents encoded once."""
+"""Labelled images to train on, by name: the bundled digits and glyphs, folders of pictures, and latents encoded once."""

@@ -6,18 +6,20 @@ from pathlib import Path
 
 from dydit_cli.data.dataset import Dataset
 from dydit_cli.data.digits import load_digits_split
+from dydit_cli.data.glyphs import load_glyphs_split
 from dydit_cli.data.imagefolder import ImageFolder, check_pixels
 from dydit_cli.data.latents import LatentData
 from dydit_cli.errors import DyditError
 from dydit_cli.model.config import DiTConfig
 
-DATASETS = ("digits", "imagefolder:PATH", "latents:PATH")
+BUNDLED = {"digits": load_digits_split, "glyphs": load_glyphs_split}
+DATASETS = (*BUNDLED, "imagefolder:PATH", "latents:PATH")
 
 
 def split_name(name: str) -> tuple[str, str]:
-    """`latents:runs/x` as its kind and its path, which is "" for `digits`; raises `DyditError` for an unknown kind."""
+    """`latents:runs/x` as its kind and its path, which is "" for a bundled set; raises `DyditError` for an unknown kind."""
     kind, colon, path = name.partition(":")
-    if name != "digits" and (kind not in ("imagefolder", "latents") or not path):
+    if name not in BUNDLED and (kind not in ("imagefolder", "latents") or not path):
         hint = f"; {kind} wants a path" if kind in ("imagefolder", "latents") else ""
         hint = f"; for a folder of pictures write imagefolder:{name}" if not colon and Path(name).is_dir() else hint
         raise DyditError(f"no data set {name!r}; choose one of {', '.join(DATASETS)}{hint}")
@@ -31,8 +33,8 @@ def load_data(name: str, config: DiTConfig | None = None) -> Dataset:
     rest fits is for `Dataset.check` to say.
     """
     kind, path = split_name(name)
-    if kind == "digits":
-        return load_digits_split()
+    if kind in BUNDLED:
+        return BUNDLED[kind]()
     if kind == "latents":
         return LatentData(path)
     if config is None:

@@ -26,8 +26,8 @@ class Features:
 class Extractor(Protocol):
     """A network that looks at images of `channels` channels and `side` pixels a side (None: of any size).
 
-    `kind` is digits or inception; `facts` says for the protocol which network it is: its name, its accuracy where that
-    is known, and the sha256 of its weights.
+    `kind` is inception or the name of a bundled data set; `facts` says for the protocol which network it is: its name, its
+    accuracy where that is known, and the sha256 of its weights.
     """
 
     @property

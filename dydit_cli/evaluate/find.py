@@ -7,7 +7,7 @@ from pathlib import Path
 from dydit_cli.checkpoint.read import PICKLES
 from dydit_cli.devices import pick_device
 from dydit_cli.errors import DyditError
-from dydit_cli.evaluate.digit_network import digit_extractor
+from dydit_cli.evaluate.feature_network import NETWORKS, network_extractor
 from dydit_cli.evaluate.features import Extractor
 from dydit_cli.evaluate.images import Images, open_folder, read_record
 from dydit_cli.evaluate.inception import inception_extractor
@@ -15,14 +15,14 @@ from dydit_cli.evaluate.npz import open_npz
 from dydit_cli.evaluate.reference import real
 from dydit_cli.sampling.shards import FORMAT, SAMPLES_FILE
 
-FEATURES = ("inception", "digits")
+FEATURES = ("inception", *NETWORKS)
 CHECKPOINT_NAMES = {"config.json", "model_index.json"}
 CHECKPOINT_SUFFIXES = {*PICKLES, ".safetensors"}
 
 
 def find_images(samples: str | Path) -> Images | None:
-    """The images that `samples` names: an .npz, a folder that `dydit sample` wrote, any folder of pictures, or the real
-    digits by name (`digits`, `digits:held-out`). None where it is something else, such as a checkpoint.
+    """The images that `samples` names: an .npz, a folder that `dydit sample` wrote, any folder of pictures, or a
+    bundled data set by name (`digits`, `digits:held-out`). None where it is something else, such as a checkpoint.
 
     Raises `DyditError` for an unfinished `dydit sample --npz` and for a folder with nothing in it.
     """
@@ -47,14 +47,14 @@ def _holds_weights(folder: Path) -> bool:
 
 
 def find_extractor(features: str, *, inception: str | Path | None = None, device: str = "auto") -> Extractor:
-    """The network of `inception` or `digits`; `inception` is the file of the first one's weights.
+    """The network of `inception`, `digits` or `glyphs`; `inception` is the file of the first one's weights.
 
     Raises `DyditError` for another name, and where torch-fidelity or the weights are missing.
     """
-    if features == "digits":
+    if features in NETWORKS:
         if inception is not None:
             raise DyditError("--inception is for --features inception; leave it out")
-        return digit_extractor()
+        return network_extractor(features)
     if features == "inception":
         return inception_extractor(inception, pick_device(device))
     raise DyditError(f"no features {features!r}; choose one of {', '.join(FEATURES)}")

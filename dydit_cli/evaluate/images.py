@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from dydit_cli.checkpoint.tensors import read_json
-from dydit_cli.data.digits import load_digits_split
+from dydit_cli.data.load import BUNDLED
 from dydit_cli.data.pictures import SUFFIXES, reason
 from dydit_cli.errors import DyditError
 from dydit_cli.evaluate.features import Pixels
@@ -120,10 +120,10 @@ class FolderImages:
         return digest.hexdigest()
 
 
-def real_digits(held_out: bool = False) -> ArrayImages:
-    """The bundled real digits: the 1,437 that everything is trained on, or the 360 that nothing is."""
-    data = load_digits_split(held_out)
-    return ArrayImages("digits:held-out" if held_out else "digits", to_pixels(data.images.numpy()), data.labels.numpy())
+def real_images(name: str, held_out: bool = False) -> ArrayImages:
+    """The images of the bundled data set `name`: those that everything is trained on, or those that nothing is."""
+    data = BUNDLED[name](held_out)
+    return ArrayImages(f"{name}:held-out" if held_out else name, to_pixels(data.images.numpy()), data.labels.numpy())
 
 
 def open_folder(folder: Path) -> FolderImages:

@@ -1,4 +1,4 @@
-"""What samples are compared with: an ADM reference batch, images, or the bundled real digits."""
+"""What samples are compared with: an ADM reference batch, images, or those of a bundled data set."""
 
 from __future__ import annotations
 
@@ -12,20 +12,21 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dydit_cli.checkpoint.lineage import sha256
+from dydit_cli.data.load import BUNDLED
 from dydit_cli.errors import DyditError
 from dydit_cli.evaluate.features import Extractor, look
 from dydit_cli.evaluate.fit import Fitter
-from dydit_cli.evaluate.images import Images, OnWork, open_folder, real_digits
+from dydit_cli.evaluate.images import Images, OnWork, open_folder, real_images
 from dydit_cli.evaluate.metrics import Gaussian
 from dydit_cli.evaluate.npz import IMAGES, POOL, SPATIAL, array_names, open_npz, read_gaussians
 
-DIGITS, HELD_OUT = "digits", "digits:held-out"
+HELD_OUT = ":held-out"  # behind a bundled data set's name
 
 
 @dataclass(frozen=True)
 class Reference:
     """What there is of `name` before anything was looked at: images, or moments, or both; `digest` gives the sha256 of
-    the file, of a folder's names and files, or of the digits' pixels, in hexadecimal."""
+    the file, of a folder's names and files, or of a bundled set's pixels, in hexadecimal."""
 
     name: str
     images: Images | None
@@ -47,27 +48,28 @@ class Standard:
 
 
 def real(name: str) -> Images | None:
-    """The bundled digits that `name` means, unless there is a path of that name; else None."""
-    if name in (DIGITS, HELD_OUT) and not Path(name).exists():
-        return real_digits(held_out=name == HELD_OUT)
-    return None
+    """The images of the bundled data set that `name` means, unless there is a path of that name; else None."""
+    data = name.removesuffix(HELD_OUT)
+    return real_images(data, held_out=name != data) if data in BUNDLED and not Path(name).exists() else None
 
 
 def open_reference(reference: str | Path | None, extractor: Extractor) -> Reference:
     """Raises `DyditError` where it is missing, or holds neither moments nor images."""
     if reference is None:
-        if extractor.kind != "digits":
+        if extractor.kind not in BUNDLED:
             raise DyditError(f"--features {extractor.kind} needs a --reference: an ADM .npz, or a folder of real images")
-        reference = DIGITS
-    digits = real(str(reference))
-    if digits is not None:
-        return Reference(digits.name, digits, digits.sha256)
+        reference = extractor.kind
+    bundled = real(str(reference))
+    if bundled is not None:
+        return Reference(bundled.name, bundled, bundled.sha256)
     path = Path(reference)
     if path.is_dir():
         folder = open_folder(path)
         return Reference(str(path), folder, folder.sha256)
     if not path.is_file():
-        raise DyditError(f"--reference {reference}: no such file; give an ADM .npz, a folder of images, or {DIGITS}")
+        raise DyditError(
+            f"--reference {reference}: no such file; give an ADM .npz, a folder of images, or {' or '.join(BUNDLED)}"
+        )
     pool, spatial = read_gaussians(path)
     names = array_names(path)
     images = open_npz(path) if IMAGES in names else None

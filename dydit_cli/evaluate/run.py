@@ -13,6 +13,7 @@ import torch
 import dydit_cli
 from dydit_cli.devices import pick_device
 from dydit_cli.errors import DyditError
+from dydit_cli.evaluate.feature_network import NETWORKS
 from dydit_cli.evaluate.features import Extractor, Pixels, Seen, look
 from dydit_cli.evaluate.fit import Fitter
 from dydit_cli.evaluate.images import RECORD, Images
@@ -23,7 +24,7 @@ USUAL_COUNT = 50_000  # of published FIDs
 # what a record says about how images came about, in the protocol's order
 RECORDED = (
     "checkpoint", "checkpoint_sha256", "sampler", "steps", "cfg", "cfg_channels", "cfg_interval", "spacing", "execution",
-    "dtype", "seed", "vae",
+    "tome", "dtype", "seed", "vae",
 )  # fmt: skip
 
 OnStage = Callable[[str, int, str, int], None]  # what, how many, of which unit, and how much progress makes one
@@ -56,10 +57,10 @@ def evaluate(
     on_stage: OnStage = _silent,
     on_work: Callable[[int], None] = _silent,
 ) -> Evaluation:
-    """The figures of `images` against `reference` (`open_reference`; None is the digits' own), seen by `extractor`.
+    """The figures of `images` against `reference` (`open_reference`; None is the extractor's own), seen by `extractor`.
 
-    For inception `fid`, `sfid`, `inception_score`, `precision`, `recall`; for digits `frechet`, `recognised` (the share
-    that the judge of the digits sees as the class asked for), `precision`, `recall`. Raises `DyditError` for damaged
+    For inception `fid`, `sfid`, `inception_score`, `precision`, `recall`; for digits and glyphs `frechet`, `recognised` (the
+    share that their judge sees as the class asked for), `precision`, `recall`. Raises `DyditError` for damaged
     files, moments of other features and fewer than 2 images.
     """
     reference = reference if isinstance(reference, Reference) else open_reference(reference, extractor)
@@ -70,7 +71,7 @@ def evaluate(
 
     def passing() -> Iterator[Pixels]:
         for pixels in images.batches(batch, fitter, on_work):
-            if extractor.kind == "digits":
+            if extractor.kind in NETWORKS:
                 kept.append(pixels)  # the judge wants them too, and they are small
             yield pixels
 
@@ -111,12 +112,12 @@ def evaluate(
 def compare(
     kind: str, images: Images, seen: Seen, against: Standard, pixels: list[Pixels], place: torch.device
 ) -> tuple[dict[str, float | None], dict[str, Any]]:
-    """The figures, and what the protocol says about the judge of the digits."""
+    """The figures, and what the protocol says about the judge."""
     distance = frechet_distance(seen.gaussian, against.gaussian)
     figures: dict[str, float | None]
     judge: dict[str, Any] = {}
-    if kind == "digits":
-        share, judge = recognised(images, pixels)
+    if kind in NETWORKS:
+        share, judge = recognised(kind, images, pixels)
         figures = {"frechet": distance, "recognised": share}
     else:
         both = seen.spatial is not None and against.spatial is not None
@@ -134,12 +135,12 @@ def compare(
     return {**figures, "precision": precision, "recall": recall}, judge
 
 
-def recognised(images: Images, pixels: list[Pixels]) -> tuple[float | None, dict[str, Any]]:
+def recognised(kind: str, images: Images, pixels: list[Pixels]) -> tuple[float | None, dict[str, Any]]:
     """The share seen as the class that was asked for, None where no class is known, and the judge's own accuracy."""
-    from dydit_cli.evaluate.digits import digit_classifier
+    from dydit_cli.evaluate.judge import classifier
 
-    judge = digit_classifier()
-    facts = {"judge": "support-vector classifier of the real digits", "judge_accuracy": judge.accuracy}
+    judge = classifier(kind)
+    facts = {"judge": f"support-vector classifier of the real {kind}", "judge_accuracy": judge.accuracy}
     if images.labels is None:
         return None, facts
     drawn = torch.from_numpy(np.concatenate(pixels).transpose(0, 3, 1, 2).copy()).float().div(127.5).sub(1)
@@ -160,7 +161,7 @@ def cautions(kind: str, images: Images, seen: Seen, against: Standard) -> list[s
             )
     if kind == "inception" and images.count < USUAL_COUNT:
         notes.append(f"{images.count:,} images: the fewer, the higher the FID; published ones are of {USUAL_COUNT:,}")
-    if kind == "digits" and images.labels is None:
+    if kind in NETWORKS and images.labels is None:
         notes.append("no classes are known: nothing can be recognised (name files ...-class7.png, or keep samples.json)")
     if images.count <= NEIGHBOURS and against.pool is not None:
         notes.append(f"recall needs more than {NEIGHBOURS} samples")

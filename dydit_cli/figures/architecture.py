@@ -5,40 +5,65 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
 
 from dydit_cli.figures.style import BLUE, GREY, LIGHT, ORANGE, new_figure
 from dydit_cli.profiling.profile import Profile
-from dydit_cli.profiling.record import BoolArray
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
 
+HEAD, GROUP = "attention head", "channel group"
+
+
+def architecture_table(profile: Profile) -> pd.DataFrame:
+    """One row a part (head or channel group), sampling step, block and number in the block: `active` is 1 or 0."""
+    record = profile.record
+    T, L, H = record.heads.shape
+    step, block, number = (axis.ravel() for axis in np.indices((T, L, H)))
+    frames = [
+        pd.DataFrame(
+            {
+                "part": part,
+                "step": step,
+                "timestep": record.timesteps[step],
+                "block": block,
+                "number": number,
+                "active": masks.ravel().astype(np.int8),
+            }
+        )
+        for part, masks in ((HEAD, record.heads), (GROUP, record.groups))
+    ]
+    return pd.concat(frames, ignore_index=True)
+
+
 def draw_architecture(profile: Profile) -> Figure:
     """Two maps, heads and channel groups: sampling steps across, blocks and their heads down; above, the active share."""
-    record, config = profile.record, profile.config
+    table, config = architecture_table(profile), profile.config
+    timesteps = table.groupby("step")["timestep"].first().tolist()
     L, H = config.depth, config.num_heads
     figure = new_figure(9.0, min(2.6 + 0.085 * L * H, 12.0), gap=0.06)
     grid = figure.subplots(2, 2, sharex=True, sharey="row", height_ratios=[1, max(3.0, 0.05 * L * H)])
-    for column, (name, masks, color) in enumerate(
-        (("attention heads", record.heads, BLUE), ("MLP channel groups", record.groups, ORANGE))
-    ):
+    for column, (name, part, color) in enumerate((("attention heads", HEAD, BLUE), ("MLP channel groups", GROUP, ORANGE))):
+        masks = table.loc[table["part"] == part, "active"].to_numpy().reshape(-1, L, H)
         _share(grid[0, column], masks, color, f"{name}: {100 * masks.mean():.0f} % active")
-        _map(grid[1, column], masks, color, record.timesteps.tolist())
+        _map(grid[1, column], masks, color, timesteps)
     grid[0, 0].set_ylabel("active [%]")
     grid[1, 0].set_ylabel(f"block ({H} rows each, the top one always on)")
     figure.suptitle(f"What runs at which timestep: {config.size_name}, {profile.summary['ratio']:.2f} of the static MACs")
     return figure
 
 
-def _share(ax: Axes, masks: BoolArray, color: str, title: str) -> None:
+def _share(ax: Axes, masks: NDArray[np.int8], color: str, title: str) -> None:
     ax.step(np.arange(len(masks)), 100 * masks.mean(axis=(1, 2)), where="mid", color=color)
     ax.set_ylim(0, 105)
     ax.set_title(title)
 
 
-def _map(ax: Axes, masks: BoolArray, color: str, timesteps: list[int]) -> None:
+def _map(ax: Axes, masks: NDArray[np.int8], color: str, timesteps: list[int]) -> None:
     from matplotlib.colors import ListedColormap
 
     T, L, H = masks.shape

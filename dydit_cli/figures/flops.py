@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+import pandas as pd
+
 from dydit_cli.figures.style import BLUE, GREEN, ORANGE, new_figure
 from dydit_cli.profiling.profile import Profile
 from dydit_cli.units import scale_of
@@ -12,24 +14,42 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 
+REST = "routers, adaLN, norms, embedders"
+MACS = "macs_per_forward_and_image"
+
+
+def flops_table(profile: Profile) -> pd.DataFrame:
+    """One row a sampling step and part: attention, MLP, the rest, their sum (`dynamic model`) and the `static model`."""
+    table = profile.table
+    attention, mlp, dynamic = table["attention_macs"], table["mlp_macs"], table["dynamic_macs"]
+    parts = {
+        "attention": attention,
+        "MLP": mlp,
+        REST: dynamic - attention - mlp,
+        "dynamic model": dynamic,
+        "static model": table["static_macs"],
+    }
+    steps = table[["step", "timestep"]]
+    return pd.concat([steps.assign(part=part, **{MACS: macs}) for part, macs in parts.items()], ignore_index=True)
+
+
 def draw_flops(profile: Profile) -> Figure:
     """A stack of attention, MLP and the rest over the sampling steps, under the static model's line."""
-    table, summary = profile.table, profile.summary
+    summary = profile.summary
     size, prefix = scale_of(summary["macs_static"])
-    attention, mlp = table["attention_macs"] / size, table["mlp_macs"] / size
-    rest = table["dynamic_macs"] / size - attention - mlp
+    table = flops_table(profile).pivot(index="timestep", columns="part", values=MACS) / size
     figure = new_figure(6.5, 3.6)
     ax = figure.subplots()
     ax.stackplot(
-        table["timestep"],
-        attention,
-        mlp,
-        rest,
+        table.index,
+        table["attention"],
+        table["MLP"],
+        table[REST],
         colors=[BLUE, ORANGE, GREEN],
-        labels=["attention", "MLP", "routers, adaLN, norms, embedders"],
+        labels=["attention", "MLP", REST],
         step="mid",
     )
-    left = table["timestep"].max()
+    left = table.index.max()
     for macs, text, line in (
         (summary["macs_static"], " static model", "--"),
         (summary["macs_dynamic"], f" mean over the steps: {summary['ratio']:.3f} of static", ":"),

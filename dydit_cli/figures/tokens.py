@@ -1,11 +1,16 @@
-"""Where in the images the MLPs worked (figure 6 of the DyDiT paper)."""
+"""Where in the images the MLPs worked (figure 6 of the DyDiT paper), summed over the sampling steps and by phases of them.
+
+Legend: K images with masks, T sampling steps, S tokens a side.
+"""
 
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING, Any
+from itertools import pairwise
+from typing import TYPE_CHECKING
 
 import numpy as np
+import pandas as pd
 from numpy.typing import NDArray
 
 from dydit_cli.figures.style import HEAT, new_figure
@@ -14,39 +19,85 @@ from dydit_cli.profiling.profile import Profile
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-SHOWN = 20
-COLUMNS = 5
+SHOWN = 10
+PHASES = 5
+SHARE = "computed_percent_of_steps_and_blocks"
 
 
-def token_share(profile: Profile) -> NDArray[np.float64]:
-    """K S S, of the images whose masks were kept: how often each of their tokens was computed, over steps, blocks and
+def token_share(profile: Profile, steps: slice = slice(None)) -> NDArray[np.float64]:
+    """K S S, of the images whose masks were kept: how often each of their tokens was computed, over `steps`, blocks and
     guidance halves, from 0 to 1."""
     side = math.isqrt(profile.config.num_tokens)
-    shares = profile.record.tokens.mean(axis=(0, 1, 2), dtype=np.float64)  # K N
+    shares = profile.record.tokens[steps].mean(axis=(0, 1, 2), dtype=np.float64)  # K N
     return shares.reshape(-1, side, side)
 
 
+def tokens_table(profile: Profile) -> pd.DataFrame:
+    """One row a shown image, span of sampling steps (all of them, then from noise to image) and token."""
+    timesteps = profile.record.timesteps
+    frames = []
+    for span in spans(len(timesteps)):
+        share = 100 * token_share(profile, span)[:SHOWN]  # K S S
+        image, row, column = (axis.ravel() for axis in np.indices(share.shape))
+        part = timesteps[span]
+        frames.append(
+            pd.DataFrame(
+                {
+                    "image": image,
+                    "label": profile.labels[image],
+                    "steps": "all" if len(part) == len(timesteps) else "phase",
+                    "from_timestep": part[0],
+                    "to_timestep": part[-1],
+                    "token_row": row,
+                    "token_column": column,
+                    SHARE: share.ravel(),
+                }
+            )
+        )
+    return pd.concat(frames, ignore_index=True)
+
+
+def spans(steps: int) -> list[slice]:
+    """All sampling steps, then, where there are several, up to five phases of them, as equal as can be."""
+    phases = min(PHASES, steps)
+    edges = [round(i * steps / phases) for i in range(phases + 1)]
+    return [slice(0, steps), *(slice(a, b) for a, b in pairwise(edges) if phases > 1)]
+
+
 def draw_tokens(profile: Profile) -> Figure:
-    """Each generated image beside the map of its tokens, at most 20 images."""
-    shares = token_share(profile)[:SHOWN]
-    rows, columns = math.ceil(len(shares) / COLUMNS), min(len(shares), COLUMNS)
-    figure = new_figure(max(2.0 * columns + 0.6, 4.5), 1.02 * rows + 0.7)
-    axes = np.atleast_2d(figure.subplots(rows, 2 * columns, squeeze=False))
-    low, high = float(shares.min()), float(shares.max())
-    heat: Any = None
+    """Each generated image, at most 10, beside the maps of its tokens: over all steps, and over phases from noise to image."""
+    table = tokens_table(profile)
+    side = math.isqrt(profile.config.num_tokens)
+    cuts = spans(len(profile.record.timesteps))
+    maps = table[SHARE].to_numpy().reshape(len(cuts), -1, side, side)  # spans K S S
+    rows, columns = maps.shape[1], 1 + len(cuts)
+    figure = new_figure(max(4.6, 0.9 + 0.82 * columns), 1.25 + 0.92 * rows)
+    axes = figure.subplots(rows, columns, squeeze=False)
+    low, high = float(maps.min()), float(maps.max())
+    for row in range(rows):
+        axes[row, 0].imshow(displayable(profile.samples[row]), cmap="gray", vmin=0, vmax=1, interpolation="nearest")
+        axes[row, 0].set_ylabel(f"class {profile.labels[row]}", rotation=0, ha="right", va="center", fontsize=8)
+        for column in range(1, columns):
+            share = maps[column - 1, row]
+            heat = axes[row, column].imshow(share, cmap=HEAT, vmin=min(low, high - 1), vmax=high, interpolation="nearest")
+            axes[row, column].set_xlabel(f"{share.mean():.0f} %", fontsize=8, labelpad=2)
     for ax in axes.flat:
-        ax.set_axis_off()
-    for i, share in enumerate(shares):
-        row, column = divmod(i, COLUMNS)
-        picture, tokens = axes[row, 2 * column], axes[row, 2 * column + 1]
-        picture.imshow(displayable(profile.samples[i]), cmap="gray", vmin=0, vmax=1, interpolation="nearest")
-        picture.set_title(f"class {profile.labels[i]}", fontsize=8, pad=2)
-        heat = tokens.imshow(100 * share, cmap=HEAT, vmin=100 * low, vmax=100 * high, interpolation="nearest")
-        tokens.set_title(f"{100 * share.mean():.0f} %", fontsize=8, pad=2)
-    bar = figure.colorbar(heat, ax=axes, shrink=0.8 if rows > 1 else 1.0, pad=0.01)
-    bar.set_label("computed by an MLP\n[% of steps and blocks]")
-    figure.suptitle("Each image and how often each of its tokens was computed")
+        ax.set_xticks([])
+        ax.set_yticks([])
+        ax.spines[:].set_visible(False)
+    axes[0, 0].set_title("image", fontsize=8)
+    for column, cut in enumerate(cuts, start=1):
+        part = profile.record.timesteps[cut]
+        axes[0, column].set_title("all steps" if column == 1 else span_title(part), fontsize=8)
+    bar = figure.colorbar(heat, ax=axes, location="bottom", shrink=0.8, aspect=40, pad=0.02)
+    bar.set_label("how often an MLP computed the token [% of the steps and blocks]")
+    figure.suptitle("How often each token was computed")
     return figure
+
+
+def span_title(timesteps: NDArray[np.int64]) -> str:
+    """`t 999 to 816`, or `t 999` for a single step."""
+    return f"t {timesteps[0]}" + (f" to {timesteps[-1]}" if len(timesteps) > 1 else "")
 
 
 def displayable(sample: NDArray[np.float32]) -> NDArray[np.float64]:

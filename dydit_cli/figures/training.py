@@ -41,10 +41,29 @@ def read_metrics(run: str | Path) -> pd.DataFrame:
     return table
 
 
-def draw_training(table: pd.DataFrame) -> Figure:
+def training_table(metrics: pd.DataFrame) -> pd.DataFrame:
+    """One row a step: the ratio (MACs of attention and MLP over the static model's), its target, the losses of the batch,
+    running means of those, whether the step was skipped. What the run has not is left out, but for `skipped`."""
+    window = _window(metrics)
+    values = {"ratio": metrics["ratio"], "target_ratio": metrics["target"], "diffusion_loss": metrics["mse"] + metrics["vb"]}
+    if "complete_loss" in metrics.columns:
+        values["complete_loss"] = metrics["complete_loss"]
+    table = pd.DataFrame({"step": metrics["step"]})
+    for name, series in values.items():
+        present = series.astype(float)
+        if present.notna().any() or name == "diffusion_loss":
+            table[name] = present
+            if name != "target_ratio":
+                # where the complete pass runs on every k-th step, its mean is of those alone
+                there = present if name == "diffusion_loss" else present.dropna()
+                table[f"{name}_mean_of_{window}"] = there.rolling(window, min_periods=1, center=True).mean()
+    return table.assign(skipped=metrics["skipped"].astype(bool))
+
+
+def draw_training(metrics: pd.DataFrame) -> Figure:
     """Above the ratio under the training noise and its target, for a DyDiT alone; below the diffusion loss."""
-    dynamic = bool(table["target"].notna().any())
-    window = max(1, len(table) // WINDOWS)
+    table, window = training_table(metrics), _window(metrics)
+    dynamic = "target_ratio" in table.columns
     figure = new_figure(6.5, 4.6 if dynamic else 3.0)
     if dynamic:
         above, below = figure.subplots(2, 1, sharex=True, height_ratios=[1.2, 1])
@@ -58,28 +77,27 @@ def draw_training(table: pd.DataFrame) -> Figure:
 
 
 def _ratio(ax: Axes, table: pd.DataFrame, window: int) -> None:
-    steps, ratio = table["step"], table["ratio"].astype(float)
+    steps, ratio = table["step"], table["ratio"]
     ax.plot(steps, ratio, color=BLUE, linewidth=0.6, alpha=0.35)
-    ax.plot(steps, _smooth(ratio, window), color=BLUE, linewidth=1.6, label="achieved, under the training noise")
-    ax.plot(steps, table["target"].astype(float), color="black", linestyle="--", linewidth=1.2, label="target")
+    ax.plot(steps, table[f"ratio_mean_of_{window}"], color=BLUE, linewidth=1.6, label="achieved, under the training noise")
+    ax.plot(steps, table["target_ratio"], color="black", linestyle="--", linewidth=1.2, label="target")
     last = float(ratio.iloc[-window:].mean())
-    ax.set_title(f"FLOPs ratio: {last:.3f} at the end, target {float(table['target'].iloc[-1]):.3f}")
+    ax.set_title(f"FLOPs ratio: {last:.3f} at the end, target {float(table['target_ratio'].iloc[-1]):.3f}")
     ax.set_ylabel("attention and MLP,\nshare of static")
     ax.set_ylim(0, 1.05)
     ax.legend(loc="lower left", fontsize=8)
 
 
 def _loss(ax: Axes, table: pd.DataFrame, window: int) -> None:
-    steps, loss = table["step"], (table["mse"] + table["vb"]).astype(float)
+    steps, loss = table["step"], table["diffusion_loss"]
     ax.plot(steps, loss, color=ORANGE, linewidth=0.6, alpha=0.35)
-    ax.plot(steps, _smooth(loss, window), color=ORANGE, linewidth=1.6, label="diffusion loss")
+    ax.plot(steps, table[f"diffusion_loss_mean_of_{window}"], color=ORANGE, linewidth=1.6, label="diffusion loss")
     drawn = [loss]
-    if "complete_loss" in table.columns and table["complete_loss"].notna().any():
-        # where the complete pass runs on every k-th step, the line joins those
-        complete = table.loc[table["complete_loss"].notna(), ["step", "complete_loss"]].astype(float)
-        ax.plot(
-            complete["step"], _smooth(complete["complete_loss"], window), color=GREEN, linewidth=1.6, label="complete model's"
-        )
+    if "complete_loss" in table.columns:
+        # the line joins the steps that have one
+        complete = table.loc[table["complete_loss"].notna()]
+        mean = complete[f"complete_loss_mean_of_{window}"]
+        ax.plot(complete["step"], mean, color=GREEN, linewidth=1.6, label="complete model's")
         drawn.append(complete["complete_loss"])
     finite = np.concatenate([part[np.isfinite(part)].to_numpy() for part in drawn])
     if len(finite):
@@ -90,7 +108,7 @@ def _loss(ax: Axes, table: pd.DataFrame, window: int) -> None:
             ax.set_ylim(0.9 * low, 1.3 * high)
         else:
             ax.set_ylim(0, 1.15 * high or 1.0)
-    skipped = steps[table["skipped"].astype(bool)]
+    skipped = steps[table["skipped"]]
     if len(skipped):
         ax.plot(
             skipped,
@@ -104,5 +122,5 @@ def _loss(ax: Axes, table: pd.DataFrame, window: int) -> None:
     ax.legend(loc="upper right", fontsize=8)
 
 
-def _smooth(values: pd.Series, window: int) -> pd.Series:
-    return values.rolling(window, min_periods=1, center=True).mean()
+def _window(metrics: pd.DataFrame) -> int:
+    return max(1, len(metrics) // WINDOWS)

@@ -1,46 +1,62 @@
-"""`dydit visualize`: the figures of a profile, and of a training run, by name."""
+"""`dydit visualize`: a figure by its name, from files that a profile, a run, a study or a bench left."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from dydit_cli.errors import DyditError
-from dydit_cli.figures import architecture, flops, style, tokens, training
-from dydit_cli.files import check_output
-from dydit_cli.profiling.profile import Profile, read_profile
+from dydit_cli.figures import style
+from dydit_cli.figures.catalogue import FIGURES, SOURCES, FigureKind
+from dydit_cli.files import atomic_file, check_output
+from dydit_cli.profiling.profile import Profile
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-FIGURES: dict[str, Callable[[Profile], Figure]] = {
-    "architecture": architecture.draw_architecture,
-    "tokens": tokens.draw_tokens,
-    "flops": flops.draw_flops,
-}
-TRAINING = "training"  # drawn from a run's metrics, not from a profile
+Input = str | Path | Profile
 
 
-def visualize(profile: str | Path | Profile, figure: str, out: str | Path, *, force: bool = False) -> Path:
-    """Draws `figure` (architecture, tokens or flops) of a profile folder into the file `out`, PNG, SVG or PDF by ending;
-    `training` is drawn of the folder of a training run, given in the profile's place.
+def visualize(
+    source: Input | Sequence[str | Path], figure: str, out: str | Path, *, data: bool = False, force: bool = False
+) -> Path:
+    """Draws `figure`, a name in `FIGURES`, of what `source` holds into the file `out`, PNG, SVG or PDF by ending.
 
-    Raises `DyditError` for an unknown figure or ending, an existing `out` (without `force`) or a folder that is no profile,
-    or no run.
+    `source` is a folder of the kind that the figure takes (`FIGURES[figure].takes`), a bench's JSON file, or a profile in
+    memory; `samples` takes several folders. `data` also writes the figure's numbers beside it, as CSV of the same name.
+
+    Raises `DyditError` for an unknown figure or ending, an existing `out` (without `force`), or a source of another kind.
     """
-    if figure not in (*FIGURES, TRAINING):
-        raise DyditError(f"no figure {figure!r}; choose one of {', '.join((*FIGURES, TRAINING))}")
+    kind = find_figure(figure)
     out = prepare(out, force)
-    if figure == TRAINING:
-        if isinstance(profile, Profile):
-            raise DyditError("the training figure is drawn of a training run's folder, not of a profile")
-        metrics = training.read_metrics(profile)
-        save_as(lambda: training.draw_training(metrics), out)
-        return out
-    loaded = profile if isinstance(profile, Profile) else read_profile(profile)
-    save_as(lambda: FIGURES[figure](loaded), out)
+    numbers = check_output(out.with_suffix(".csv"), force) if data else None
+    loaded = load(figure, source)
+    save_as(lambda: kind.draw(loaded), out)
+    if numbers is not None:
+        with atomic_file(numbers) as temporary:
+            kind.table(loaded).to_csv(temporary, index=False)
     return out
+
+
+def find_figure(name: str) -> FigureKind:
+    """The figure of this name; raises `DyditError` for an unknown one."""
+    if name not in FIGURES:
+        raise DyditError(f"no figure {name!r}; choose one of {', '.join(FIGURES)}")
+    return FIGURES[name]
+
+
+def load(figure: str, source: Input | Sequence[str | Path]) -> Any:
+    """What `FIGURES[figure].table` and `.draw` take; raises `DyditError` where `source` does not hold it."""
+    takes = find_figure(figure).takes
+    if isinstance(source, Profile):
+        if takes != "profile":
+            raise DyditError(f"the {figure} figure is drawn from what `{SOURCES[takes].made_by}` writes, not from a profile")
+        return source
+    paths = [Path(source)] if isinstance(source, str | Path) else [Path(part) for part in source]
+    if len(paths) != 1 and takes != "samples":
+        raise DyditError(f"the {figure} figure is drawn of one source and {len(paths)} were named; name one")
+    return SOURCES[takes].read(paths)
 
 
 def prepare(out: str | Path, force: bool) -> Path:

@@ -3,7 +3,7 @@
 Conventions are fvcore's: 1 multiply-accumulate counts 1, a LayerNorm without affine counts 4 per element, and
 elementwise work (activations, modulation, residuals, softmax) counts 0.
 
-Legend: L depth, B batch, N tokens, C width, H heads, D head width, G groups, W channels in a group.
+Legend: L depth, B batch, N tokens, C width, H heads, D head width, A attention width, G groups, W channels in a group.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from torch import Tensor
 from dydit_cli.model.config import DiTConfig, DyDiTConfig
 from dydit_cli.model.layers import FREQUENCIES
 from dydit_cli.model.routing import Routing
+from dydit_cli.model.tome import Merging
 
 NORM_MACS_PER_ELEMENT = 4
 
@@ -41,9 +42,19 @@ class BlockMacs:
 
 
 def attention_macs(config: DiTConfig) -> int:
-    """One block's attention with every head on, per sample: 4 N C^2 + 2 N^2 C."""
-    N, C = config.num_tokens, config.hidden_size
-    return 4 * N * C * C + 2 * N * N * C
+    """One block's attention with every head on, per sample: 4 N C A + 2 N^2 A; 4 N C^2 + 2 N^2 C where A is C."""
+    N, C, A = config.num_tokens, config.hidden_size, config.attention_hidden
+    return 4 * N * C * A + 2 * N * N * A
+
+
+def merged_attention_macs(config: DiTConfig, merging: Merging) -> int:
+    """One block's attention over M = N - merged tokens, per sample, and what it costs to match them (ToMe).
+
+    4 M C A + 2 M^2 A; the mean keys N C D, and the similarity of S sources to T destinations S T D.
+    """
+    C, A, D, M = config.hidden_size, config.attention_hidden, config.head_dim, merging.kept
+    matching = merging.tokens * C * D + merging.sources * merging.destinations * D
+    return 4 * M * C * A + 2 * M * M * A + matching
 
 
 def mlp_macs(config: DiTConfig) -> int:
@@ -62,23 +73,31 @@ def flops_ratio(routing: Routing, config: DiTConfig) -> Tensor:
     return (heads * attention + hidden * mlp).sum(dim=0) / (config.depth * (attention + mlp))
 
 
-def block_macs(routing: Routing, config: DiTConfig) -> BlockMacs:
-    """What the blocks execute when what `routing` switches off is left out; L x B in every field."""
+def block_macs(routing: Routing, config: DiTConfig, merging: Merging | None = None) -> BlockMacs:
+    """What the blocks execute when what `routing` switches off is left out; L x B in every field.
+
+    With `merging` a static model's attention sees merged tokens (`merged_attention_macs`).
+    """
     heads, groups, tokens = (mask.sum(dim=2).long() for mask in (routing.heads, routing.groups, routing.tokens))
-    return macs_of_counts(heads, groups, tokens, config)
+    return macs_of_counts(heads, groups, tokens, config, merging)
 
 
-def macs_of_counts(heads: Tensor, groups: Tensor, tokens: Tensor, config: DiTConfig) -> BlockMacs:
+def macs_of_counts(
+    heads: Tensor, groups: Tensor, tokens: Tensor, config: DiTConfig, merging: Merging | None = None
+) -> BlockMacs:
     """As `block_macs`, of the numbers of active heads, groups and tokens, int64 of one shape."""
     N, C, D = config.num_tokens, config.hidden_size, config.head_dim
-    group_width = config.mlp_hidden // config.num_heads
     width_routers = token_routers = 0
     if isinstance(config, DyDiTConfig):
         hidden = config.token_router_hidden
         width_routers, token_routers = 2 * C * config.router_rows, N * (C * hidden + hidden)
+    attention = heads * (4 * N * C * D + 2 * N * N * D)
+    if merging is not None:
+        attention = torch.full_like(heads, merged_attention_macs(config, merging))
     return BlockMacs(
-        attention=heads * (4 * N * C * D + 2 * N * N * D),
-        mlp=tokens * groups * (2 * C * group_width),
+        attention=attention,
+        # a pruned static model's channels may not fall into equal groups, but then all of them are on
+        mlp=tokens * (groups * config.mlp_hidden // config.num_heads) * (2 * C),
         width_routers=torch.full_like(heads, width_routers),
         token_routers=torch.full_like(heads, token_routers),
         modulation=torch.full_like(heads, 6 * C * C),
@@ -122,9 +141,9 @@ def ahead_macs(config: DiTConfig, timesteps: int, rows: int) -> int:
     return timesteps * timestep_macs(config) + rows * config.depth * 6 * config.hidden_size**2
 
 
-def total_macs(routing: Routing, config: DiTConfig) -> Tensor:
-    """One forward pass, (B,) int64: the blocks as routed and the frame."""
-    return block_macs(routing, config).total.sum(dim=0) + frame_macs(config)
+def total_macs(routing: Routing, config: DiTConfig, merging: Merging | None = None) -> Tensor:
+    """One forward pass, (B,) int64: the blocks as routed, or with `merging`, and the frame."""
+    return block_macs(routing, config, merging).total.sum(dim=0) + frame_macs(config)
 
 
 def static_macs(config: DiTConfig) -> int:

@@ -18,7 +18,7 @@ from torch.overrides import TorchFunctionMode
 
 Shape = tuple[int, ...]
 
-# Elementwise work, comparisons, look-ups and moving numbers about: fvcore's conventions count these as zero
+# Elementwise work, comparisons, sums and norms, look-ups and moving numbers about: fvcore's conventions count these as zero
 FREE = frozenset({
     "_set_grad_enabled", "__get__", "__getitem__", "__len__", "__bool__", "__int__", "__float__", "__index__", "__setitem__",
     "add", "add_", "__add__", "__radd__", "__iadd__", "addcmul", "addcmul_", "sub", "__sub__", "__rsub__", "rsub", "mul",
@@ -26,11 +26,12 @@ FREE = frozenset({
     "__rfloordiv__", "__neg__", "exp", "cos", "sin", "sigmoid", "silu", "relu", "gelu", "gelu_", "gt", "lt", "ge", "le", "eq",
     "ne", "__gt__", "__lt__", "__ge__", "__le__", "__eq__", "__ne__", "equal", "bool", "float", "long", "half", "bfloat16",
     "double", "to", "type_as", "item", "tolist", "embedding", "index", "index_add", "index_add_", "index_select", "nonzero",
+    "index_copy_", "max", "normalize", "linalg_vector_norm", "clamp_min",  # token merging
     "unique", "unique_dim", "_unique2", "argsort", "sort", "where", "arange", "tensor", "zeros", "ones", "full", "zeros_like",
     "ones_like", "full_like", "empty", "empty_like", "new_empty", "new_zeros", "new_tensor", "cat", "stack", "chunk", "split",
     "unbind", "clone", "detach", "contiguous", "copy_", "cpu", "cuda", "numpy", "view", "reshape", "expand", "expand_as",
     "flatten", "permute", "transpose", "t", "squeeze", "squeeze_", "unsqueeze", "unsqueeze_", "size", "dim", "numel",
-    "stride",
+    "stride", "new_ones",
 })  # fmt: skip
 
 

@@ -19,6 +19,7 @@ SIZES: dict[str, tuple[int, int, int]] = {
     "XL": (28, 1152, 16),
 }
 PATCH_SIZES = (2, 4, 8)
+WIDTHS = ("attention_width", "mlp_width")
 LARGEST = 10**7  # no size of a model is near it; a damaged file's may be
 NAMED_SIZES: tuple[str, ...] = tuple(f"DiT-{size}/{patch}" for size in SIZES for patch in PATCH_SIZES)
 
@@ -30,6 +31,8 @@ class DiTConfig:
     `input_size` is the input's height and width: pixels of the latent, or of the image for pixel models.
     `timestep_variant` says which sinusoid the weights were trained with: the authors' divides by 128, diffusers' by 127.
     `norm2_eps` is the epsilon of the norm before the MLP: 1e-6 in the authors' code, 1e-5 in diffusers.
+    `attention_width` (heads times head width) and `mlp_width` are what pruning left of every block; None is the whole:
+    `hidden_size`, and `mlp_ratio` times that.
     """
 
     input_size: int = 32
@@ -43,12 +46,16 @@ class DiTConfig:
     learn_sigma: bool = True
     timestep_variant: TimestepVariant = "original"
     norm2_eps: float = 1e-6
+    attention_width: int | None = None
+    mlp_width: int | None = None
 
     kind = "dit"
 
     def __post_init__(self) -> None:
-        for name in ("input_size", "patch_size", "in_channels", "hidden_size", "depth", "num_heads", "num_classes"):
+        for name in ("input_size", "patch_size", "in_channels", "hidden_size", "depth", "num_heads", "num_classes", *WIDTHS):
             value = getattr(self, name)
+            if value is None and name in WIDTHS:
+                continue
             if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= LARGEST:
                 raise DyditError(f"model configuration: {name} is {value!r}; it must be a whole number of 1 or more")
         if not isinstance(self.learn_sigma, bool):
@@ -57,7 +64,11 @@ class DiTConfig:
             raise DyditError(
                 f"model configuration: input_size {self.input_size} is no multiple of patch_size {self.patch_size}"
             )
-        if self.hidden_size % self.num_heads or self.hidden_size % 4:
+        if self.attention_width is not None and self.attention_width % self.num_heads:
+            raise DyditError(
+                f"model configuration: attention_width {self.attention_width} must be a multiple of num_heads {self.num_heads}"
+            )
+        if (self.attention_width is None and self.hidden_size % self.num_heads) or self.hidden_size % 4:
             raise DyditError(
                 f"model configuration: hidden_size {self.hidden_size} must be a multiple of num_heads {self.num_heads} and of 4"
             )
@@ -69,18 +80,27 @@ class DiTConfig:
             raise DyditError(
                 f"model configuration: timestep_variant is {self.timestep_variant!r}; use 'original' or 'diffusers'"
             )
+        # one way to say a width: configurations are compared, and what is whole goes without saying
+        for name, whole in zip(WIDTHS, (self.hidden_size, int(self.hidden_size * self.mlp_ratio)), strict=True):
+            if getattr(self, name) == whole:
+                object.__setattr__(self, name, None)
 
     @property
     def num_tokens(self) -> int:
         return (self.input_size // self.patch_size) ** 2
 
     @property
+    def attention_hidden(self) -> int:
+        """Heads times head width: `hidden_size`, or what pruning left of it."""
+        return self.hidden_size if self.attention_width is None else self.attention_width
+
+    @property
     def head_dim(self) -> int:
-        return self.hidden_size // self.num_heads
+        return self.attention_hidden // self.num_heads
 
     @property
     def mlp_hidden(self) -> int:
-        return int(self.hidden_size * self.mlp_ratio)
+        return int(self.hidden_size * self.mlp_ratio) if self.mlp_width is None else self.mlp_width
 
     @property
     def out_channels(self) -> int:
@@ -93,7 +113,10 @@ class DiTConfig:
 
     @property
     def size_name(self) -> str:
-        """`DiT-XL/2` where the sizes are a published model's, else `DiT-<depth>x<hidden>/<patch>`."""
+        """`DiT-XL/2` where the sizes are a published model's, else `DiT-<depth>x<hidden>/<patch>`, and what pruning left."""
+        if any(getattr(self, name) is not None for name in WIDTHS):
+            left = f"{self.num_heads} heads of {self.head_dim}, MLP {self.mlp_hidden}"
+            return f"DiT-{self.depth}x{self.hidden_size}/{self.patch_size}, {left}"
         for size, sizes in SIZES.items():
             if (self.depth, self.hidden_size, self.num_heads) == sizes:
                 return f"DiT-{size}/{self.patch_size}"
@@ -104,7 +127,11 @@ class DiTConfig:
         return DiTConfig(**{f.name: getattr(self, f.name) for f in fields(DiTConfig)})
 
     def to_dict(self) -> dict[str, Any]:
-        return {"kind": self.kind, **asdict(self)}
+        values = asdict(self)
+        for name in WIDTHS:  # what is whole goes without saying
+            if values[name] is None:
+                del values[name]
+        return {"kind": self.kind, **values}
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -33,7 +33,7 @@ class Block(nn.Module):
         super().__init__()
         C = config.hidden_size
         self.norm1 = nn.LayerNorm(C, eps=1e-6, elementwise_affine=False)
-        self.attn = Attention(C, config.num_heads)
+        self.attn = Attention(C, config.num_heads, config.head_dim)
         self.norm2 = nn.LayerNorm(C, eps=config.norm2_eps, elementwise_affine=False)
         self.mlp = Mlp(C, config.mlp_hidden)
         self.adaLN_modulation = nn.Sequential(nn.SiLU(), nn.Linear(C, 6 * C))

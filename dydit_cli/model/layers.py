@@ -1,6 +1,7 @@
 """The parts of a DiT block. Names follow the public checkpoints, so that formats are a rename at most.
 
-Legend: B batch, N tokens, C width, H heads, D head width, G channel groups, W channels in a group, F = G * W MLP width.
+Legend: B batch, N tokens, C width, H heads, D head width, A = H * D attention width (C, unless pruned),
+G channel groups, W channels in a group, F = G * W MLP width.
 """
 
 from __future__ import annotations
@@ -86,20 +87,20 @@ class LabelEmbedder(nn.Module):
 class Attention(nn.Module):
     """Multi-head self-attention over all tokens. A masked head is zeroed before the output projection."""
 
-    def __init__(self, width: int, heads: int) -> None:
+    def __init__(self, width: int, heads: int, head_width: int) -> None:
         super().__init__()
-        self.heads = heads
-        self.qkv = nn.Linear(width, 3 * width)
-        self.proj = nn.Linear(width, width)
+        self.heads, self.head_width = heads, head_width
+        self.qkv = nn.Linear(width, 3 * heads * head_width)
+        self.proj = nn.Linear(heads * head_width, width)
 
     def forward(self, x: Tensor, head_mask: Tensor | None = None) -> Tensor:
         """x: B N C; head_mask: B H, zeros and ones."""
-        B, N, C = x.shape
-        q, k, v = self.qkv(x).view(B, N, 3, self.heads, C // self.heads).permute(2, 0, 3, 1, 4)  # each B H N D
+        B, N, _ = x.shape
+        q, k, v = self.qkv(x).view(B, N, 3, self.heads, self.head_width).permute(2, 0, 3, 1, 4)  # each B H N D
         out = F.scaled_dot_product_attention(q, k, v)  # B H N D
         if head_mask is not None:
             out = out * head_mask[:, :, None, None].to(out.dtype)
-        y: Tensor = self.proj(out.transpose(1, 2).reshape(B, N, C))
+        y: Tensor = self.proj(out.transpose(1, 2).reshape(B, N, self.heads * self.head_width))
         return y  # B N C
 
 

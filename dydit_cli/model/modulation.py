@@ -22,7 +22,7 @@ ROWS = 64  # from about here on the product itself, and no longer reading the we
 
 @dataclass(frozen=True)
 class StepModulation:
-    """One timestep: c is B C, and each of the L blocks' six vectors side by side are B 6C."""
+    """One timestep: c is B C, and each of the L blocks' six vectors side by side are B 6C, their two scales as 1 + scale."""
 
     c: Tensor
     blocks: list[Tensor]
@@ -64,6 +64,12 @@ class Modulations:
         blocks = []
         for block in self.model.blocks:
             assert isinstance(block, DynamicBlock)
-            blocks.append(block.adaLN_modulation(c).view(K, B, -1))  # K B 6C
+            blocks.append(with_gains(block.adaLN_modulation(c)).view(K, B, -1))  # K B 6C
         c = c.view(K, B, -1)
         return {t: StepModulation(c[i], [block[i] for block in blocks]) for i, t in enumerate(timesteps)}
+
+
+def with_gains(modulation: Tensor) -> Tensor:
+    """adaLN's output (B 6C) with 1 added to its two scales in place: once a sample here, not once a token later."""
+    modulation.view(len(modulation), 6, -1)[:, 1::3] += 1
+    return modulation

@@ -19,16 +19,17 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class Pointwise:
-    """`modulated(x, shift, scale, eps)` is adaLN's LayerNorm(x) * (1 + scale) + shift; `gelu(x)` may overwrite x."""
+    """`modulated(x, shift, gain, eps)` is adaLN's LayerNorm(x) * gain + shift, gain being 1 + scale. `gelu(x)` may overwrite
+    x."""
 
     modulated: Callable[[Tensor, Tensor, Tensor, float], Tensor]
     gelu: Callable[[Tensor], Tensor]
 
 
-def modulated(x: Tensor, shift: Tensor, scale: Tensor, eps: float) -> Tensor:
-    """x: ... C; shift and scale broadcast to it."""
+def modulated(x: Tensor, shift: Tensor, gain: Tensor, eps: float) -> Tensor:
+    """x: ... C; shift and gain broadcast to it."""
     h = F.layer_norm(x, x.shape[-1:], eps=eps)
-    return torch.addcmul(shift, h, 1 + scale, out=h)
+    return torch.addcmul(shift, h, gain, out=h)
 
 
 def gelu_(x: Tensor) -> Tensor:
@@ -37,8 +38,8 @@ def gelu_(x: Tensor) -> Tensor:
     return out
 
 
-def _modulated_to_fuse(x: Tensor, shift: Tensor, scale: Tensor, eps: float) -> Tensor:
-    return F.layer_norm(x, x.shape[-1:], eps=eps) * (1 + scale) + shift
+def _modulated_to_fuse(x: Tensor, shift: Tensor, gain: Tensor, eps: float) -> Tensor:
+    return F.layer_norm(x, x.shape[-1:], eps=eps) * gain + shift
 
 
 def _gelu_to_fuse(x: Tensor) -> Tensor:

@@ -1,7 +1,8 @@
 """The weights of the active heads and groups: views of the model's own, or contiguous copies under a memory cap.
 
-Views cost nothing to plan and no memory, and every run of neighbouring heads is a matrix product of its own. A copy makes
-one large product of all runs, which a GPU wants; the copies of a set are made once and kept while there is room.
+Views cost nothing to plan, and every run of neighbouring heads is a matrix product of its own. A copy makes one large
+product of all runs, which a GPU wants; the copies of a set are made once and kept while there is room. Either way q, k and
+v of a head stand together, in a second qkv (a quarter of a block's weights) that is made once: one product of a run's three.
 
 Legend: C width, H heads, D head width, G groups, W channels in a group.
 """
@@ -23,11 +24,11 @@ WeightAccess = Literal["views", "copies"]
 
 @dataclass(frozen=True)
 class AttentionPart:
-    """Neighbouring heads: rows of q, k and v (each h*D x C, and their biases), columns of proj (C x h*D)."""
+    """Neighbouring heads: rows of q, k and v head by head (h*3*D x C, and their bias), columns of proj (C x h*D)."""
 
     heads: int
-    qkv: tuple[Tensor, Tensor, Tensor]
-    bias: tuple[Tensor, Tensor, Tensor]
+    qkv: Tensor
+    bias: Tensor
     proj: Tensor
 
 
@@ -63,10 +64,12 @@ class WeightSlices:
     stats: SliceStats = field(default_factory=SliceStats)
     _seen: set[tuple[int, str, Runs]] = field(default_factory=set)
     _kept: OrderedDict[tuple[int, str, Runs], tuple[Parts, int]] = field(default_factory=OrderedDict)
+    _by_head: dict[int, tuple[Tensor, Tensor]] = field(default_factory=dict)
 
     def forget(self) -> None:
         """Drops what is kept; the counts go on."""
         self._kept.clear()
+        self._by_head.clear()
         self.stats.bytes = 0
 
     def attention(self, i: int, block: DynamicBlock, runs: Runs) -> tuple[AttentionPart, ...]:
@@ -83,8 +86,13 @@ class WeightSlices:
             return self._kept[key][0]
         self.stats.misses += 1
         self._seen.add(key)
-        make = attention_views if kind == "heads" else mlp_views
-        parts: Parts = tuple(make(block, first, last) for first, last in runs)
+        parts: Parts
+        if kind == "heads":
+            if i not in self._by_head:
+                self._by_head[i] = by_head(block)
+            parts = tuple(attention_views(block, *self._by_head[i], first, last) for first, last in runs)
+        else:
+            parts = tuple(mlp_views(block, first, last) for first, last in runs)
         size = 0
         if self.access == "copies" and len(parts) > 1:
             parts = (_join(parts),)
@@ -99,15 +107,18 @@ class WeightSlices:
         return parts
 
 
-def attention_views(block: DynamicBlock, first: int, last: int) -> AttentionPart:
-    """Heads `first` to `last` - 1, without a copy."""
-    H, C = block.attn.heads, block.attn.proj.weight.shape[0]
-    D = C // H
-    rows = [slice(part * C + first * D, part * C + last * D) for part in range(3)]
+def by_head(block: DynamicBlock) -> tuple[Tensor, Tensor]:
+    """qkv's weight with its rows in the order head, then q, k, v, then D (H*3*D x C), and its bias so too: a copy."""
+    H, D = block.attn.heads, block.attn.head_width
     weight, bias = block.attn.qkv.weight.detach(), block.attn.qkv.bias.detach()
-    q, k, v = (weight[part] for part in rows)
-    bq, bk, bv = (bias[part] for part in rows)
-    return AttentionPart(last - first, (q, k, v), (bq, bk, bv), block.attn.proj.weight.detach()[:, first * D : last * D])
+    return weight.view(3, H, D, -1).transpose(0, 1).reshape(3 * H * D, -1), bias.view(3, H, D).transpose(0, 1).flatten()
+
+
+def attention_views(block: DynamicBlock, qkv: Tensor, bias: Tensor, first: int, last: int) -> AttentionPart:
+    """Heads `first` to `last` - 1 of a block whose weight and bias `by_head` made, without a copy."""
+    D = block.attn.head_width
+    rows, proj = slice(first * 3 * D, last * 3 * D), block.attn.proj.weight.detach()
+    return AttentionPart(last - first, qkv[rows], bias[rows], proj[:, first * D : last * D])
 
 
 def mlp_views(block: DynamicBlock, first: int, last: int) -> MlpPart:
@@ -127,15 +138,16 @@ def _join(parts: Parts) -> AttentionPart | MlpPart:
             torch.cat([part.fc2 for part in mlp], dim=1),
         )
     attention = [part for part in parts if isinstance(part, AttentionPart)]
-    q, k, v = (torch.cat([part.qkv[j] for part in attention]) for j in range(3))
-    bq, bk, bv = (torch.cat([part.bias[j] for part in attention]) for j in range(3))
     return AttentionPart(
-        sum(part.heads for part in attention), (q, k, v), (bq, bk, bv), torch.cat([part.proj for part in attention], dim=1)
+        sum(part.heads for part in attention),
+        torch.cat([part.qkv for part in attention]),
+        torch.cat([part.bias for part in attention]),
+        torch.cat([part.proj for part in attention], dim=1),
     )
 
 
 def _tensors(part: AttentionPart | MlpPart) -> list[Tensor]:
-    return [part.fc1, part.bias, part.fc2] if isinstance(part, MlpPart) else [*part.qkv, *part.bias, part.proj]
+    return [part.fc1, part.bias, part.fc2] if isinstance(part, MlpPart) else [part.qkv, part.bias, part.proj]
 
 
 def _bytes(parts: Parts) -> int:

@@ -24,6 +24,7 @@ from dydit_cli.model.plan import BlockWidth, plan_width
 from dydit_cli.model.pointwise import EAGER, Pointwise, compiled
 from dydit_cli.model.routing import BlockRouting, Routing
 from dydit_cli.model.slices import AttentionPart, MlpPart, SliceStats, WeightAccess, WeightSlices
+from dydit_cli.model.tome import TomeDiT
 
 Execution = Literal["sparse", "masked", "complete"]
 FREE_SHARE = 4  # copies of weights may take a quarter of the memory that is free
@@ -34,7 +35,8 @@ class SparseDyDiT(nn.Module):
 
     A batch of mixed timesteps is run in groups of equal t. `access` says how the weights of active heads and groups are
     taken: `views` of the model's own (the default on cpu) or contiguous `copies` (on a GPU), which are kept up to
-    `plan_memory` bytes (by default a quarter of what is free). `compile` fuses the elementwise work with torch.compile.
+    `plan_memory` bytes (by default a quarter of what is free). Weights that change under it take effect after `forget`.
+    `compile` fuses the elementwise work with torch.compile.
     """
 
     def __init__(
@@ -137,23 +139,23 @@ def run_block(
     modulation: Tensor,
     pointwise: Pointwise = EAGER,
 ) -> Tensor:
-    """Adds the block's work to x (B N C) in place; modulation: B 6C, adaLN's output. Returns the token mask, B N."""
+    """Adds the block's work to x (B N C) in place; modulation: B 6C, as in `StepModulation`. Returns the token mask, B N."""
     B, N, C = x.shape
     modulated = pointwise.modulated
-    shift_a, scale_a, gate_a, shift_m, scale_m, gate_m = modulation.chunk(6, dim=1)  # each B C
-    h = modulated(x, shift_a.unsqueeze(1), scale_a.unsqueeze(1), block.norm1.eps)  # B N C
+    shift_a, gain_a, gate_a, shift_m, gain_m, gate_m = modulation.chunk(6, dim=1)  # each B C
+    h = modulated(x, shift_a.unsqueeze(1), gain_a.unsqueeze(1), block.norm1.eps)  # B N C
     x.addcmul_(gate_a.unsqueeze(1), sparse_attention(attention, h, block.attn.proj.bias))
 
     mask, active = select_tokens(block, x)  # B N; A
     if len(active) == 0:
         return mask
     if len(active) == B * N:
-        h = modulated(x, shift_m.unsqueeze(1), scale_m.unsqueeze(1), block.norm2.eps).view(-1, C)  # BN C
+        h = modulated(x, shift_m.unsqueeze(1), gain_m.unsqueeze(1), block.norm2.eps).view(-1, C)  # BN C
         x.addcmul_(gate_m.unsqueeze(1), sparse_mlp(mlp, h, block.mlp.fc2.bias, pointwise.gelu).view(B, N, C))
         return mask
     sample = active // N  # A
-    h, shift, scale, gate = gather(x.view(-1, C), active, sample, (shift_m, scale_m, gate_m))  # each A C
-    h = sparse_mlp(mlp, modulated(h, shift, scale, block.norm2.eps), block.mlp.fc2.bias, pointwise.gelu)  # A C
+    h, shift, gain, gate = gather(x.view(-1, C), active, sample, (shift_m, gain_m, gate_m))  # each A C
+    h = sparse_mlp(mlp, modulated(h, shift, gain, block.norm2.eps), block.mlp.fc2.bias, pointwise.gelu)  # A C
     scatter_add(x.view(-1, C), active, h.mul_(gate))
     return mask
 
@@ -179,10 +181,8 @@ def sparse_attention(parts: Sequence[AttentionPart], x: Tensor, bias: Tensor) ->
     B, N, C = x.shape
     flat, total = x.view(-1, C), bias.expand(B * N, C)  # each BN C
     for i, part in enumerate(parts):
-        q, k, v = (
-            torch.addmm(bias, flat, weight.t()).view(B, N, part.heads, -1).transpose(1, 2)  # each B h N D
-            for bias, weight in zip(part.bias, part.qkv, strict=True)
-        )
+        qkv = torch.addmm(part.bias, flat, part.qkv.t()).view(B, N, part.heads, 3, -1)  # B N h 3 D
+        q, k, v = qkv.transpose(1, 2).unbind(3)  # each B h N D
         out = F.scaled_dot_product_attention(q, k, v).transpose(1, 2).reshape(B * N, -1)  # BN hD
         total = torch.addmm(total, out, part.proj.t(), out=total if i else None)
     return total.view(B, N, C)
@@ -216,20 +216,27 @@ class CompleteDyDiT(nn.Module):
         return self.model(x, t, y, complete=True)
 
 
-Executable = DiT | SparseDyDiT | CompleteDyDiT
+Executable = DiT | SparseDyDiT | CompleteDyDiT | TomeDiT
 
 
-def executor(model: DiT, execution: Execution, *, compile: bool = False, plan_memory: int | None = None) -> Executable:
+def executor(
+    model: DiT, execution: Execution, *, compile: bool = False, plan_memory: int | None = None, tome: float | None = None
+) -> Executable:
     """`model` as it is to be run: `sparse` leaves work out, `masked` runs dense under masks, `complete` all of it.
 
-    A static model is returned as it is. `compile` takes torch.compile's help: for the elementwise work of the sparse
-    path, else for the whole model. `plan_memory` is `SparseDyDiT`'s. Raises `DyditError` for another word.
+    A static model is returned as it is, or with `tome` as a `TomeDiT` that merges this share of its tokens (0 is none).
+    `compile` takes torch.compile's help: for the elementwise work of the sparse path, else for the whole model.
+    `plan_memory` is `SparseDyDiT`'s. Raises `DyditError` for another word, and for `tome` as `TomeDiT` does.
     """
     if execution not in get_args(Execution):
         raise DyditError(f"no execution {execution!r}; choose one of {', '.join(get_args(Execution))}")
-    if execution == "sparse" and isinstance(model, DyDiT):
+    if execution == "sparse" and isinstance(model, DyDiT) and not tome:
         return SparseDyDiT(model, compile=compile, plan_memory=plan_memory)
-    dense = CompleteDyDiT(model) if execution == "complete" and isinstance(model, DyDiT) else model
+    dense: DiT | CompleteDyDiT | TomeDiT = model
+    if tome:
+        dense = TomeDiT(model, tome)
+    elif execution == "complete" and isinstance(model, DyDiT):
+        dense = CompleteDyDiT(model)
     if compile:
         dense.compile()
     return dense

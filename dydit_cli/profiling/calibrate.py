@@ -15,7 +15,7 @@ from torch import Tensor
 from dydit_cli.checkpoint import lineage
 from dydit_cli.checkpoint.checkpoint import Checkpoint
 from dydit_cli.devices import pick_device
-from dydit_cli.diffusion.generate import cycle_labels, generate
+from dydit_cli.diffusion.generate import cycle_labels
 from dydit_cli.diffusion.sampler import SamplerSettings
 from dydit_cli.errors import DyditError
 from dydit_cli.model.dydit import DyDiT
@@ -88,17 +88,7 @@ def sampled_ratio(model: DyDiT, images: int, settings: SamplerSettings, seed: in
     """The FLOPs ratio of attention and MLP over a sampling run, without noise in the routers."""
     config = model.config
     recorder = Recorder(SparseDyDiT(model), 1 if settings.cfg == 1 else 2, keep=1)
-    recorder.plan(settings.timesteps)
-    generate(
-        recorder,
-        cycle_labels(list(range(config.num_classes)), images),
-        (config.in_channels, config.input_size, config.input_size),
-        settings,
-        null_class=config.null_class,
-        seed=seed,
-        device=model.pos_embed.device,
-        on_progress=recorder.see,
-    )
+    recorder.sample(cycle_labels(list(range(config.num_classes)), images), settings, seed=seed)
     return float(timestep_table(recorder.record(), config)["routed_ratio"].mean())
 
 

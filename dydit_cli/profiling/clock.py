@@ -1,4 +1,4 @@
-"""Seconds beside MACs: every step of a profile timed sparse and static, on the same inputs, one after the other."""
+"""Seconds beside MACs: every step of a profile timed sparse (or with ToMe) and static, on the same inputs, in turn."""
 
 from __future__ import annotations
 
@@ -11,18 +11,24 @@ import pandas as pd
 from torch import Tensor
 
 from dydit_cli.devices import wait
-from dydit_cli.model.dydit import DyDiT, static_twin
+from dydit_cli.model.dydit import static_twin
 from dydit_cli.model.sparse import SparseDyDiT
+from dydit_cli.model.tome import TomeDiT
 from dydit_cli.profiling.record import Recorder
 
 
 class Clock:
-    """A denoiser that passes every call on to `recorder` and times it twice more: sparse, and by the static model of the
-    same weights. What the recorder itself costs is in neither, nor is the plan, made once before the run."""
+    """A denoiser that passes every call on to `recorder` and times it twice more: as `model` runs it, and by the static
+    model of the same weights. What the recorder itself costs is in neither, nor is the plan, made once before the run."""
 
-    def __init__(self, model: DyDiT, recorder: Recorder, timesteps: list[int]) -> None:
-        self._sparse, self._static, self._recorder = SparseDyDiT(model), static_twin(model), recorder
-        self._sparse.plan(timesteps)
+    def __init__(self, model: SparseDyDiT | TomeDiT, recorder: Recorder, timesteps: list[int]) -> None:
+        self._recorder = recorder
+        self._dynamic: SparseDyDiT | TomeDiT = model
+        if isinstance(model, TomeDiT):
+            self._static = model.model
+        else:  # one of its own: the recorder's counts what is computed ahead
+            self._dynamic, self._static = SparseDyDiT(model.model), static_twin(model.model)
+            self._dynamic.plan(timesteps)
         self._seconds: dict[str, dict[int, float]] = {"static": defaultdict(float), "dynamic": defaultdict(float)}
         self._samples: dict[int, int] = defaultdict(int)
         self._warm = False
@@ -31,11 +37,12 @@ class Clock:
         out = self._recorder(x, t, y)
         if not self._warm:  # the first call of a process is slower, whosever it is
             self._static(x, t, y)
-            self._sparse(x, t, y)
-            self._sparse.forget()
+            self._dynamic(x, t, y)
+            if isinstance(self._dynamic, SparseDyDiT):
+                self._dynamic.forget()
             self._warm = True
         timestep = int(t[0])
-        order: list[tuple[str, Callable[..., Any]]] = [("static", self._static), ("dynamic", self._sparse)]
+        order: list[tuple[str, Callable[..., Any]]] = [("static", self._static), ("dynamic", self._dynamic)]
         for kind, model in order if self._samples[timestep] % 2 else reversed(order):
             self._seconds[kind][timestep] += _seconds(model, x, t, y)
         self._samples[timestep] += len(x)

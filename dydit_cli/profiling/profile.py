@@ -17,12 +17,13 @@ import dydit_cli
 from dydit_cli.checkpoint.checkpoint import Checkpoint
 from dydit_cli.checkpoint.read import Reading, Source, read
 from dydit_cli.devices import pick_device
-from dydit_cli.diffusion.generate import Progress, cycle_labels, generate
+from dydit_cli.diffusion.generate import Progress, cycle_labels
 from dydit_cli.diffusion.sampler import ALWAYS, SamplerSettings
 from dydit_cli.errors import DyditError
 from dydit_cli.files import atomic_folder, check_output, write_json
 from dydit_cli.model.config import DiTConfig, config_from_dict
 from dydit_cli.model.sparse import SparseDyDiT, executor
+from dydit_cli.model.tome import Merging, TomeDiT
 from dydit_cli.profiling.clock import Clock
 from dydit_cli.profiling.record import KEPT_MASKS, Recorder, RoutingRecord
 from dydit_cli.profiling.table import block_table, image_table, phase_table, timestep_table
@@ -93,6 +94,7 @@ def profile(
     batch: int = 64,
     keep_masks: int = KEPT_MASKS,
     time: bool = False,
+    tome: float | None = None,
     reading: Reading = Reading(),
     device: str = "auto",
     force: bool = False,
@@ -101,15 +103,16 @@ def profile(
     """Samples `images` images, classes in turn, and counts what every step executed; writes to `out` if given.
 
     Token masks are kept of the first `keep_masks` images, numbers of tokens of all. `time` runs every step twice more,
-    sparse and static, and adds their seconds. A static model's profile is what it always does. Raises `DyditError` for
-    an existing `out` (without `force`), images under 1, or guidance in a part of the schedule only.
+    sparse and static, and adds their seconds. A static model's profile is what it always does, or with `tome` what is
+    left when it merges this share of its tokens before attention (`model.tome`). Raises `DyditError` for an existing
+    `out` (without `force`), images under 1, or guidance in a part of the schedule only.
     """
     if out is not None:
         check_output(out, force)
     loaded = read(checkpoint, reading)
     result = profile_checkpoint(
         loaded, name=str(loaded.path), images=images, settings=settings, seed=seed, batch=batch, keep_masks=keep_masks,
-        time=time, device=device, on_progress=on_progress,
+        time=time, tome=tome, device=device, on_progress=on_progress,
     )  # fmt: skip
     if out is not None:
         result.write(out)
@@ -126,6 +129,7 @@ def profile_checkpoint(
     batch: int,
     keep_masks: int = KEPT_MASKS,
     time: bool = False,
+    tome: float | None = None,
     device: str,
     on_progress: Callable[[Progress], None] | None = None,
 ) -> Profile:
@@ -135,29 +139,12 @@ def profile_checkpoint(
     if settings.cfg_interval != ALWAYS:
         raise DyditError("a profile counts the same guidance at every step; leave the guidance interval (cfg_interval) out")
     config, place = checkpoint.config, pick_device(device)
-    model = executor(checkpoint.build().to(place).float(), "sparse")
+    model = executor(checkpoint.build().to(place).float(), "sparse", tome=tome)
     halves = 1 if settings.cfg == 1 else 2
     recorder = Recorder(model, halves, max(1, keep_masks))  # type: ignore[arg-type]
-    recorder.plan(settings.timesteps)
-    clock = Clock(model.model, recorder, settings.timesteps) if time and isinstance(model, SparseDyDiT) else None
-
-    def see(progress: Progress) -> None:
-        recorder.see(progress)
-        if on_progress:
-            on_progress(progress)
-
+    clock = Clock(model, recorder, settings.timesteps) if time and isinstance(model, SparseDyDiT | TomeDiT) else None
     labels = cycle_labels(list(range(config.num_classes)), images)
-    samples = generate(
-        clock or recorder,
-        labels,
-        (config.in_channels, config.input_size, config.input_size),
-        settings,
-        null_class=config.null_class,
-        seed=seed,
-        batch=batch,
-        device=place,
-        on_progress=see,
-    )
+    samples = recorder.sample(labels, settings, seed=seed, batch=batch, denoiser=clock, on_progress=on_progress)
     record = recorder.record()
     table = timestep_table(record, config)
     if clock:
@@ -178,6 +165,8 @@ def profile_checkpoint(
         "ratio": dynamic / static,
         "routed_ratio": float(table["routed_ratio"].mean()),
         "flops_ratio_asked": asked_ratio(checkpoint.lineage),
+        "tome": tome or None,
+        "tokens_in_attention": config.num_tokens if recorder.merging is None else recorder.merging.kept,
         "active_heads_share": float(table["active_heads_share"].mean()),
         "active_groups_share": float(table["active_groups_share"].mean()),
         "active_tokens_share": float(table["active_tokens_share"].mean()),
@@ -227,7 +216,9 @@ def read_profile(folder: str | Path) -> Profile:
             shape = tuple(int(n) for n in arrays["tokens_shape"])
             tokens = np.unpackbits(arrays["tokens_bits"], axis=-1, count=shape[-1]).reshape(shape).astype(bool)
             steps, heads, groups = (arrays[name] for name in ("timesteps", "heads", "groups"))
-            record = RoutingRecord(steps, heads, groups, arrays["token_counts"], tokens)
+            tome = summary.get("tome")
+            merging = None if tome is None else Merging.of(config_from_dict(summary["model"]), tome)
+            record = RoutingRecord(steps, heads, groups, arrays["token_counts"], tokens, merging)
             return Profile(summary, table, record, arrays["samples"], arrays["labels"])
-    except (OSError, ValueError, KeyError, IndexError, EOFError) as error:
+    except (OSError, ValueError, TypeError, KeyError, IndexError, EOFError) as error:
         raise DyditError(f"{folder}: damaged profile ({error}); profile again") from None

@@ -9,6 +9,7 @@ halves (2 with guidance).
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -16,7 +17,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from dydit_cli.diffusion.generate import Progress
+from dydit_cli.diffusion.generate import Progress, generate
+from dydit_cli.diffusion.sampler import Denoiser, SamplerSettings
 from dydit_cli.errors import DyditError
 from dydit_cli.flops.analytic import (
     BlockMacs,
@@ -31,6 +33,7 @@ from dydit_cli.model.config import DiTConfig, DyDiTConfig
 from dydit_cli.model.dit import DiT
 from dydit_cli.model.routing import Routing
 from dydit_cli.model.sparse import SparseDyDiT
+from dydit_cli.model.tome import Merging, TomeDiT
 
 BoolArray = NDArray[np.bool_]
 KEPT_MASKS = 64
@@ -39,13 +42,14 @@ KEPT_MASKS = 64
 @dataclass(frozen=True)
 class RoutingRecord:
     """heads, groups: T L H, the same for every image; token_counts: T L G M; tokens: T L G K N, the masks of the first
-    K images; timesteps: T, the noisiest first."""
+    K images; timesteps: T, the noisiest first. `merging` is what a `TomeDiT` did in every attention."""
 
     timesteps: NDArray[np.int64]
     heads: BoolArray
     groups: BoolArray
     token_counts: NDArray[np.int32]
     tokens: BoolArray
+    merging: Merging | None = None
 
     @property
     def images(self) -> int:
@@ -57,7 +61,7 @@ class RoutingRecord:
         heads, groups = (
             torch.from_numpy(masks[step].sum(axis=1)).long()[:, None].expand_as(tokens) for masks in (self.heads, self.groups)
         )
-        return macs_of_counts(heads, groups, tokens, config)
+        return macs_of_counts(heads, groups, tokens, config, self.merging)
 
     def routing(self, step: int) -> Routing:
         """The step's masks for a batch of G * K samples, the labelled half first."""
@@ -90,12 +94,13 @@ class Tally:
 
 @dataclass
 class Recorder:
-    """A denoiser that runs `model` and remembers what it switched on; pass `see` to `generate` as `on_progress`.
+    """A denoiser that runs `model` and remembers what it switched on, over a whole run with `sample`; where something else
+    runs `generate`, it gets `see` as `on_progress`.
 
     Every evaluation is counted in two ways, in `tally`. Masks are kept of the first `keep` images.
     """
 
-    model: SparseDyDiT | DiT
+    model: SparseDyDiT | DiT | TomeDiT
     halves: int
     keep: int = KEPT_MASKS
     tally: Tally = field(default_factory=Tally)
@@ -107,6 +112,44 @@ class Recorder:
     @property
     def config(self) -> DiTConfig:
         return self.model.config
+
+    @property
+    def merging(self) -> Merging | None:
+        return self.model.merging if isinstance(self.model, TomeDiT) else None
+
+    def sample(
+        self,
+        labels: Tensor,
+        settings: SamplerSettings,
+        *,
+        seed: int,
+        batch: int = 64,
+        denoiser: Denoiser | None = None,
+        on_progress: Callable[[Progress], None] | None = None,
+    ) -> Tensor:
+        """Plans and samples for labels (M,): M C S S, float32 on cpu, on the model's device.
+
+        `denoiser` runs in place of this one and passes its calls on to it, as a `Clock` does.
+        """
+        self.plan(settings.timesteps)
+
+        def see(progress: Progress) -> None:
+            self.see(progress)
+            if on_progress:
+                on_progress(progress)
+
+        config = self.config
+        return generate(
+            denoiser or self,
+            labels,
+            (config.in_channels, config.input_size, config.input_size),
+            settings,
+            null_class=config.null_class,
+            seed=seed,
+            batch=batch,
+            device=next(self.model.parameters()).device,
+            on_progress=see,
+        )
 
     def see(self, progress: Progress) -> None:
         self._progress = progress
@@ -138,7 +181,7 @@ class Recorder:
             with Executed() as executed:
                 out = self.model(x, t, y)
             routing = Routing.all_on(self.config, len(x))
-            total = int(_blocks(routing, self.config).total.sum()) + len(x) * frame_macs(self.config)
+            total = int(_blocks(routing, self.config, self.merging).total.sum()) + len(x) * frame_macs(self.config)
             self.tally.add("steps", executed, total)
             return out, routing
         done = self.model.modulations
@@ -163,9 +206,10 @@ class Recorder:
             groups=np.stack([self._width[step][2] for step in steps]),
             token_counts=np.stack([np.concatenate(self._counts[step], axis=2) for step in steps]),
             tokens=np.unpackbits(bits, axis=-1, count=self.config.num_tokens).astype(bool),
+            merging=self.merging,
         )
 
 
-def _blocks(routing: Routing, config: DiTConfig) -> BlockMacs:
+def _blocks(routing: Routing, config: DiTConfig, merging: Merging | None = None) -> BlockMacs:
     heads, groups, tokens = (mask.sum(dim=2).long().cpu() for mask in (routing.heads, routing.groups, routing.tokens))
-    return macs_of_counts(heads, groups, tokens, config)
+    return macs_of_counts(heads, groups, tokens, config, merging)

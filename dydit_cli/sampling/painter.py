@@ -23,6 +23,7 @@ from dydit_cli.figures.grid import to_pixels
 from dydit_cli.model.config import DiTConfig
 from dydit_cli.model.dit import DiT
 from dydit_cli.model.sparse import Executable, Execution, SparseDyDiT, executor
+from dydit_cli.model.tome import Merging
 from dydit_cli.sampling.vae import Decode, load_vae
 
 OnProgress = Callable[[Progress], None]
@@ -33,7 +34,7 @@ class Drawing:
     """How a run's images are drawn: `classes` in turn (all of them for None), `batch` at once, each with its own seed.
 
     The model runs in `dtype`; the sampler's state and the VAE are float32. `vae` decodes latents: a diffusers
-    AutoencoderKL folder or hub id. `compile` and `plan_memory` (bytes) are `model.sparse.executor`'s.
+    AutoencoderKL folder or hub id. `compile`, `plan_memory` (bytes) and `tome` are `model.sparse.executor`'s.
     """
 
     settings: SamplerSettings = field(default_factory=SamplerSettings)
@@ -46,6 +47,7 @@ class Drawing:
     device: str = "auto"
     compile: bool = False
     plan_memory: int | None = None
+    tome: float | None = None
 
     def __post_init__(self) -> None:
         if self.dtype not in DTYPES:
@@ -87,13 +89,15 @@ def open_painter(loaded: Checkpoint, how: Drawing) -> Painter:
     if place.type == "cuda":
         torch.set_float32_matmul_precision("high")
     model = loaded.build().to(place, DTYPES[how.dtype])
-    runner = executor(model, how.execution, compile=how.compile, plan_memory=how.plan_memory)
+    runner = executor(model, how.execution, compile=how.compile, plan_memory=how.plan_memory, tome=how.tome)
     return Painter(runner, how, classes, load_vae(vae, place) if vae is not None else None)
 
 
 def protocol(loaded: Checkpoint, how: Drawing) -> dict[str, Any]:
-    """All that the images depend on, but for rounding: for samples.json."""
+    """All that the images depend on, but for rounding: for samples.json. Raises `DyditError` for what cannot be drawn."""
     settings, vae = how.settings, vae_of(loaded, how)
+    if how.tome:
+        Merging.of(loaded.config, how.tome)
     return {
         "checkpoint": str(loaded.path),
         "classes": classes_of(loaded.config, how),
@@ -104,6 +108,7 @@ def protocol(loaded: Checkpoint, how: Drawing) -> dict[str, Any]:
         "cfg_interval": list(settings.cfg_interval),
         "spacing": settings.timestep_spacing,
         "execution": how.execution if loaded.config.kind == "dydit" else "static",
+        "tome": how.tome or None,
         "dtype": how.dtype,
         "seed": how.seed,
         "vae": None if vae is None else str(vae),

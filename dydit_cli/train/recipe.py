@@ -111,6 +111,9 @@ class Recipe(_Section):
         return self
 
 
+SECTIONS = (Recipe, ModelRecipe, TrainRecipe, RoutingRecipe)
+
+
 def with_steps(recipe: Recipe, steps: int) -> Recipe:
     """`recipe` over another number of steps, its phases stretched in proportion, so that the run keeps its shape."""
     factor = steps / recipe.train.steps
@@ -127,7 +130,7 @@ def with_steps(recipe: Recipe, steps: int) -> Recipe:
 
 def with_settings(recipe: Recipe, settings: Mapping[str, Any] | Sequence[str], where: str = "--set") -> Recipe:
     """`recipe` with single values replaced: a mapping, or strings `train.lr=1e-4` whose values are written as in TOML."""
-    pairs = settings if isinstance(settings, Mapping) else dict(_parse_setting(text) for text in settings)
+    pairs = settings if isinstance(settings, Mapping) else dict(parse_setting(text) for text in settings)
     values = recipe.model_dump()
     for key, value in pairs.items():
         *sections, name = key.split(".")
@@ -151,7 +154,7 @@ def recipe_from_dict(values: dict[str, Any], where: str) -> Recipe:
     try:
         return Recipe.model_validate(values)
     except ValidationError as error:
-        raise DyditError(f"{where}: {_explain(error)}") from None
+        raise DyditError(f"{where}: {explain(error, SECTIONS)}") from None
 
 
 def read_recipe(path: str | Path) -> Recipe:
@@ -164,11 +167,12 @@ def read_recipe(path: str | Path) -> Recipe:
     try:
         return Recipe.model_validate(merged.values)
     except ValidationError as error:
-        where = merged.file(".".join(str(part) for part in _first(error)["loc"]), path)
-        raise DyditError(f"{where}: {_explain(error)}") from None
+        where = merged.file(".".join(str(part) for part in first_fault(error)["loc"]), path)
+        raise DyditError(f"{where}: {explain(error, SECTIONS)}") from None
 
 
-def _parse_setting(text: str) -> tuple[str, Any]:
+def parse_setting(text: str) -> tuple[str, Any]:
+    """`train.lr=1e-4` as its key and its value; what is no TOML is a string. Raises `DyditError` without a key."""
     key, equals, value = text.partition("=")
     if not equals or not key.strip():
         raise DyditError(f"--set {text}: write it as KEY=VALUE, for instance --set train.lr=1e-4")
@@ -178,25 +182,21 @@ def _parse_setting(text: str) -> tuple[str, Any]:
         return key.strip(), value.strip()
 
 
-def _first(error: ValidationError) -> Any:
+def first_fault(error: ValidationError) -> Any:
     """The fault to tell of: an unknown key is the likeliest cause of a missing one."""
     faults = error.errors()
     return next((fault for fault in faults if fault["type"] == "extra_forbidden"), faults[0])
 
 
-def _explain(error: ValidationError) -> str:
-    first = _first(error)
+def explain(error: ValidationError, sections: Sequence[type[BaseModel]]) -> str:
+    """The first fault in one line; for an unknown key, the nearest of those that `sections` know."""
+    first = first_fault(error)
     location = ".".join(str(part) for part in first["loc"])
     if first["type"] == "extra_forbidden":
-        name = str(first["loc"][-1])
-        near = difflib.get_close_matches(name, _known_keys(), n=1)
+        known = [name for section in sections for name in section.model_fields]
+        near = difflib.get_close_matches(str(first["loc"][-1]), known, n=1)
         return f"unknown key {location!r}" + (f"; did you mean {near[0]!r}?" if near else "")
     if first["type"] == "missing":
         return f"{location!r} is missing"
     message = first["msg"].removeprefix("Value error, ")
     return f"{location!r}: {message[:1].lower() + message[1:]}, not {first['input']!r}" if location else message
-
-
-def _known_keys() -> list[str]:
-    sections = (Recipe, ModelRecipe, TrainRecipe, RoutingRecipe)
-    return [name for section in sections for name in section.model_fields]

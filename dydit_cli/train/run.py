@@ -16,7 +16,7 @@ from dydit_cli.checkpoint.checkpoint import Checkpoint, build_model
 from dydit_cli.checkpoint.classes import with_classes
 from dydit_cli.checkpoint.native import write_into
 from dydit_cli.checkpoint.read import Reading, Source, read
-from dydit_cli.data.load import load_data, split_name
+from dydit_cli.data.load import BUNDLED, load_data, split_name
 from dydit_cli.data.pictures import describe_skipped
 from dydit_cli.devices import pick_device
 from dydit_cli.errors import DyditError
@@ -133,9 +133,9 @@ def resolve_recipe(
 def default_recipe(data: str | None) -> str:
     """The recipe to fine-tune with on a data set where none is named."""
     kind, _ = split_name(data or "digits")
-    if kind != "digits":
+    if kind not in BUNDLED:
         raise DyditError(f"data set {data} has no recipe of its own; name one with --recipe, see the folder recipes/")
-    return "digits/finetune"
+    return f"{kind}/finetune"
 
 
 def run_training(

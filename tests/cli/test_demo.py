@@ -14,7 +14,8 @@ from dydit_cli.cli.app import app
 from dydit_cli.data.digits import load_digits_split
 from dydit_cli.demo import demo
 from dydit_cli.diffusion.sampler import SamplerSettings
-from dydit_cli.evaluate.digits import digit_classifier, judge
+from dydit_cli.evaluate.judge import classifier as classifier_of
+from dydit_cli.evaluate.judge import judge
 from dydit_cli.model.dit import DiT
 from dydit_cli.train.recipe import read_recipe, with_settings, with_steps
 
@@ -22,7 +23,7 @@ CARD = BUNDLED / "digits-dit" / "README.md"
 
 
 def test_the_classifier_is_right_on_held_out_digits() -> None:
-    classifier = digit_classifier()
+    classifier = classifier_of("digits")
     held_out = load_digits_split(held_out=True)
     assert classifier.accuracy >= 0.97
     assert classifier.recognised(held_out.images, held_out.labels) == classifier.accuracy
@@ -56,7 +57,8 @@ def test_demo_runs_to_its_table(tmp_path: Path) -> None:
         assert set(written[model]) == {"macs", "recognised", "seconds"}
     assert written["ratio"] == written["dynamic"]["macs"] / written["static"]["macs"]
     assert written["finetune_share"] <= 0.03
-    for name in ("architecture.png", "tokens.png", "flops.png", "samples.png", "converted", "finetuned", "profile"):
+    pictures = ("architecture.png", "tokens.png", "flops.png", "samples.png")
+    for name in (*pictures, "converted", "finetuned", "profile", "report.html"):
         assert (tmp_path / "demo" / name).exists()
 
 

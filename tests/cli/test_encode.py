@@ -4,9 +4,6 @@ from __future__ import annotations
 
 import json
 import shutil
-import socket
-import time
-from collections.abc import Iterator
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
@@ -16,37 +13,25 @@ import pytest
 import torch
 from PIL import Image
 from safetensors.torch import load_file, save_file
-from typer.testing import CliRunner, Result
+from typer.testing import Result
 
 from dydit_cli.checkpoint.checkpoint import Checkpoint
 from dydit_cli.checkpoint.native import write
-from dydit_cli.cli.app import app
 from dydit_cli.data.latents import LatentData
 from dydit_cli.model.config import DiTConfig, DyDiTConfig
 from dydit_cli.model.dydit import DyDiT
 from dydit_cli.sampling.processes import Processes
-from tests.processes import start
+from tests.processes import dydit, kill_once, start_two
+
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 CLASSES, PICTURES = ("cat", "dog"), 23
 RUN = ["--size", 16, "--shard-size", 5, "--batch", 2, "--device", "cpu"]
 SMALL = {"patch_size": 2, "hidden_size": 32, "depth": 2, "num_heads": 4, "num_classes": 2}
 
 
-def dydit(*args: object) -> Result:
-    return CliRunner().invoke(app, [str(arg) for arg in args])
-
-
 def arguments(room: Path, out: Path, *more: object) -> list[str]:
     return [str(part) for part in ("encode", room / "images", out, "--vae", room / "vae", *RUN, *more)]
-
-
-@pytest.fixture(autouse=True, scope="module")
-def one_thread() -> Iterator[None]:
-    """How many threads share a product decides its last bits, and accelerate gives each of its processes one."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 def draw_pictures(folder: Path, count: int) -> None:
@@ -233,12 +218,7 @@ def test_a_killed_run_continues_to_the_same_bytes(room: Path, tmp_path: Path) ->
     draw_pictures(tmp_path / "room" / "images", 300)
     shutil.copytree(room / "vae", tmp_path / "room" / "vae")
     killed, calm = (arguments(tmp_path / "room", tmp_path / name, "--shard-size", 3, "--json") for name in ("killed", "calm"))
-    process = start(killed)
-    until = time.monotonic() + 60
-    while not list(tmp_path.glob("killed/shards/0*")) and time.monotonic() < until and process.poll() is None:
-        time.sleep(0.005)
-    process.kill()
-    process.communicate(timeout=60)
+    kill_once(killed, lambda: list(tmp_path.glob("killed/shards/0*")))
     there = len(list(tmp_path.glob("killed/shards/0*")))
     assert 1 <= there < 100
     assert not (tmp_path / "killed" / "index.json").exists()
@@ -252,13 +232,8 @@ def test_a_killed_run_continues_to_the_same_bytes(room: Path, tmp_path: Path) ->
 
 
 def test_two_processes_make_the_same_bytes(room: Path, whole: Path, tmp_path: Path) -> None:
-    """With the environment that `accelerate launch` and `torchrun` give to each of their processes."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    common: dict[str, Any] = {"WORLD_SIZE": 2, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "LOCAL_WORLD_SIZE": 2}
     out = tmp_path / "out"
-    team = [start(arguments(room, out, "--json"), RANK=i, LOCAL_RANK=i, **common) for i in range(2)]
+    team = start_two(arguments(room, out, "--json"))
     ended = [process.communicate(timeout=120) for process in team]
     assert [process.returncode for process in team] == [0, 0], ended
     figures = json.loads(ended[0][0])
@@ -294,7 +269,7 @@ def test_models_are_tuned_on_latents_and_on_pictures(room: Path, whole: Path, tm
         (pixel, f"latents:{whole}", "has 4 channels and the model 3; choose data that fit the model"),
         (latent, f"imagefolder:{images}", "write them once with dydit encode IMAGES OUT --vae PATH and give latents:OUT"),
         (latent, "latents:nowhere", "nowhere: no latents (index.json); make them with dydit encode"),
-        (latent, "photos", "no data set 'photos'; choose one of digits, imagefolder:PATH, latents:PATH"),
+        (latent, "photos", "no data set 'photos'; choose one of digits, glyphs, imagefolder:PATH, latents:PATH"),
     ):
         refused(dydit("finetune", model, "--data", data, "--out", tmp_path / "no", *few), message)
     assert not (tmp_path / "no").exists()

@@ -9,12 +9,13 @@ from typing import Any
 
 import numpy as np
 import pytest
-from typer.testing import CliRunner, Result
+from typer.testing import CliRunner
 
 from dydit_cli.cli.app import app
 from dydit_cli.cli.evaluate import DRAWING
 from dydit_cli.evaluate import find
 from dydit_cli.evaluate.run import class_text
+from tests.processes import dydit
 from tests.unit.test_evaluate_networks import StandIn
 
 DIGITS = ["--features", "digits", "--device", "cpu"]
@@ -29,10 +30,6 @@ RECORDED = {
     "dtype": "fp32",
 }
 DRAWN = ["--num", 6, "--steps", 2, "--classes", "0,1,2"]
-
-
-def dydit(*args: object) -> Result:
-    return CliRunner().invoke(app, [str(arg) for arg in args], env={"COLUMNS": "80"})
 
 
 def figures(*args: object) -> dict[str, Any]:
@@ -73,7 +70,7 @@ def test_the_table_and_the_file(room: Path, tmp_path: Path) -> None:
     out = tmp_path / "deep" / "figures.json"
     result = dydit("evaluate", room / "pictures", *DIGITS, "--out", out)
     assert result.exit_code == 0, result.output
-    for text in ("Fréchet distance", "recognised", "precision", "recall", "of held-out real digits", "taken back exactly"):
+    for text in ("Fréchet distance", "recognised", "precision", "recall", "of held-out real images", "taken back exactly"):
         assert text in " ".join(result.stdout.split())
     assert all(len(line) <= 80 for line in result.stdout.splitlines())
     assert "note: 6 samples for 64 features" in result.stderr
@@ -121,7 +118,7 @@ def test_mistakes_are_one_line(room: Path, tmp_path: Path, monkeypatch: pytest.M
     monkeypatch.setitem(sys.modules, "torch_fidelity", None)
     np.savez(tmp_path / "bare.npz", mu=np.zeros(3))
     for arguments, message in (
-        ([room / "pictures", "--features", "vgg"], "no features 'vgg'; choose one of inception, digits"),
+        ([room / "pictures", "--features", "vgg"], "no features 'vgg'; choose one of inception, digits, glyphs"),
         ([room / "pictures"], "needs torch-fidelity: pip install 'dydit[evaluate]'"),
         ([room / "pictures", *DIGITS, "--reference", tmp_path / "none"], "no such file; give an ADM .npz, a folder"),
         ([room / "pictures", *DIGITS, "--reference", tmp_path / "bare.npz"], "has mu without sigma"),

@@ -33,11 +33,15 @@ COMMANDS = (
     "sample",
     "evaluate",
     "profile",
+    "losses",
     "visualize",
+    "report",
     "inspect",
     "export",
     "bench",
     "pretrain",
+    "prune",
+    "study",
     "demo",
 )
 
@@ -45,10 +49,15 @@ COMMANDS = (
 QUICK = {
     "bench": ["--measure", "1", "--repeats", "1"],
     "encode": ["--size", "32"],
+    "losses": ["--images", "2", "--timesteps", "3", "--map-noises", "1"],
     "finetune": ["--steps", "2", "--set", "train.batch_size=8"],
     "pretrain": ["--steps", "2", "--set", "train.batch_size=8"],
     "profile": ["--images", "2", "--steps", "2"],
     "sample": ["--num", "2", "--steps", "2"],
+    "study": [
+        *("--no-time", "--set", "finetune.steps=2", "--set", "evaluation.images=12", "--set", "evaluation.steps=2"),
+        *("--set", "evaluation.held_out=2", "--set", "methods.dydit=[0.5]", "--set", "methods.prune=[]", "--set", "seeds=[0]"),
+    ],
 }
 
 

@@ -4,10 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
-import socket
 import sys
-import time
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -16,34 +13,21 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from typer.testing import CliRunner, Result
 
 from dydit_cli.checkpoint.checkpoint import Checkpoint
 from dydit_cli.checkpoint.native import write
 from dydit_cli.checkpoint.read import read
-from dydit_cli.cli.app import app
 from dydit_cli.model.config import DyDiTConfig
 from dydit_cli.model.dydit import DyDiT
-from tests.processes import start
+from tests.processes import dydit, kill_once, start_two
+
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 RUN = ["--num", 23, "--shard-size", 5, "--batch", 2, "--steps", 3, "--sampler", "ddpm", "--npz", "--device", "cpu"]
 
 
 def arguments(model: Path, out: Path, *more: object) -> list[str]:
     return [str(part) for part in ("sample", model, "--out", out, *RUN, *more)]
-
-
-def dydit(*args: object) -> Result:
-    return CliRunner().invoke(app, [str(arg) for arg in args])
-
-
-@pytest.fixture(autouse=True, scope="module")
-def one_thread() -> Iterator[None]:
-    """How many threads share a product decides its last bits, and accelerate gives each of its processes one."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 def array_of(out: Path) -> Any:
@@ -198,12 +182,7 @@ def test_a_damaged_shard_is_named(model: Path, whole: Path, tmp_path: Path) -> N
 def test_a_killed_run_continues_to_the_same_bytes(model: Path, tmp_path: Path) -> None:
     """`kill -9` after the first of 25 shards; the same command again, and one that nobody disturbed."""
     killed, calm = (arguments(model, tmp_path / name, "--num", 123, "--json") for name in ("killed", "calm"))
-    process = start(killed)
-    until = time.monotonic() + 60
-    while not list(tmp_path.glob("killed/shards/0*.npz")) and time.monotonic() < until and process.poll() is None:
-        time.sleep(0.01)
-    process.kill()
-    process.communicate(timeout=60)
+    kill_once(killed, lambda: list(tmp_path.glob("killed/shards/0*.npz")))
     there = len(list(tmp_path.glob("killed/shards/0*.npz")))
     assert 1 <= there < 25
     assert not (tmp_path / "killed" / "samples.npz").exists()
@@ -214,13 +193,8 @@ def test_a_killed_run_continues_to_the_same_bytes(model: Path, tmp_path: Path) -
 
 
 def test_two_processes_make_the_same_bytes(model: Path, whole: Path, tmp_path: Path) -> None:
-    """With the environment that `accelerate launch` and `torchrun` give to each of their processes."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    common: dict[str, Any] = {"WORLD_SIZE": 2, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "LOCAL_WORLD_SIZE": 2}
     out = tmp_path / "out"
-    team = [start(arguments(model, out, "--json"), RANK=i, LOCAL_RANK=i, **common) for i in range(2)]
+    team = start_two(arguments(model, out, "--json"))
     ended = [process.communicate(timeout=120) for process in team]
     assert [process.returncode for process in team] == [0, 0], ended
     summary = json.loads(ended[0][0])

@@ -18,7 +18,7 @@ from dydit_cli.checkpoint import native
 from dydit_cli.checkpoint.checkpoint import Checkpoint
 from dydit_cli.checkpoint.convert import convert, default_biases
 from dydit_cli.checkpoint.native import write
-from dydit_cli.checkpoint.ranking import magnitude, permute_channels, permute_heads, rank_block
+from dydit_cli.checkpoint.ranking import magnitude, rank_block, select_channels, select_heads
 from dydit_cli.checkpoint.read import read
 from dydit_cli.errors import DyditError
 from dydit_cli.files import atomic_file, atomic_folder, write_text
@@ -192,10 +192,10 @@ def test_permutations_have_inverses(tiny_static: DiT) -> None:
     weights = tiny_static.state_dict()
     heads = torch.tensor([2, 0, 1])
     channels = torch.randperm(TINY.mlp_hidden, generator=torch.Generator().manual_seed(0))
-    moved = {**weights, **permute_heads(weights, "blocks.1", TINY, heads), **permute_channels(weights, "blocks.1", channels)}
+    moved = {**weights, **select_heads(weights, "blocks.1", TINY, heads), **select_channels(weights, "blocks.1", channels)}
     back = {
-        **permute_heads(moved, "blocks.1", TINY, heads.argsort()),
-        **permute_channels(moved, "blocks.1", channels.argsort()),
+        **select_heads(moved, "blocks.1", TINY, heads.argsort()),
+        **select_channels(moved, "blocks.1", channels.argsort()),
     }
     assert all(torch.equal(w, weights[name]) for name, w in back.items())
 
@@ -233,7 +233,7 @@ def test_lineage_names_the_source_and_its_digest(static_folder: Path, tmp_path: 
 
 def test_a_router_that_starts_off_anywhere_is_refused(static_folder: Path, tmp_path: Path) -> None:
     """Random inputs show a few timesteps; the width routers are asked at all thousand."""
-    with pytest.raises(DyditError, match=r"routers of \d+ blocks and timesteps starting switched off"):
+    with pytest.raises(DyditError, match=r"routers of \d+ blocks and timesteps and of 0 tokens start switched off"):
         convert(static_folder, tmp_path / "out", router_bias=0, token_router_bias=99)
     assert not (tmp_path / "out").exists()
 
@@ -242,6 +242,17 @@ def test_conversion_is_deterministic(static_folder: Path, tmp_path: Path) -> Non
     for name in ("a", "b"):
         convert(static_folder, tmp_path / name, router_bias=50, token_router_bias=99, seed=3)
     assert (tmp_path / "a/model.safetensors").read_bytes() == (tmp_path / "b/model.safetensors").read_bytes()
+
+
+def test_a_bias_that_random_weights_outweigh_is_raised(tmp_path: Path) -> None:
+    """Unless one was asked for: then it is refused, with what would mend it."""
+    assert convert("digits-dit", tmp_path / "0", seed=0).token_router_bias == 10
+    raised = convert("digits-dit", tmp_path / "1", seed=1)
+    assert raised.token_router_bias == 20
+    assert raised.max_difference < 1e-4
+    with pytest.raises(DyditError, match=r"and of \d\d+ tokens start switched off; .*--token-router-bias \(now 10\)"):
+        convert("digits-dit", tmp_path / "2", seed=1, token_router_bias=10)
+    assert not (tmp_path / "2").exists()
 
 
 def test_converting_a_dydit_or_over_something_is_refused(static_folder: Path, tmp_path: Path, tiny_dynamic: DyDiT) -> None:

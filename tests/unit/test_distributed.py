@@ -3,23 +3,21 @@
 from __future__ import annotations
 
 import json
-import os
 import signal
-import socket
-import subprocess
 import sys
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 from typer.testing import CliRunner
 
 from dydit_cli.checkpoint.read import read
 from dydit_cli.cli.app import app
 from tests.kill_resume import make_start
+from tests.processes import start_two
+
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 COMMON = ["--steps", 8, "--batch-size", 8, "--device", "cpu"]
 # a moving target, noise, the complete pass on a part of the batch, micro-batches, and the start model as a target
@@ -39,32 +37,6 @@ SETTINGS = {
 def arguments(start: Path, out: Path, *more: object, **settings: object) -> list[str]:
     chosen = [part for key, value in {**SETTINGS, **settings}.items() for part in ("--set", f"{key}={value}")]
     return [str(part) for part in ("finetune", start, "--out", out, *COMMON, *chosen, *more)]
-
-
-def team(command: list[str]) -> list[subprocess.Popen[str]]:
-    """Two processes with the environment that a launcher gives them."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    common = {"WORLD_SIZE": 2, "LOCAL_WORLD_SIZE": 2, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "OMP_NUM_THREADS": 1}
-    return [
-        subprocess.Popen(
-            [sys.executable, "-m", "dydit_cli", *command],
-            env={**os.environ, **{k: str(v) for k, v in {**common, "RANK": i, "LOCAL_RANK": i}.items()}},
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        for i in range(2)
-    ]
-
-
-@pytest.fixture(autouse=True, scope="module")
-def one_thread() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 @pytest.fixture(scope="module")
@@ -89,7 +61,7 @@ def assert_same(a: Path, b: Path) -> None:
 
 
 def test_two_processes_and_micro_batches_train_as_one(start: Path, tmp_path: Path) -> None:
-    processes = team(arguments(start, tmp_path / "two", "--json"))
+    processes = start_two(arguments(start, tmp_path / "two", "--json"))
     plain = CliRunner().invoke(app, arguments(start, tmp_path / "one", **{"train.accumulation": 1}))
     assert plain.exit_code == 0, plain.output
     ended = [process.communicate(timeout=120) for process in processes]
@@ -105,7 +77,7 @@ def test_two_processes_and_micro_batches_train_as_one(start: Path, tmp_path: Pat
 
 def test_a_signal_to_one_process_stops_all_and_one_can_finish(start: Path, tmp_path: Path) -> None:
     steps = {"train.steps": 80}
-    processes = team(arguments(start, tmp_path / "two", **steps))
+    processes = start_two(arguments(start, tmp_path / "two", **steps))
     plain = CliRunner().invoke(app, arguments(start, tmp_path / "one", **steps))
     assert plain.exit_code == 0, plain.output
     until, log = time.monotonic() + 60, tmp_path / "two" / "metrics.jsonl"

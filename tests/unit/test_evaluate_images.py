@@ -16,12 +16,12 @@ from PIL import Image
 from dydit_cli.checkpoint.read import read
 from dydit_cli.diffusion.sampler import SamplerSettings
 from dydit_cli.errors import DyditError
-from dydit_cli.evaluate.digit_network import digit_extractor
 from dydit_cli.evaluate.drawn import DrawnImages
+from dydit_cli.evaluate.feature_network import network_extractor
 from dydit_cli.evaluate.features import Pixels
 from dydit_cli.evaluate.find import find_extractor, find_images
 from dydit_cli.evaluate.fit import RESIZED, UNDONE, Fitter
-from dydit_cli.evaluate.images import Images, open_folder, real_digits
+from dydit_cli.evaluate.images import Images, open_folder, real_images
 from dydit_cli.evaluate.npz import open_npz, read_gaussians
 from dydit_cli.evaluate.reference import open_reference
 from dydit_cli.sampling.images import sample_images
@@ -222,22 +222,25 @@ def test_the_moments_of_a_reference_batch(tmp_path: Path) -> None:
 def test_what_is_no_reference_batch(tmp_path: Path, arrays: dict[str, NDArray[Any]], message: str) -> None:
     np.savez(tmp_path / "x.npz", **arrays)  # type: ignore[arg-type]
     with pytest.raises(DyditError) as caught:
-        open_reference(tmp_path / "x.npz", digit_extractor())
+        open_reference(tmp_path / "x.npz", network_extractor("digits"))
     assert message in str(caught.value)
 
 
-def test_the_real_digits_by_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    assert (real_digits().count, real_digits(held_out=True).count) == (1437, 360)
-    assert find_images("digits:held-out").count == 360  # type: ignore[union-attr]
-    assert open_reference(None, digit_extractor()).name == "digits"
-    assert real_digits().sha256() != real_digits(held_out=True).sha256()
+def test_the_bundled_sets_by_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, count, held_out in (("digits", 1437, 360), ("glyphs", 7812, 2604)):
+        sets = [real_images(name), real_images(name, held_out=True)]
+        assert [one.count for one in sets] == [count, held_out]
+        assert sets[0].sha256() != sets[1].sha256()
+        assert find_images(name).sha256() == sets[0].sha256()  # type: ignore[union-attr]
+        assert find_images(f"{name}:held-out").sha256() == sets[1].sha256()  # type: ignore[union-attr]
+        assert open_reference(None, network_extractor(name)).name == name
     monkeypatch.chdir(tmp_path)
     save(tmp_path, "digits/1.png", noise(8, 8, 1))
     assert find_images("digits").count == 1  # type: ignore[union-attr]
 
 
 def test_features_by_name() -> None:
-    with pytest.raises(DyditError, match="no features 'vgg'; choose one of inception, digits"):
+    with pytest.raises(DyditError, match="no features 'vgg'; choose one of inception, digits, glyphs"):
         find_extractor("vgg")
     with pytest.raises(DyditError, match="--inception is for --features inception"):
         find_extractor("digits", inception="x.pth")

@@ -1,4 +1,4 @@
-"""The shipped digits' network, Inception through torch-fidelity, and the whole of an evaluation on a stand-in."""
+"""The shipped networks of the bundled sets, Inception through torch-fidelity, and the whole of an evaluation on a stand-in."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ import torch
 from numpy.typing import NDArray
 
 from dydit_cli.errors import DyditError
-from dydit_cli.evaluate import digit_training
-from dydit_cli.evaluate.digit_network import SHIPPED, digit_extractor
+from dydit_cli.evaluate import feature_training
+from dydit_cli.evaluate.feature_network import network_extractor, shipped
 from dydit_cli.evaluate.features import Features, Pixels, look
-from dydit_cli.evaluate.images import ArrayImages, real_digits
+from dydit_cli.evaluate.images import ArrayImages, real_images
 from dydit_cli.evaluate.inception import WEIGHTS_FILE, fidelity_module, inception_extractor
 from dydit_cli.evaluate.metrics import Gaussian, frechet_distance, gaussian_of, inception_score
 from dydit_cli.evaluate.run import evaluate
@@ -126,26 +126,27 @@ def test_too_few_images_are_said(tmp_path: Path) -> None:
         evaluate(images(3, 1), None, StandIn(), device="cpu")
 
 
-def test_the_shipped_network_is_as_good_as_it_says() -> None:
-    extractor = digit_extractor()
-    assert digit_training.accuracy(extractor.network) == extractor.accuracy >= 0.97
-    card = (SHIPPED / "README.md").read_text()
-    stated = re.search(r"\*\*(\d+\.\d) %\*\* of the 360 held-out", card)
+@pytest.mark.parametrize(("name", "held_out", "size"), [("digits", "360", 500_000), ("glyphs", "2,604", 1_000_000)])
+def test_the_shipped_network_is_as_good_as_it_says(name: str, held_out: str, size: int) -> None:
+    extractor = network_extractor(name)
+    assert feature_training.accuracy(name, extractor.network) == extractor.accuracy >= 0.97
+    card = (shipped(name) / "README.md").read_text()
+    stated = re.search(rf"\*\*(\d+\.\d) %\*\* of the {held_out} held-out", card)
     assert stated
     assert float(stated.group(1)) == pytest.approx(100 * extractor.accuracy, abs=0.05)
     assert extractor.sha256 in card
-    assert sum(file.stat().st_size for file in SHIPPED.iterdir()) < 500_000
+    assert sum(file.stat().st_size for file in shipped(name).iterdir()) < size
 
 
 def test_real_digits_are_near_and_wrong_ones_far() -> None:
     """Against the training digits; the held-out ones have the classes that they are labelled with."""
-    held_out = real_digits(held_out=True)
-    good = evaluate(held_out, None, digit_extractor(), device="cpu")
+    held_out = real_images("digits", held_out=True)
+    good = evaluate(held_out, None, network_extractor("digits"), device="cpu")
     assert good.protocol["reference"] == "digits"
     assert good.figures["recognised"] == good.protocol["judge_accuracy"] >= 0.97
     upside_down = ArrayImages("turned", np.ascontiguousarray(held_out.pixels[:, ::-1]), held_out.labels)
     one_class = ArrayImages("fives", held_out.pixels[held_out.labels == 5])
-    turned, fives = (evaluate(x, None, digit_extractor(), device="cpu").figures for x in (upside_down, one_class))
+    turned, fives = (evaluate(x, None, network_extractor("digits"), device="cpu").figures for x in (upside_down, one_class))
     for name in ("precision", "recall"):
         assert (good.figures[name] or 0) > 0.8
     for worse in (turned, fives):
@@ -157,18 +158,21 @@ def test_real_digits_are_near_and_wrong_ones_far() -> None:
 
 
 def test_training_learns_within_seconds_and_repeats() -> None:
-    networks = [digit_training.train(epochs=4) for _ in range(2)]
-    assert digit_training.accuracy(networks[0]) > 0.9
+    networks = [feature_training.train("digits", epochs=4) for _ in range(2)]
+    assert feature_training.accuracy("digits", networks[0]) > 0.9
     for one, two in zip(*(network.parameters() for network in networks), strict=True):
         assert torch.equal(one, two)
 
 
 def test_a_spoiled_network_is_refused(tmp_path: Path) -> None:
-    for file in SHIPPED.iterdir():
+    for file in shipped("digits").iterdir():
         (tmp_path / file.name).write_bytes(file.read_bytes())
     (tmp_path / "features.json").write_text("{}")
     with pytest.raises(DyditError, match="not the digits' features"):
-        digit_extractor(tmp_path)
+        network_extractor("digits", tmp_path)
+    (tmp_path / "features.json").write_bytes((shipped("digits") / "features.json").read_bytes())
+    with pytest.raises(DyditError, match="not the glyphs' features"):
+        network_extractor("glyphs", tmp_path)
 
 
 FIDELITY = """
@@ -271,10 +275,13 @@ def test_the_real_torch_fidelity_on_random_weights(tmp_path: Path, monkeypatch: 
 
 def test_the_training_script(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out = tmp_path / "network"
-    facts = digit_training.write(out, epochs=1)
-    assert digit_extractor(out).accuracy == facts["accuracy"]
+    facts = feature_training.write("digits", out, epochs=1)
+    assert network_extractor("digits", out).accuracy == facts["accuracy"]
     assert (facts["epochs"], facts["held_out"], facts["training"]) == (1, 360, 1437)
-    done = subprocess.run([sys.executable, "-m", digit_training.__name__], capture_output=True, text=True)
-    assert (done.returncode, done.stderr) == (2, "usage: python -m dydit_cli.evaluate.digit_training DIR\n")
-    assert digit_training.main([str(out)]) == 2
+    done = subprocess.run([sys.executable, "-m", feature_training.__name__], capture_output=True, text=True)
+    usage = "usage: python -m dydit_cli.evaluate.feature_training {digits,glyphs} DIR\n"
+    assert (done.returncode, done.stderr) == (2, usage)
+    assert feature_training.main(["cats", str(out)]) == 2
+    assert capsys.readouterr().err == usage
+    assert feature_training.main(["digits", str(out)]) == 2
     assert capsys.readouterr().err == f"error: {out}: already exists; choose another name\n"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shlex
 import tomllib
 from dataclasses import replace
@@ -11,22 +12,37 @@ import pytest
 import torch
 import typer.main
 
+from dydit_cli.checkpoint.checkpoint import Checkpoint
+from dydit_cli.checkpoint.native import write
+from dydit_cli.checkpoint.read import read
 from dydit_cli.cli.app import app
 from dydit_cli.data.dataset import ImageData
-from dydit_cli.data.load import split_name
+from dydit_cli.data.load import BUNDLED, split_name
 from dydit_cli.errors import DyditError
 from dydit_cli.model.config import DiTConfig, DyDiTConfig
 from dydit_cli.model.dit import DiT
 from dydit_cli.model.dydit import DyDiT
+from dydit_cli.tradeoff.recipe import read_study
+from dydit_cli.tradeoff.run import study
 from dydit_cli.train.bases import read_merged
 from dydit_cli.train.loop import StepMetrics, train
 from dydit_cli.train.recipe import Recipe, read_recipe, with_settings, with_steps
-from tests.conftest import ROOT
+from tests.conftest import ROOT, randomize
 
 FOLDER = ROOT / "recipes"
 SHRUNKEN = DiTConfig(input_size=8, patch_size=2, hidden_size=32, depth=2, num_heads=4)
-RECIPES = sorted(FOLDER.rglob("*.toml"))
-every_recipe = pytest.mark.parametrize("path", RECIPES, ids=lambda path: str(path.relative_to(FOLDER).with_suffix("")))
+FILES = sorted(FOLDER.rglob("*.toml"))
+STUDIES = [path for path in FILES if path.read_text().startswith("# dydit study ")]
+RECIPES = [path for path in FILES if path not in STUDIES]
+
+
+def name_of(path: Path) -> str:
+    return str(path.relative_to(FOLDER).with_suffix(""))
+
+
+every_recipe = pytest.mark.parametrize("path", RECIPES, ids=name_of)
+every_file = pytest.mark.parametrize("path", FILES, ids=name_of)
+every_study = pytest.mark.parametrize("path", STUDIES, ids=name_of)
 
 
 def command_of(path: Path) -> tuple[str, list[str]]:
@@ -41,14 +57,15 @@ def option(arguments: list[str], name: str) -> str | None:
     return arguments[arguments.index(name) + 1] if name in arguments else None
 
 
-@every_recipe
+@every_file
 def test_a_recipe_names_the_command_that_runs_it(path: Path) -> None:
     name, arguments = command_of(path)
     assert str(path.relative_to(ROOT)) in arguments
     group = typer.main.get_command(app)
     command = group.commands[name]  # type: ignore[attr-defined]
     command.make_context(name, list(arguments))  # an option that is not there is an error
-    assert (name == "pretrain") == (read_recipe(path).model is not None)
+    if path in RECIPES:
+        assert (name == "pretrain") == (read_recipe(path).model is not None)
 
 
 @every_recipe
@@ -57,7 +74,7 @@ def test_a_recipe_runs_two_steps_on_a_shrunken_model(path: Path) -> None:
     recipe, full = with_settings(with_steps(read_recipe(path), 2), {"train.batch_size": 8}), read_recipe(path)
     if full.routing.complete_steps:
         recipe = with_settings(recipe, {"routing.complete_steps": 1})
-    channels = 1 if split_name(recipe.data)[0] == "digits" else 4
+    channels = 1 if split_name(recipe.data)[0] in BUNDLED else 4
     classes = int(option(arguments, "--num-classes") or 10)
     config = replace(SHRUNKEN, in_channels=channels, num_classes=classes)
     generator = torch.Generator().manual_seed(0)
@@ -73,6 +90,35 @@ def test_a_recipe_runs_two_steps_on_a_shrunken_model(path: Path) -> None:
     assert (result.steps, result.interrupted, result.skipped) == (2, False, 0)
     assert (seen[0].ratio is None) == static
     assert (seen[0].complete_loss is not None) == (bool(full.routing.complete_steps) and not static)
+
+
+@every_study
+def test_a_study_runs_on_a_shrunken_model(path: Path, tmp_path: Path) -> None:
+    """Two steps, few images, one seed, the first lambda and pruning."""
+    full = read_study(path)
+    assert read_study(name_of(path)) == full
+    methods, config = full.methods, read(full.model).config
+    patch = config.input_size // 4
+    small = replace(SHRUNKEN, input_size=config.input_size, patch_size=patch, in_channels=config.in_channels)
+    write(Checkpoint.of(randomize(DiT(replace(small, num_classes=config.num_classes)), scale=0.05), []), tmp_path / "model")
+    values = {"finetune.steps": 2, "evaluation.images": 10, "evaluation.steps": 2, "evaluation.held_out": 2, "seeds": [1]}
+    values |= {"model": str(tmp_path / "model"), "methods.dydit": [methods.dydit[0]], "methods.prune": [methods.prune[0]]}
+    asked = read_study(path, [f"{key}={json.dumps(value)}" for key, value in values.items()])
+    found = study(asked, tmp_path / "out", time=False, device="cpu")
+    assert list(found.table["method"]) == ["static", "control", "dydit", methods.prune[0], *["tome"] * len(methods.tome)]
+    assert list(found.table["finetune_steps"]) == [0, 2, 2, 2, *[0] * len(methods.tome)]
+    assert found.table["frechet"].notna().all()
+
+
+@every_study
+def test_a_study_is_as_the_issue_wants_it(path: Path) -> None:
+    full = read_study(path)
+    assert {0.9, 0.7, 0.5, 0.3} <= set(full.methods.dydit) == set(full.methods.kept)
+    assert set(full.methods.prune) == {"random", "magnitude", "taylor", "diff"}
+    assert full.methods.control
+    assert len(full.seeds) >= 3
+    tunings = read_recipe(full.finetune.dynamic), read_recipe(full.finetune.static)
+    assert tunings[0].train == tunings[1].train
 
 
 @every_recipe
@@ -113,7 +159,11 @@ def test_the_papers_runs(name: str, steps: int, complete: int, more: tuple[float
 
 
 def test_a_control_is_trained_as_its_model_is() -> None:
-    for control, tuned in (("imagenet/XL-2-control", "imagenet/XL-2-0.5"), ("digits/control", "digits/finetune")):
+    for control, tuned in (
+        ("imagenet/XL-2-control", "imagenet/XL-2-0.5"),
+        ("digits/control", "digits/finetune"),
+        ("glyphs/control", "glyphs/finetune"),
+    ):
         assert read_recipe(control) == read_recipe(tuned)
 
 

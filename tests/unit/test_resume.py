@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 from typer.testing import CliRunner, Result
 
 from dydit_cli.checkpoint.read import read
@@ -26,15 +25,9 @@ from dydit_cli.train.run import finetune, pretrain, resume
 from dydit_cli.train.state import StateFolder
 from tests.kill_resume import RECIPE, kill_and_resume, make_start, result_of
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 STEPS = 12
-
-
-@pytest.fixture(autouse=True, scope="module")
-def one_thread() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 @pytest.fixture(scope="module")

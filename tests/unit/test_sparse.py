@@ -13,6 +13,7 @@ from dydit_cli.errors import DyditError
 from dydit_cli.model.config import DyDiTConfig
 from dydit_cli.model.dit import DiT
 from dydit_cli.model.dydit import DyDiT, DynamicBlock
+from dydit_cli.model.modulation import with_gains
 from dydit_cli.model.plan import plan_width, runs_of
 from dydit_cli.model.pointwise import compiled
 from dydit_cli.model.slices import WeightSlices
@@ -84,7 +85,7 @@ def test_every_block_equals_its_masked_self(
             expected, routing = block.forward_routed(h, c, e.expand(3, -1), noise=0.0)
             found = h.clone()
             parts = slices.attention(i, block, width.heads), slices.mlp(i, block, width.groups)
-            mask = run_block(block, *parts, found, block.adaLN_modulation(c))
+            mask = run_block(block, *parts, found, with_gains(block.adaLN_modulation(c)))
             assert torch.equal(mask, routing.tokens)
             assert (found - expected).norm() <= tolerance * expected.norm()
             h = expected

@@ -1,4 +1,4 @@
-"""Trains the digits' feature network, in some seconds: `python -m dydit_cli.evaluate.digit_training DIR`."""
+"""Trains a data set's feature network, in seconds to minutes: `python -m dydit_cli.evaluate.feature_training NAME DIR`."""
 
 from __future__ import annotations
 
@@ -11,37 +11,41 @@ import torch.nn.functional as F
 from safetensors.torch import save_file
 from torch import Tensor
 
-from dydit_cli.data.digits import load_digits_split
-from dydit_cli.evaluate.digit_network import (
+from dydit_cli.data.load import BUNDLED
+from dydit_cli.evaluate.feature_network import (
     FACTS_FILE,
     FEATURES,
-    FORMAT,
     FORMAT_VERSION,
+    NETWORKS,
     WEIGHTS_FILE,
-    DigitNetwork,
+    FeatureNetwork,
     as_input,
+    format_of,
 )
-from dydit_cli.evaluate.images import real_digits
+from dydit_cli.evaluate.images import real_images
 from dydit_cli.files import atomic_file, write_json
 
-EPOCHS, BATCH, LEARNING_RATE, WEIGHT_DECAY, SMOOTHING = 40, 64, 3e-3, 0.05, 0.05
+EPOCHS = {"digits": 40, "glyphs": 12}
+BATCH = {"digits": 64, "glyphs": 128}
+LEARNING_RATE, WEIGHT_DECAY, SMOOTHING = 3e-3, 0.05, 0.05
 
 
-def train(epochs: int = EPOCHS, seed: int = 0) -> DigitNetwork:
-    """AdamW with one cycle of the learning rate, on the 1,437 training digits, each epoch's image moved by up to a pixel.
+def train(name: str, epochs: int | None = None, seed: int = 0) -> FeatureNetwork:
+    """AdamW with one cycle of the learning rate, on the training images of `name`, each epoch's moved by up to a pixel.
 
-    The held-out digits play no part. The same seed on the same machine gives the same network.
+    The held-out ones play no part. The same seed on the same machine gives the same network.
     """
-    images, labels = as_input(real_digits().pixels), load_digits_split().labels
+    images, labels = as_input(real_images(name).pixels), BUNDLED[name]().labels
     generator = torch.Generator().manual_seed(seed)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        network = DigitNetwork()
+        network = FeatureNetwork(*NETWORKS[name])
     optimizer = torch.optim.AdamW(network.parameters(), lr=LEARNING_RATE, weight_decay=WEIGHT_DECAY)
-    steps = epochs * -(-len(images) // BATCH)
+    epochs = epochs or EPOCHS[name]
+    steps = epochs * -(-len(images) // BATCH[name])
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, LEARNING_RATE, total_steps=steps)
     for _ in range(epochs):
-        for index in torch.randperm(len(images), generator=generator).split(BATCH):
+        for index in torch.randperm(len(images), generator=generator).split(BATCH[name]):
             logits = network.logits(network(shifted(images[index], generator)))
             loss = F.cross_entropy(logits, labels[index], label_smoothing=SMOOTHING)
             optimizer.zero_grad()
@@ -61,25 +65,25 @@ def shifted(images: Tensor, generator: torch.Generator) -> Tensor:
 
 
 @torch.no_grad()
-def accuracy(network: DigitNetwork, held_out: bool = True) -> float:
-    """The share of the real digits, held-out or training ones, that `network` sees as their class."""
-    seen = network.logits(network(as_input(real_digits(held_out).pixels))).argmax(dim=1)
-    return (seen == load_digits_split(held_out).labels).double().mean().item()
+def accuracy(name: str, network: FeatureNetwork, held_out: bool = True) -> float:
+    """The share of the real images of `name`, held-out or training ones, that `network` sees as their class."""
+    seen = network.logits(network(as_input(real_images(name, held_out).pixels))).argmax(dim=1)
+    return (seen == BUNDLED[name](held_out).labels).double().mean().item()
 
 
-def write(folder: Path, epochs: int = EPOCHS, seed: int = 0) -> dict[str, object]:
+def write(name: str, folder: Path, epochs: int | None = None, seed: int = 0) -> dict[str, object]:
     """Trains, and writes model.safetensors and features.json, which holds what is returned."""
     start = time.perf_counter()
-    network = train(epochs, seed)
+    network = train(name, epochs, seed)
     facts = {
-        "format": FORMAT,
+        "format": format_of(name),
         "format_version": FORMAT_VERSION,
         "features": FEATURES,
-        "accuracy": accuracy(network),
-        "held_out": len(load_digits_split(held_out=True)),
-        "training_accuracy": accuracy(network, held_out=False),
-        "training": len(load_digits_split()),
-        "epochs": epochs,
+        "accuracy": accuracy(name, network),
+        "held_out": len(BUNDLED[name](held_out=True)),
+        "training_accuracy": accuracy(name, network, held_out=False),
+        "training": len(BUNDLED[name]()),
+        "epochs": epochs or EPOCHS[name],
         "seed": seed,
         "torch": torch.__version__,
         "seconds": round(time.perf_counter() - start, 1),
@@ -91,16 +95,16 @@ def write(folder: Path, epochs: int = EPOCHS, seed: int = 0) -> dict[str, object
 
 
 def main(arguments: list[str]) -> int:
-    """The script: one argument, a folder that is not there yet."""
-    if len(arguments) != 1:
-        print("usage: python -m dydit_cli.evaluate.digit_training DIR", file=sys.stderr)
+    """The script: a data set's name, and a folder that is not there yet."""
+    if len(arguments) != 2 or arguments[0] not in NETWORKS:
+        print(f"usage: python -m dydit_cli.evaluate.feature_training {{{','.join(NETWORKS)}}} DIR", file=sys.stderr)
         return 2
-    folder = Path(arguments[0])
+    name, folder = arguments[0], Path(arguments[1])
     if folder.exists():
         print(f"error: {folder}: already exists; choose another name", file=sys.stderr)
         return 2
-    facts = write(folder)
-    print(f"{facts['accuracy']:.1%} of {facts['held_out']} held-out digits, in {facts['seconds']} s: {folder}")
+    facts = write(name, folder)
+    print(f"{facts['accuracy']:.1%} of {facts['held_out']} held-out {name}, in {facts['seconds']} s: {folder}")
     return 0
 
 

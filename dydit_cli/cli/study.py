@@ -1,0 +1,82 @@
+"""dydit study"""
+
+from __future__ import annotations
+
+import shlex
+import signal
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from dydit_cli.cli import console, options
+from dydit_cli.cli.training import interruptible
+
+if TYPE_CHECKING:
+    from dydit_cli.tradeoff.run import Study
+
+
+def study(
+    recipe: Annotated[
+        str, typer.Argument(metavar="RECIPE", help="A study's TOML file, or one that ships with dydit: digits/tradeoff.")
+    ],
+    out: options.Out,
+    setting: Annotated[
+        list[str],
+        typer.Option("--set", metavar="KEY=VALUE", help="Replace one value of the recipe, such as evaluation.images=200."),
+    ] = [],  # noqa: B006
+    time: Annotated[bool, typer.Option("--time/--no-time", help="Take times when all rows are done.")] = True,
+    device: options.Device = "auto",
+    force: options.Force = False,
+    json: options.Json = False,
+) -> None:
+    """The trade-off study: DyDiT, prunings, ToMe and the control at several amounts of work and seeds, measured alike.
+
+    The same command continues it after a kill; started twice, two processes share the rows. Times are taken at the end, by one.
+
+    Example: `dydit study digits/tradeoff --out runs/tradeoff`
+    """
+    from dydit_cli.tradeoff.recipe import read_study
+    from dydit_cli.tradeoff.run import study as run
+
+    asked = read_study(recipe, setting)
+    with interruptible() as stop:
+        with console.stages() as work:
+            result = run(
+                asked, out, time=time, device=device, force=force, on_stage=work.begin, on_work=work.advance, should_stop=stop
+            )
+        again = again_command(recipe, str(out), setting, time, device)
+        if json:
+            console.as_json({"out": str(out), **result.to_dict(), "resume": again if result.interrupted else None})
+        else:
+            show(result, str(out))
+        if result.interrupted:
+            console.note(f"continue with: {again}")
+            raise typer.Exit(128 + (stop.signal or signal.SIGTERM))
+        if result.left:
+            console.note(
+                f"{result.left} rows are with other processes, of which the last to finish takes the times; "
+                f"if none is running: {again}"
+            )
+
+
+def show(result: Study, out: str) -> None:
+    """The summary, how it came about, and where the files are."""
+    from dydit_cli.tradeoff.readable import FEW, protocol_line, short, shown
+
+    console.table("Quality over work", *shown(result.summary, FEW, short))
+    console.say(protocol_line(result.protocol))
+    console.say(f"files in {out}: study.csv, summary.csv, study.md, study.json, samples.npz")
+
+
+def again_command(recipe: str, out: str, setting: list[str], time: bool, device: str) -> str:
+    """The command that continues, without --force, which would begin anew."""
+    words = ["dydit", "study", recipe, "--out", out]
+    for text in setting:
+        words += ["--set", text]
+    words += [] if time else ["--no-time"]
+    words += [] if device == "auto" else ["--device", device]
+    return shlex.join(words)
+
+
+def register(app: typer.Typer) -> None:
+    app.command()(study)

@@ -1,0 +1,107 @@
+"""The networks whose features images of the bundled data sets are compared by: small, trained on the real ones, and shipped.
+
+Trained again by `python -m dydit_cli.evaluate.feature_training NAME DIR`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from dydit_cli.checkpoint.lineage import sha256
+from dydit_cli.checkpoint.tensors import read_json, read_safetensors
+from dydit_cli.errors import DyditError
+from dydit_cli.evaluate.features import Features, Pixels
+
+WEIGHTS = Path(__file__).parent.parent / "weights"
+WEIGHTS_FILE, FACTS_FILE = "model.safetensors", "features.json"
+FORMAT_VERSION = 1
+
+FEATURES = 64
+NETWORKS = {"digits": (8, 10), "glyphs": (16, 62)}  # pixels a side and classes, by the data set's name
+
+
+class FeatureNetwork(nn.Module):
+    """M 1 S S in [-1, 1] -> features M x 64, the layer below the logits of the classes."""
+
+    def __init__(self, side: int, classes: int) -> None:
+        super().__init__()
+        self.near = nn.Conv2d(1, 16, 3, padding=1)
+        self.far = nn.Conv2d(16, 32, 3, padding=1)
+        self.features = nn.Linear(32 * (side // 2) ** 2, FEATURES)
+        self.head = nn.Linear(FEATURES, classes)
+
+    def forward(self, images: Tensor) -> Tensor:
+        x = F.gelu(self.near(images))  # M 16 S S
+        x = F.max_pool2d(F.gelu(self.far(x)), 2)  # M 32 S/2 S/2
+        return F.gelu(self.features(x.flatten(1)))
+
+    def logits(self, features: Tensor) -> Tensor:
+        """M x 64 -> M x classes."""
+        return self.head(features)
+
+
+@dataclass(frozen=True)
+class NetworkExtractor:
+    """An `Extractor` of grey images of the data set `kind`; the probabilities are of its classes."""
+
+    kind: str
+    network: FeatureNetwork
+    accuracy: float
+    sha256: str
+
+    channels = 1
+
+    @property
+    def side(self) -> int:
+        return NETWORKS[self.kind][0]
+
+    @property
+    def facts(self) -> dict[str, Any]:
+        return {
+            "features": f"{self.kind}-features, {FEATURES} of a network trained on the real {self.kind}",
+            "features_accuracy": self.accuracy,
+            "features_sha256": self.sha256,
+        }
+
+    @torch.no_grad()
+    def __call__(self, pixels: Pixels) -> Features:
+        features = self.network(as_input(pixels))
+        probabilities = self.network.logits(features).softmax(dim=1)
+        return Features(features.numpy(), probabilities=probabilities.numpy())
+
+
+def as_input(pixels: Pixels) -> Tensor:
+    """M S S 1 uint8 -> M 1 S S float32 in [-1, 1]."""
+    return torch.from_numpy(pixels.transpose(0, 3, 1, 2).copy()).float().div(127.5).sub(1)
+
+
+def format_of(name: str) -> str:
+    """What features.json calls the network of a data set."""
+    return f"dydit-{name}-features"
+
+
+def shipped(name: str) -> Path:
+    """The folder of the network of a data set."""
+    return WEIGHTS / f"{name}-features"
+
+
+def network_extractor(name: str, folder: Path | None = None) -> NetworkExtractor:
+    """The shipped network of the data set `name`, or one that was trained into `folder`; raises `DyditError` where it is
+    none."""
+    folder = folder or shipped(name)
+    weights, facts = read_safetensors(folder / WEIGHTS_FILE), read_json(folder / FACTS_FILE)
+    network = FeatureNetwork(*NETWORKS[name])
+    try:
+        if facts["format"] != format_of(name) or facts["format_version"] != FORMAT_VERSION:
+            raise KeyError("format")
+        network.load_state_dict(weights)
+        accuracy = float(facts["accuracy"])
+    except (KeyError, TypeError, ValueError, RuntimeError) as error:
+        raise DyditError(f"{folder}: not the {name}' features ({str(error).splitlines()[0]}); reinstall dydit") from None
+    return NetworkExtractor(name, network.eval(), accuracy, sha256(folder / WEIGHTS_FILE))

@@ -1,0 +1,131 @@
+"""The diffusion loss over the timesteps and over the image (figures 1a and 1b of the DyDiT paper)."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+
+from dydit_cli.errors import DyditError
+from dydit_cli.figures.style import BLUE, GREEN, HEAT, ORANGE, new_figure
+from dydit_cli.figures.tokens import displayable
+from dydit_cli.profiling.losses import Losses
+from dydit_cli.units import scale_of
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+LOSS, ERROR, EXCESS = "mse_of_the_noise", "standard_error", "excess over the last"
+LAST, LOOKS = (BLUE, "-"), ((ORANGE, "--"), (GREEN, "-."), ("#CC79A7", ":"))
+NORMALISED = "loss_from_0_to_1_in_its_map"
+
+
+def loss_gap_table(losses: Losses) -> pd.DataFrame:
+    """One row a curve and timestep: each model's loss, then each one's excess over the last model's.
+
+    Raises `DyditError` for a single model, which has no gap, or more than four.
+    """
+    names = losses.names
+    if not 2 <= len(names) <= 1 + len(LOOKS):
+        raise DyditError(
+            f"loss-gap is drawn of two to four models and {len(names)} "
+            f"{'was' if len(names) == 1 else 'were'} measured; measure again: dydit losses SMALL LARGE --out DIR"
+        )
+    frames = [losses.table.rename(columns={"mse": LOSS, "mse_standard_error": ERROR}).assign(curve="loss")]
+    for i, name in enumerate(names[:-1]):
+        mean, error = losses.excess(i)
+        frames.append(pd.DataFrame({"curve": EXCESS, "model": name, "timestep": losses.timesteps, LOSS: mean, ERROR: error}))
+    return pd.concat(frames, ignore_index=True)[["curve", "model", "timestep", LOSS, ERROR]]
+
+
+def draw_loss_gap(losses: Losses) -> Figure:
+    """Above each model's loss over all timesteps, on a logarithmic axis, below what the others lose more than the last."""
+    table = loss_gap_table(losses)
+    *others, last = losses.names
+    looks = {last: LAST, **dict(zip(others, LOOKS, strict=False))}
+    figure = new_figure(6.5, 4.8)
+    above, below = figure.subplots(2, 1, sharex=True, height_ratios=[1.4, 1])
+    sizes = {model["name"]: _parameters(model["parameters"]) for model in losses.summary["models"]}
+    for ax, curve in ((above, "loss"), (below, EXCESS)):
+        for name, own in table[table["curve"] == curve].groupby("model", sort=False):
+            _curve(ax, own, *looks[str(name)], f"{name} ({sizes[str(name)]})")
+    above.set_yscale("log")
+    above.set_ylabel("squared error\nof the noise")
+    above.legend(loc="upper center", fontsize=8)
+    below.axhline(0, color="black", linewidth=0.8)
+    below.set_ylabel(f"excess over\n{losses.names[-1]}")
+    below.set_xlabel("timestep t (999: pure noise; sampling runs left to right)")
+    below.set_xlim(int(losses.timesteps[-1]), int(losses.timesteps[0]) if len(losses.timesteps) > 1 else -1)
+    part = "held-out images" if losses.summary["held_out"] else "images"
+    above.set_title(
+        f"Diffusion loss over {losses.summary['images']} {part} of {losses.summary['data']} (bands: standard error)"
+    )
+    figure.align_ylabels()
+    return figure
+
+
+def _curve(ax: Axes, own: pd.DataFrame, color: str, line: str, label: str) -> None:
+    t, mean, error = own["timestep"], own[LOSS], own[ERROR].fillna(0)
+    ax.fill_between(t, mean - error, mean + error, color=color, alpha=0.25, linewidth=0)
+    ax.plot(t, mean, color=color, linestyle=line, linewidth=1.1, label=label)
+
+
+def _parameters(count: int) -> str:
+    size, prefix = scale_of(count)
+    return f"{count / size:.3g} {prefix} parameters"
+
+
+def normalised(patches: NDArray[np.float32]) -> NDArray[np.float64]:
+    """A R S S, each map from its own least loss (0) to its greatest (1)."""
+    low, high = (edge(patches, axis=(2, 3), keepdims=True).astype(np.float64) for edge in (np.min, np.max))
+    return (patches - low) / np.maximum(high - low, 1e-12)
+
+
+def loss_maps_table(losses: Losses) -> pd.DataFrame:
+    """One row a timestep, image and patch: its loss and where that lies in its map."""
+    maps = normalised(losses.patches)
+    at, image, row, column = (axis.ravel() for axis in np.indices(maps.shape))
+    return pd.DataFrame(
+        {
+            "timestep": losses.patch_timesteps[at],
+            "image": image,
+            "label": losses.labels[image],
+            "patch_row": row,
+            "patch_column": column,
+            LOSS: losses.patches.ravel(),
+            NORMALISED: maps.ravel(),
+        }
+    )
+
+
+def draw_loss_maps(losses: Losses) -> Figure:
+    """A row for each image: the image, then where the loss is at each timestep, from image to noise."""
+    shape = losses.patches.shape
+    table = loss_maps_table(losses)
+    maps, means = table[NORMALISED].to_numpy().reshape(shape), table[LOSS].to_numpy().reshape(shape).mean(axis=(2, 3))
+    columns, rows = 1 + shape[0], shape[1]
+    figure = new_figure(max(4.6, 0.9 + 0.82 * columns), 1.35 + 0.92 * rows)
+    axes = figure.subplots(rows, columns, squeeze=False)
+    for row in range(rows):
+        axes[row, 0].imshow(displayable(losses.images[row]), cmap="gray", vmin=0, vmax=1, interpolation="nearest")
+        axes[row, 0].set_ylabel(f"class {losses.labels[row]}", rotation=0, ha="right", va="center", fontsize=8)
+        for i, timestep in enumerate(losses.patch_timesteps.tolist()):
+            ax = axes[row, i + 1]
+            heat = ax.imshow(maps[i, row], cmap=HEAT, vmin=0, vmax=1, interpolation="nearest")
+            ax.set_xlabel(f"{means[i, row]:.2g}", fontsize=8, labelpad=2)
+            if row == 0:
+                ax.set_title(f"t = {timestep}", fontsize=8)
+    axes[0, 0].set_title("image", fontsize=8)
+    for ax in axes.flat:
+        ax.set_xticks([])
+        ax.set_yticks([])
+        ax.spines[:].set_visible(False)
+    bar = figure.colorbar(heat, ax=axes, location="bottom", shrink=0.8, aspect=40, pad=0.02)
+    bar.set_label(
+        "loss of a patch, from its map's least (0) to its greatest (1);\nunder each map: its mean squared error of the noise"
+    )
+    figure.suptitle(f"Where the loss is, {losses.summary['map_model']}, mean over {losses.summary['map_noises']} noises")
+    return figure

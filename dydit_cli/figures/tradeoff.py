@@ -1,0 +1,124 @@
+"""Quality against compute (figure 3 of the DyDiT paper), drawn from a study's table alone."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import pandas as pd
+
+from dydit_cli.figures.study import LOOKS, WHOLE, StudyTable, look_of
+from dydit_cli.figures.style import new_figure
+from dydit_cli.units import scale_of
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+
+@dataclass(frozen=True)
+class Panel:
+    """`column` of study.csv times `scale` is `name` in the figure's table; `axis` its label, with the unit."""
+
+    column: str
+    name: str
+    axis: str
+    scale: float = 1.0
+
+
+PANELS = (
+    Panel("frechet", "frechet_distance", "Fréchet distance (lower is better)"),
+    Panel("recognised", "recognised_percent", "recognised samples [%] (higher is better)", 100),
+    Panel("loss_ratio", "held_out_loss_over_static", "held-out loss / static's (lower is better)"),
+    Panel("seconds_per_image", "seconds_per_image", "time per image [s] (lower is better)"),
+)
+
+
+def tradeoff_table(study: StudyTable) -> pd.DataFrame:
+    """One row a method, target and measure: the mean over seeds, the sample standard deviation (empty for one seed), and
+    how many seeds; beside them the MACs per forward and image, and what share of the static model's they are."""
+    rows = study.rows
+    order = [*LOOKS, *(method for method in rows["method"].unique() if method not in LOOKS)]
+    frames = []
+    for panel in PANELS:
+        if panel.column not in rows.columns or rows[panel.column].isna().all():
+            continue
+        there = rows[rows[panel.column].notna()]
+        groups = there.assign(value=there[panel.column] * panel.scale).groupby(["method", "target"], dropna=False)
+        means = groups.agg(
+            macs_per_forward_and_image=("macs", "mean"),
+            ratio_of_static=("ratio", "mean"),
+            ratio_standard_deviation=("ratio", "std"),
+            seeds=("seed", "count"),
+            mean=("value", "mean"),
+            standard_deviation=("value", "std"),
+        ).reset_index()
+        means.insert(2, "measure", panel.name)
+        place = means["method"].map({method: i for i, method in enumerate(order)})
+        frames.append(means.assign(place=place).sort_values(["place", "ratio_of_static"]).drop(columns="place"))
+    return pd.concat(frames, ignore_index=True)
+
+
+def draw_tradeoff(study: StudyTable) -> Figure:
+    """A panel for each measure over the MACs: a line a method, its spread over seeds as bars, the static model's level
+    dotted."""
+    table = tradeoff_table(study)
+    panels = [panel for panel in PANELS if panel.name in set(table["measure"])]
+    down, across = (2 if len(panels) > 2 else 1), min(len(panels), 2)
+    figure = new_figure(3.9 * across if across > 1 else 5.0, 0.9 + 2.9 * down, gap=0.05)
+    axes = figure.subplots(down, across, squeeze=False)
+    for ax, panel in zip(axes.flat, panels, strict=False):
+        _panel(ax, table[table["measure"] == panel.name], panel)
+    for ax in axes.flat[len(panels) :]:
+        ax.set_axis_off()
+    macs = _static_macs(study)
+    size, prefix = scale_of(macs)
+    figure.supxlabel(
+        f"MACs per forward and image, share of the static model's (1 = {macs / size:.4g} {prefix}MACs)", fontsize=9
+    )
+    handles, labels = axes[0, 0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside upper center", ncols=4 if across > 1 else 2, fontsize=8, title=_title(study))
+    return figure
+
+
+def _panel(ax: Axes, table: pd.DataFrame, panel: Panel) -> None:
+    for method, points in table.groupby("method", sort=False):
+        look, whole = look_of(str(method)), method in WHOLE
+        ax.errorbar(
+            points["ratio_of_static"],
+            points["mean"],
+            xerr=None if whole else points["ratio_standard_deviation"].fillna(0),
+            yerr=points["standard_deviation"].fillna(0),
+            color=look.color,
+            marker=look.marker,
+            markersize={"static": 10, "control": 6}.get(str(method), 5),
+            markerfacecolor="white" if method == "control" else look.color,
+            linestyle="none" if whole else look.line,
+            linewidth=1.8 if method == "dydit" else 1.2,
+            elinewidth=0.9,
+            capsize=2,
+            zorder=4 if method == "static" else 5 if method == "control" else 3 if method == "dydit" else 2,
+            label=look.label,
+        )
+        if method == "static":
+            ax.axhline(float(points["mean"].iloc[0]), color="black", linestyle=":", linewidth=0.9, zorder=1)
+    ax.set_ylabel(panel.axis)
+    low, high = float(table["mean"].min()), float(table["mean"].max())
+    if low > 0 and high > 15 * low:
+        ax.set_yscale("log")
+    elif panel.column == "seconds_per_image":
+        ax.set_ylim(bottom=0)
+    ax.set_xlim(left=max(0.0, float(table["ratio_of_static"].min()) - 0.08), right=1.06)
+
+
+def _static_macs(study: StudyTable) -> float:
+    """What a share of 1 is; any row's MACs over its share say it."""
+    return float((study.rows["macs"] / study.rows["ratio"]).median())
+
+
+def _title(study: StudyTable) -> str:
+    protocol, seeds = study.protocol, study.rows["seed"].nunique()
+    about = f"{protocol['model']} on {protocol['data']}. " if {"model", "data"} <= protocol.keys() else ""
+    spread = f"mean and standard deviation over {seeds} seeds" if seeds > 1 else "one seed"
+    samples = f", {protocol['images']:,} samples each" if isinstance(protocol.get("images"), int) else ""
+    return f"{about}{spread[0].upper()}{spread[1:]}{samples}"

@@ -1,0 +1,1 @@
+"""One self-contained page of what dydit's commands wrote: folders become sections, sections become HTML."""

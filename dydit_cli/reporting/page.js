@@ -1,0 +1,52 @@
+"use strict";
+// A heading of a table sorts its rows: first from large to small for numbers, from a to z for names, then the other way.
+for (const table of document.querySelectorAll("table.sortable")) {
+  const body = table.tBodies[0];
+  const headings = [...table.tHead.rows[0].cells];
+  headings.forEach((heading, place) => {
+    const button = document.createElement("button");
+    button.type = "button";
+    button.append(...heading.childNodes);
+    heading.append(button);
+    button.addEventListener("click", () => {
+      const before = heading.getAttribute("aria-sort");
+      const first = heading.className === "number" ? "descending" : "ascending";
+      const other = { ascending: "descending", descending: "ascending" };
+      headings.forEach((one) => one.removeAttribute("aria-sort"));
+      const order = before ? other[before] : first;
+      heading.setAttribute("aria-sort", order);
+      const sign = order === "ascending" ? 1 : -1;
+      const value = (row) => row.cells[place].dataset.value;
+      const rows = [...body.rows];
+      rows.sort((one, two) => {
+        const a = value(one), b = value(two);
+        if (a === undefined || b === undefined) return (a === undefined) - (b === undefined); // nothing is always last
+        const numbers = !Number.isNaN(Number(a)) && !Number.isNaN(Number(b)) && a !== "" && b !== "";
+        return sign * (numbers ? Number(a) - Number(b) : a.localeCompare(b, "en", { numeric: true }));
+      });
+      body.append(...rows);
+    });
+  });
+}
+// Values of points and bars beside the pointer, at once and on a touch too.
+const tip = document.createElement("div");
+tip.id = "tip";
+tip.hidden = true;
+document.body.append(tip);
+for (const title of document.querySelectorAll(".plate svg title")) {
+  const mark = title.parentNode;
+  mark.dataset.tip = title.textContent;
+  mark.setAttribute("aria-label", title.textContent);
+  title.remove();
+}
+const show = (event) => {
+  const mark = event.target instanceof Element ? event.target.closest("[data-tip]") : null;
+  tip.hidden = !mark;
+  if (!mark) return;
+  tip.textContent = mark.dataset.tip;
+  const box = tip.getBoundingClientRect();
+  tip.style.left = `${Math.max(4, Math.min(event.clientX + 12, innerWidth - box.width - 4))}px`;
+  tip.style.top = `${event.clientY + 16 + box.height > innerHeight ? event.clientY - box.height - 10 : event.clientY + 16}px`;
+};
+document.addEventListener("pointermove", show);
+document.addEventListener("pointerdown", show);

@@ -1,0 +1,1 @@
+"""The trade-off study: every method at every amount of work, several seeds each, measured alike."""

@@ -1,0 +1,106 @@
+"""A study's summary as people read it: a Markdown table, a terminal's, and how it came about in a sentence."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import pandas as pd
+
+from dydit_cli.tradeoff.rows import CONTROL, DYDIT, STATIC, TOME
+
+
+def label(method: str, target: float) -> str:
+    """`DyDiT, lambda 0.5`."""
+    if method == STATIC:
+        return "static"
+    if method == CONTROL:
+        return "static, fine-tuned (control)"
+    if method == DYDIT:
+        return f"DyDiT, lambda {target:g}"
+    return f"ToMe, {target:g} merged" if method == TOME else f"{method} pruning, keep {target:g}"
+
+
+@dataclass(frozen=True)
+class Column:
+    """A figure as people read it: its heading, how many decimals, times what, and with which unit behind."""
+
+    heading: str
+    figure: str
+    digits: int
+    scale: float = 1.0
+    unit: str = ""
+    spread: bool = True
+
+    def cell(self, mean: float, sd: float) -> str:
+        """`99.7 ± 0.1 %`; without a standard deviation where there is none, or it says nothing."""
+        if pd.isna(mean):
+            return "-"
+        text = f"{mean * self.scale:.{self.digits}f}"
+        if self.spread and not pd.isna(sd):
+            text += f" ± {sd * self.scale:.{self.digits}f}"
+        return text + self.unit
+
+
+MACS = Column("MACs per forward", "macs", 2, 1e-6, " M", spread=False)
+RATIO = Column("ratio", "ratio", 3, spread=False)
+TIME = Column("ms per image", "seconds_per_image", 2, 1000, spread=False)
+FRECHET = Column("Fréchet distance", "frechet", 2)
+RECOGNISED = Column("recognised", "recognised", 1, 100, " %")
+PRECISION, RECALL = Column("precision", "precision", 3), Column("recall", "recall", 3)
+LOSS = Column("held-out loss over static", "loss_ratio", 3)
+EVERY = (MACS, RATIO, TIME, FRECHET, RECOGNISED, PRECISION, RECALL, LOSS)
+# what 80 columns hold
+FEW = (RATIO, TIME, FRECHET, RECOGNISED, LOSS)
+
+
+def shown(
+    summary: pd.DataFrame, columns: Sequence[Column], name: Callable[[str, float], str]
+) -> tuple[list[str], list[list[str]]]:
+    """Headings and lines of the summary as people read it: mean ± standard deviation over the seeds."""
+    known = [column for column in columns if summary[f"{column.figure}_mean"].notna().any()]
+    lines = [
+        [name(line["method"], line["target"])]
+        + [column.cell(line[f"{column.figure}_mean"], line[f"{column.figure}_sd"]) for column in known]
+        for line in summary.to_dict("records")
+    ]
+    return ["", *(column.heading for column in known)], lines
+
+
+def short(method: str, target: float) -> str:
+    """`dydit 0.5`."""
+    return method if method in (STATIC, CONTROL) else f"{method} {target:g}"
+
+
+def protocol_line(protocol: dict[str, Any]) -> str:
+    """How the figures came about, in a sentence or two."""
+    share = protocol["finetune_share"]
+    of = f" ({100 * share:.1f} % of the pre-training)" if share else ""
+    text = (
+        f"{protocol['model']} on {protocol['data']}; fine-tuned for {protocol['finetune_steps']} steps{of}; "
+        f"{protocol['images']:,} samples a row, {protocol['sampler']}, {protocol['steps']} steps, cfg {protocol['cfg']:g}; "
+        f"features {protocol['features'].partition(',')[0]}, reference {protocol['reference']}; "
+        f"{seeds_text(protocol['seeds'])}; "
+        f"{protocol['device']}, torch {protocol['torch']}; {protocol['rows_done']} of {protocol['rows']} rows."
+    )
+    if "tome" in protocol:
+        text += f" ToMe {protocol['tome']}."
+    if protocol["timing"]:
+        one = next(iter(protocol["timing"].values()))
+        text += f" Time: median of {one['repeats']} sampling runs of {one['images']} images, {one['threads']} threads."
+    return text
+
+
+def seeds_text(seeds: Sequence[int]) -> str:
+    """`mean ± standard deviation over seeds 0, 1, 2`."""
+    several = len(seeds) > 1
+    return f"{'mean ± standard deviation over seeds' if several else 'seed'} {', '.join(map(str, seeds))}"
+
+
+def markdown(summary: pd.DataFrame, protocol: dict[str, Any]) -> str:
+    """A table for a README, and how it came about."""
+    headings, lines = shown(summary, EVERY, label)
+    rule = "|".join(["---", *["---:"] * (len(headings) - 1)])
+    body = [f"| {' | '.join(cells)} |" for cells in (headings, *lines)]
+    return "\n".join([protocol_line(protocol), "", body[0], f"|{rule}|", *body[1:]]) + "\n"

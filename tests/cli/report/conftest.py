@@ -1,0 +1,89 @@
+"""A folder or file of every kind that a report takes, and the page of all of them."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from dydit_cli.bench.run import BenchSettings, bench
+from dydit_cli.checkpoint.checkpoint import Checkpoint
+from dydit_cli.checkpoint.native import write
+from dydit_cli.checkpoint.read import read
+from dydit_cli.diffusion.sampler import SamplerSettings
+from dydit_cli.evaluate.losses import LossSettings, measure_losses
+from dydit_cli.model.config import DiTConfig, DyDiTConfig
+from dydit_cli.model.dit import DiT
+from dydit_cli.model.dydit import DyDiT
+from dydit_cli.profiling.compare import write_comparison
+from dydit_cli.profiling.profile import profile
+from dydit_cli.profiling.width import profile_width
+from dydit_cli.reporting.report import report
+from dydit_cli.sampling.images import sample_images
+from dydit_cli.sampling.painter import Drawing
+from dydit_cli.train.recipe import read_recipe
+from tests.conftest import randomize
+from tests.unit.test_figures import a_study
+
+MODEL = DiTConfig(input_size=8, patch_size=4, in_channels=1, hidden_size=12, depth=2, num_heads=3, num_classes=10)
+HOSTILE = "<img src=x onerror=alert(1)>&\"'"
+# as a study's folder keeps it: flat, with the recipes that it names
+STUDY = {"format": "dydit-study", "model": "digits-dit", "seeds": [0, 1], "finetune.steps": 3, "finetune.calibrate": True,
+         "methods.dydit": [0.5, 0.3], "methods.keep": None, "dynamic.train.lr": 1e-3}  # fmt: skip
+QUICK = SamplerSettings(steps=3)
+
+
+@pytest.fixture(scope="session")
+def room(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder or file of every kind that a report takes."""
+    room = tmp_path_factory.mktemp("room")
+    steps: list[dict[str, Any]] = [
+        {"action": "pretrain", "data": "digits", "steps": 1000, "batch_size": 8, "seed": 0},
+        {"action": "convert", "source": "digits-dit", "ranking": "magnitude", "dydit": "0.1.0"},
+        {"action": "finetune", "source": str(room / "converted"), "data": "digits", "steps": 20, "flops_ratio": 0.5, "seed": 0},
+    ]
+    write(Checkpoint.of(randomize(DiT(MODEL)), steps[:1]), room / "static")
+    write(Checkpoint.of(randomize(DyDiT(DyDiTConfig.from_static(MODEL, token_router_reduction=4))), steps), room / "tuned")
+    (room / "tuned" / "recipe.json").write_text(json.dumps(read_recipe("digits/finetune").model_dump()))
+    rows = [
+        {"step": i, "mse": 1 / i, "vb": 0.1, "ratio": 0.6, "target": 0.5, "skipped": i == 3, "seconds": 0.1 * i}
+        for i in range(1, 21)
+    ]
+    (room / "tuned" / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    shutil.copytree(room / "tuned", room / HOSTILE)
+    static = profile(room / "static", room / "compared" / "static", images=2, settings=QUICK, device="cpu")
+    tuned = profile(room / "tuned", room / "profile", images=3, settings=QUICK, device="cpu", time=True)
+    write_comparison([static, tuned], room / "compared")
+    profile_width(read(room / "tuned"), room / "width")
+    settings = LossSettings(images=2, timesteps=4, maps_at=(100,), map_images=1, map_noises=1)
+    measure_losses([room / "static", room / "tuned"], room / "losses", settings=settings, device="cpu")
+    for name in ("static", "tuned"):
+        sample_images(room / name, room / f"samples-{name}", Drawing(settings=QUICK, device="cpu"), num=3)
+    quick = BenchSettings(batch=2, steps=2, measured=1, repeats=1, masked=False)
+    (room / "bench.json").write_text(json.dumps(bench(room / "tuned", settings=quick, device="cpu").to_dict()))
+    evaluation = {
+        "frechet": 4.25, "recognised": 0.985, "precision": 0.9, "recall": None,
+        "protocol": {
+            "samples": str(room / "samples-tuned"), "images": 3, "sampler": "ddim", "steps": 3, "cfg_interval": [0, 999],
+            "features": "digits-features, 64", "features_sha256": "ab" * 32, "judge_accuracy": 0.99, "vae": None,
+            "reference": "digits", "torch": "2", "dydit": "0.1.0",
+        },
+        "notes": [f"3 images of {room / 'samples-tuned'}: {HOSTILE}"],
+    }  # fmt: skip
+    (room / "evaluation.json").write_text(json.dumps(evaluation))
+    a_study(room / "study")
+    (room / "study" / "recipe.json").write_text(json.dumps(STUDY))
+    return room
+
+
+INPUTS = ("study", "compared", "profile", "width", HOSTILE, "static", "losses", "samples-static", "samples-tuned",
+          "evaluation.json", "bench.json")  # fmt: skip
+
+
+@pytest.fixture(scope="session")
+def path(room: Path) -> Path:
+    """The page of all of them."""
+    return report([room / name for name in INPUTS], room / "report.html", title=f"All of it {HOSTILE}")

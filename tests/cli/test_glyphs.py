@@ -1,0 +1,45 @@
+"""The commands on the data set `glyphs`."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from typer.testing import CliRunner
+
+from dydit_cli.checkpoint.read import read
+from dydit_cli.cli.app import app
+
+FAST = ["--device", "cpu", "--json"]
+
+
+def dydit(*args: object) -> dict[str, Any]:
+    result = CliRunner().invoke(app, [str(arg) for arg in args])
+    assert result.exit_code == 0, result.output
+    figures: dict[str, Any] = json.loads(result.stdout)
+    return figures
+
+
+def test_train_and_evaluate(tmp_path: Path) -> None:
+    small = ("model.hidden_size=16", "model.depth=1", "model.num_heads=2", "train.batch_size=4")
+    options = [part for setting in small for part in ("--set", setting)]
+    assert dydit("pretrain", "glyphs/pretrain", "--steps", 2, "--out", tmp_path / "new", *options, *FAST)["steps"] == 2
+    config = read(tmp_path / "new").config
+    assert (config.input_size, config.in_channels, config.num_classes) == (16, 1, 62)
+
+    # the data set's own recipe
+    again = ["--steps", 2, "--set", "train.batch_size=4", "--out", tmp_path / "tuned"]
+    assert dydit("finetune", tmp_path / "new", "--data", "glyphs", *again, *FAST)["steps"] == 2
+    recipe = json.loads((tmp_path / "tuned" / "recipe.json").read_text())
+    assert (recipe["data"], recipe["routing"]["flops_ratio"]) == ("glyphs", 0.5)
+    assert [entry["data"] for entry in read(tmp_path / "tuned").lineage] == ["glyphs", "glyphs"]
+
+    drawing = ["--features", "glyphs", "--num", 4, "--steps", 2, "--reference", "glyphs:held-out"]
+    figures = dydit("evaluate", tmp_path / "tuned", *drawing, *FAST)
+    assert set(figures) == {"frechet", "recognised", "precision", "recall", "protocol", "notes"}
+    assert figures["frechet"] > 10  # two steps teach nothing
+    protocol = figures["protocol"]
+    assert protocol["judge"] == "support-vector classifier of the real glyphs"
+    assert (protocol["reference"], protocol["reference_images"], protocol["side"]) == ("glyphs:held-out", 2604, 16)
+    assert protocol["judge_accuracy"] >= 0.98 <= protocol["features_accuracy"]

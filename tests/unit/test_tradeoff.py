@@ -1,0 +1,332 @@
+"""The trade-off study: its recipe, its rows on disk, what several processes share, and its tables by hand."""
+
+from __future__ import annotations
+
+import json
+import signal
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+
+from dydit_cli.checkpoint.checkpoint import Checkpoint
+from dydit_cli.checkpoint.native import write
+from dydit_cli.data.digits import load_digits_split
+from dydit_cli.diffusion.objective import loss_terms
+from dydit_cli.diffusion.schedule import linear_schedule
+from dydit_cli.errors import DyditError
+from dydit_cli.model.dit import DiT
+from dydit_cli.model.sparse import executor
+from dydit_cli.tradeoff import runner
+from dydit_cli.tradeoff.folder import StudyFolder
+from dydit_cli.tradeoff.measure import held_out_loss
+from dydit_cli.tradeoff.progress import RowWork
+from dydit_cli.tradeoff.recipe import StudyRecipe, read_study
+from dydit_cli.tradeoff.rows import Row, rows_of
+from dydit_cli.tradeoff.run import Study, study
+from dydit_cli.tradeoff.tables import COLUMNS, make_tables
+from tests.conftest import TINY, randomize
+
+SMALL = replace(TINY, input_size=8, patch_size=2, depth=2)
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("static") / "model"
+    write(Checkpoint.of(randomize(DiT(SMALL), scale=0.05), lineage=[]), folder)
+    return folder
+
+
+def recipe(model: Path, **changed: Any) -> StudyRecipe:
+    """Five rows, of which one is fine-tuned to a DyDiT and one pruned."""
+    values: dict[str, Any] = {
+        "model": str(model),
+        "seeds": [3],
+        "finetune": {"steps": 2},
+        "methods": {"dydit": [0.5], "prune": ["magnitude"], "tome": [0.5]},
+        "evaluation": {"images": 12, "steps": 2, "profiled": 2, "held_out": 4, "kept": 5},
+        "timing": {"images": 2, "repeats": 1},
+    }
+    for key, value in changed.items():
+        values[key] = values[key] | value if isinstance(value, dict) else value
+    return StudyRecipe.model_validate(values)
+
+
+def run(recipe: StudyRecipe, out: Path, **options: Any) -> Study:
+    return study(recipe, out, device="cpu", **options)
+
+
+@pytest.fixture(scope="module")
+def done(model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a study of two seeds, with times."""
+    out = tmp_path_factory.mktemp("study") / "out"
+    assert run(recipe(model, seeds=[3, 4]), out).left == 0
+    return out
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {str(file.relative_to(folder)): file.read_bytes() for file in sorted((folder / "rows").iterdir())}
+
+
+# the recipe
+
+
+def test_the_rows_of_a_recipe(model: Path) -> None:
+    rows = rows_of(recipe(model, seeds=[0, 1], methods={"dydit": [0.7, 0.5], "prune": ["random", "diff"], "tome": [0.25]}))
+    kinds = ["static", "control", "dydit-0.7", "dydit-0.5", "random-0.7", "diff-0.7", "random-0.5", "diff-0.5", "tome-0.25"]
+    assert [row.name for row in rows] == [f"{kind}-seed{seed}" for seed in (0, 1) for kind in kinds]
+    assert [row.tuning for row in rows[:3]] == [None, "static", "dynamic"]
+    assert (rows[4].tuning, rows[8].tuning) == ("static", None)
+    assert [row.tome for row in rows[7:9]] == [None, 0.25]
+    alone = rows_of(recipe(model, methods={"control": False, "dydit": [], "prune": ["random"], "keep": [0.4], "tome": []}))
+    assert [row.what for row in alone] == ["static", "random-0.4"]
+
+
+FINE = 'model = "digits-dit"\n[finetune]\nsteps = 2\n'
+
+
+@pytest.mark.parametrize(
+    ("text", "settings", "message"),
+    [
+        (FINE + "[evaluation]\nimage = 5", [], "study.toml: unknown key 'evaluation.image'; did you mean 'images'?"),
+        (FINE + "[methods]\ndydit = [1.5]", [], "study.toml: 'methods.dydit.0': input should be less than or equal to 1"),
+        (FINE + "[methods]\nprune = ['taylr']", [], "study.toml: 'methods.prune.0': input should be 'random', 'magnitude'"),
+        (FINE + "[methods]\nprune = ['diff']", [], "methods.prune needs shares to keep: methods.keep, or the lambdas"),
+        (FINE + "[methods]\ndydit = [0.5, 0.50]", [], "methods.dydit names a value twice"),
+        ("[finetune]\nsteps = 2", [], "study.toml: 'model' is missing"),
+        ('model = "digits-dit"', [], "study.toml: 'finetune' is missing"),
+        (FINE, ["finetune.step=3"], "--set: unknown key 'finetune.step'; did you mean 'steps'?"),
+        (FINE, ["finetune.steps=0"], "--set: 'finetune.steps': input should be greater than 0"),
+        (FINE, ["model.size=3"], "--set model.size: 'model' is no section of a study"),
+        (FINE, ["steps"], "--set steps: write it as KEY=VALUE"),
+        (FINE.replace("[", ""), [], "study.toml: not a readable TOML recipe"),
+    ],
+)
+def test_a_fault_in_a_recipe_is_told_in_one_line(tmp_path: Path, text: str, settings: list[str], message: str) -> None:
+    file = tmp_path / "study.toml"
+    file.write_text(text)
+    with pytest.raises(DyditError) as error:
+        read_study(file, settings)
+    assert message in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+def test_a_recipe_may_have_a_base(tmp_path: Path) -> None:
+    (tmp_path / "below.toml").write_text(FINE + "[methods]\ndydit = [0.5]")
+    (tmp_path / "top.toml").write_text("base = 'below.toml'\nseeds = [7]\n[finetune]\ncalibrate = true")
+    found = read_study(tmp_path / "top.toml", ["methods.dydit=[0.25]", "seeds=[1, 2]"])
+    assert (found.finetune.steps, found.finetune.calibrate, found.methods.dydit, found.seeds) == (2, True, (0.25,), (1, 2))
+
+
+# rows, run and run again
+
+
+def test_what_a_study_leaves(done: Path) -> None:
+    table = pd.read_csv(done / "study.csv")
+    assert tuple(table.columns) == COLUMNS
+    assert list(table["method"]) == ["static", "control", "dydit", "magnitude", "tome"] * 2
+    assert list(table["seed"]) == [3] * 5 + [4] * 5
+    assert list(table["finetune_steps"]) == [0, 2, 2, 2, 0] * 2
+    static = table[table["method"] == "static"]
+    assert (static["ratio"] == 1).all()
+    assert (static["loss_ratio"] == 1).all()
+    assert (table.loc[table["method"] != "static", "loss_ratio"] != 1).all()
+    assert (table.loc[table["method"] == "magnitude", "ratio"] < 0.7).all()
+    assert table["frechet"].nunique() > 5
+    first = table["seed"] == 3
+    assert (table.loc[first, "seconds_per_image"] > 0).all()
+    assert table.loc[~first, "seconds_per_image"].isna().all()
+    protocol = json.loads((done / "study.json").read_text())
+    assert (protocol["rows"], protocol["rows_done"], protocol["images"], protocol["steps"]) == (10, 10, 12, 2)
+    assert len(protocol["reference_sha256"]) == len(protocol["model_sha256"]) == 64
+    assert protocol["timing"]["dydit-0.5"]["repeats"] == 1
+    with np.load(done / "samples.npz") as arrays:
+        assert list(arrays) == protocol["samples"] == ["static", "control", "dydit-0.5", "magnitude-0.5", "tome-0.5"]
+        assert {(arrays[name].dtype.name, arrays[name].shape) for name in arrays} == {("uint8", (5, 8, 8, 1))}
+    kept = sorted(path.name for path in (done / "checkpoints").iterdir())
+    assert kept == ["control-seed3", "dydit-0.5-seed3", "magnitude-0.5-seed3"]
+    assert not list((done / "starts").iterdir())
+    assert (done / "study.md").read_text().count("\n| ") == 6
+
+
+def test_a_finished_row_is_never_run_again(model: Path, done: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def never(*what: Any) -> None:
+        raise AssertionError("ran again")
+
+    before = contents(done)
+    monkeypatch.setattr(runner, "measure", never)
+    monkeypatch.setattr(runner, "time_row", never)
+    again = run(recipe(model, seeds=[3, 4]), done)
+    assert (again.left, len(again.table)) == (0, 10)
+    assert contents(done) == before
+
+
+def test_a_row_depends_on_itself_alone(model: Path, done: Path, tmp_path: Path) -> None:
+    fewer = recipe(model, seeds=[4], methods={"control": False, "prune": []})
+    alone = run(fewer, tmp_path / "out", time=False).table.set_index("method").drop(columns="seconds_per_image")
+    table = pd.read_csv(done / "study.csv").query("seed == 4").set_index("method")[alone.columns]
+    pd.testing.assert_frame_equal(alone, table.loc[alone.index], check_dtype=False, rtol=1e-12)
+
+
+def test_rows_may_be_added_and_nothing_else_changed(model: Path, tmp_path: Path) -> None:
+    small = {"control": False, "dydit": [], "prune": [], "tome": []}
+    out = tmp_path / "out"
+    run(recipe(model, methods=small), out, time=False)
+    before = contents(out)
+    more = run(recipe(model, seeds=[3, 5], methods=small), out, time=False)
+    assert [row.name for row in rows_of(recipe(model, seeds=[3, 5], methods=small))] == more.protocol["rows_names"]
+    assert contents(out) == before | {"rows/static-seed5.json": contents(out)["rows/static-seed5.json"]}
+    for changed, message in (
+        ({"evaluation": {"images": 13}}, "holds a study with evaluation.images 12, and now it is 13; choose another --out"),
+        ({"finetune": {"steps": 3}}, "with finetune.steps 2, and now it is 3"),
+        ({"finetune": {"static": "digits/0.7"}}, 'with finetune.static "digits/control", and now it is "digits/0.7"'),
+        ({"seeds": [5, 3]}, "with first_seed 3, and now it is 5"),
+    ):
+        with pytest.raises(DyditError) as error:
+            run(recipe(model, **{"methods": small, **changed}), out)
+        assert message in str(error.value)
+    assert len(run(recipe(model, methods=small, seeds=[5]), out, time=False, force=True).table) == 1
+
+
+def test_a_folder_of_somebody_elses_is_left_alone(model: Path, tmp_path: Path) -> None:
+    (tmp_path / "letter.txt").write_text("dear")
+    for force in (False, True):
+        with pytest.raises(DyditError, match=r"already exists|is a folder that dydit did not write"):
+            run(recipe(model), tmp_path, force=force)
+    assert [path.name for path in tmp_path.iterdir()] == ["letter.txt"]
+
+
+@pytest.mark.parametrize(("calls", "rows"), [(0, 0), (5, 0), (26, 1), (40, 1)])
+def test_what_was_stopped_goes_on_to_the_same_rows(model: Path, done: Path, tmp_path: Path, calls: int, rows: int) -> None:
+    """At once, in the first row, in the second one's fine-tuning, and after it."""
+    left = calls
+
+    def stop() -> bool:
+        nonlocal left
+        left -= 1
+        return left < 0
+
+    asked = recipe(model, methods={"control": False, "tome": [], "prune": []})
+    stopped = run(asked, tmp_path / "out", time=False, should_stop=stop)
+    assert (stopped.interrupted, stopped.left > 0) == (True, True)
+    assert len(stopped.table) == 2 - stopped.left == rows
+    assert (tmp_path / "out" / "checkpoints" / "dydit-0.5-seed3" / "state").exists() == (calls == 26)
+    assert not (tmp_path / "out" / "times").exists()
+    table = run(asked, tmp_path / "out", time=False).table.drop(columns="seconds_per_image")
+    expected = pd.read_csv(done / "study.csv").iloc[[0, 2]].reset_index(drop=True)[table.columns]
+    pd.testing.assert_frame_equal(table, expected, check_dtype=False, rtol=1e-12)
+
+
+def test_a_row_that_fails_is_named(model: Path, tmp_path: Path) -> None:
+    with pytest.raises(DyditError, match=r"^tome-0.9-seed3: tome 0\.9: merges 14 of 16 tokens"):
+        run(recipe(model, methods={"control": False, "dydit": [], "prune": [], "tome": [0.9]}), tmp_path / "out")
+    assert len(pd.read_csv(tmp_path / "out" / "study.csv")) == 1
+
+
+def test_what_no_study_can_begin_with(model: Path, done: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(DyditError, match="is a DyDiT; a study begins with the static model"):
+        run(recipe(done / "checkpoints" / "dydit-0.5-seed3"), tmp_path / "out")
+    with pytest.raises(DyditError, match="no features 'vgg'"):
+        run(recipe(model, evaluation={"features": "vgg"}), tmp_path / "out")
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(DyditError, match="by the same command, started several times without a launcher"):
+        run(recipe(model), tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+# several processes
+
+
+def test_a_row_that_another_one_is_at_is_left_to_it(model: Path, tmp_path: Path) -> None:
+    small = recipe(model, methods={"dydit": [], "prune": [], "tome": []})
+    assert run(small, tmp_path, should_stop=lambda: True).left == 2
+    with StudyFolder(tmp_path).claim("static-seed3") as mine:
+        assert mine
+        part = run(small, tmp_path)
+        assert (part.left, list(part.table["method"])) == (1, ["control"])
+        assert part.table["loss_ratio"].isna().all()
+        assert not (tmp_path / "times").exists()
+    whole = run(small, tmp_path)
+    assert (whole.left, list(whole.table["method"])) == (0, ["static", "control"])
+    assert whole.table["seconds_per_image"].notna().all()
+
+
+def test_a_claim_ends_with_its_process(tmp_path: Path) -> None:
+    code = (
+        "import sys, time; from pathlib import Path; from dydit_cli.tradeoff.folder import StudyFolder\n"
+        "with StudyFolder(Path(sys.argv[1])).claim('row') as mine:\n    print(mine, flush=True); time.sleep(60)\n"
+    )
+    with subprocess.Popen([sys.executable, "-c", code, str(tmp_path)], stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "True\n"
+        with StudyFolder(tmp_path).claim("row") as mine:
+            assert not mine
+        process.send_signal(signal.SIGKILL)
+    with StudyFolder(tmp_path).claim("row") as mine:
+        assert mine
+
+
+# figures
+
+
+def test_the_held_out_loss_is_the_diffusion_loss(model: Path) -> None:
+    from dydit_cli.checkpoint.read import read
+    from dydit_cli.sampling.painter import Drawing, open_painter
+
+    loaded, data, schedule = read(model), load_digits_split(held_out=True), linear_schedule()
+    data = replace(data, images=data.images[:7], labels=data.labels[:7])
+    found = held_out_loss(
+        open_painter(loaded, Drawing(batch=3, device="cpu")), data, RowWork("", lambda *_: None, lambda: False)
+    )
+    network, generator = executor(loaded.build(), "sparse"), torch.Generator().manual_seed(0)
+    losses = []
+    for timestep in torch.linspace(0, 999, 20).long().tolist():
+        noise, t = torch.randn(7, 1, 8, 8, generator=generator), torch.full((7,), timestep)
+        x_t = schedule.add_noise(data.images, t, noise)
+        with torch.no_grad():
+            out = network(x_t, t, data.labels)
+        losses.append(loss_terms(schedule, out, data.images, x_t, t, noise).loss.mean())
+    assert found == pytest.approx(torch.stack(losses).mean().item(), rel=1e-5)
+
+
+def test_the_tables_by_hand(model: Path, tmp_path: Path) -> None:
+    folder = StudyFolder(tmp_path)
+    asked = recipe(model, seeds=[0, 1, 2], methods={"control": False, "dydit": [0.5], "prune": [], "tome": []})
+    figures = {"macs": 50e6, "ratio": 0.5, "recognised": 1.0, "precision": 0.5, "recall": 0.25, "finetune_steps": 2}
+    for seed, frechet, loss in ((0, 1.0, 0.3), (1, 2.0, 0.6), (2, 4.5, 0.9)):
+        for row, values in (
+            (Row("static", 1.0, seed), {"frechet": 0.5, "loss": 0.3}),
+            (Row("dydit", 0.5, seed), {"frechet": frechet, "loss": loss}),
+        ):
+            folder.write(row, {"method": row.method, "target": row.target, "seed": seed, **figures, **values}, None)
+    facts = {"model": "m", "data": "d", "finetune_steps": 2, "finetune_share": 0.01, "images": 1000, "sampler": "ddim"}
+    facts |= {"steps": 20, "cfg": 1.5, "features": "f, 64", "reference": "r", "seeds": [0, 1, 2], "device": "cpu", "torch": "2"}
+    tables = make_tables(folder, asked, rows_of(asked), facts)
+    tables.write()
+    assert list(tables.table.query("method == 'dydit'")["loss_ratio"]) == pytest.approx([1, 2, 3])
+    line = tables.summary.set_index("method").loc["dydit"]
+    assert (line["seeds"], line["frechet_mean"], line["recognised_sd"]) == (3, 2.5, 0)
+    assert line["frechet_sd"] == pytest.approx(np.std([1.0, 2.0, 4.5], ddof=1))
+    assert (tmp_path / "study.md").read_text().splitlines() == [
+        "m on d; fine-tuned for 2 steps (1.0 % of the pre-training); 1,000 samples a row, ddim, 20 steps, cfg 1.5; features f, "
+        "reference r; mean ± standard deviation over seeds 0, 1, 2; cpu, torch 2; 6 of 6 rows.",
+        "",
+        "|  | MACs per forward | ratio | Fréchet distance | recognised | precision | recall | held-out loss over static |",
+        "|---|---:|---:|---:|---:|---:|---:|---:|",
+        "| static | 50.00 M | 0.500 | 0.50 ± 0.00 | 100.0 ± 0.0 % | 0.500 ± 0.000 | 0.250 ± 0.000 | 1.000 ± 0.000 |",
+        "| DyDiT, lambda 0.5 | 50.00 M | 0.500 | 2.50 ± 1.80 | 100.0 ± 0.0 % | 0.500 ± 0.000 | 0.250 ± 0.000 | 2.000 ± 1.000 |",
+    ]
+
+
+def test_a_damaged_row_is_named(model: Path, tmp_path: Path) -> None:
+    asked = recipe(model, methods={"control": False, "dydit": [], "prune": [], "tome": []})
+    run(asked, tmp_path / "out", time=False)
+    (tmp_path / "out" / "rows" / "static-seed3.json").write_text("{")
+    with pytest.raises(DyditError, match=r"static-seed3\.json: cannot be read .*remove it, and the same command makes it anew"):
+        run(asked, tmp_path / "out", time=False)
