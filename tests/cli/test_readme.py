@@ -52,6 +52,7 @@ QUICK = {
     "losses": ["--images", "2", "--timesteps", "3", "--map-noises", "1"],
     "finetune": ["--steps", "2", "--set", "train.batch_size=8"],
     "pretrain": ["--steps", "2", "--set", "train.batch_size=8"],
+    "prune": ["--batches", "1", "--batch-size", "8"],
     "profile": ["--images", "2", "--steps", "2"],
     "sample": ["--num", "2", "--steps", "2"],
     "study": [
