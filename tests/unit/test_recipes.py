@@ -94,7 +94,7 @@ def test_a_recipe_runs_two_steps_on_a_shrunken_model(path: Path) -> None:
 
 @every_study
 def test_a_study_runs_on_a_shrunken_model(path: Path, tmp_path: Path) -> None:
-    """Two steps, few images, one seed, the first lambda and pruning."""
+    """Two steps, few images, one seed, the first lambda and the first pruning, where there is one."""
     full = read_study(path)
     assert read_study(name_of(path)) == full
     methods, config = full.methods, read(full.model).config
@@ -102,23 +102,25 @@ def test_a_study_runs_on_a_shrunken_model(path: Path, tmp_path: Path) -> None:
     small = replace(SHRUNKEN, input_size=config.input_size, patch_size=patch, in_channels=config.in_channels)
     write(Checkpoint.of(randomize(DiT(replace(small, num_classes=config.num_classes)), scale=0.05), []), tmp_path / "model")
     values = {"finetune.steps": 2, "evaluation.images": 10, "evaluation.steps": 2, "evaluation.held_out": 2, "seeds": [1]}
-    values |= {"model": str(tmp_path / "model"), "methods.dydit": [methods.dydit[0]], "methods.prune": [methods.prune[0]]}
+    values |= {"model": str(tmp_path / "model"), "methods.dydit": [methods.dydit[0]], "methods.prune": list(methods.prune[:1])}
     asked = read_study(path, [f"{key}={json.dumps(value)}" for key, value in values.items()])
     found = study(asked, tmp_path / "out", time=False, device="cpu")
-    assert list(found.table["method"]) == ["static", "control", "dydit", methods.prune[0], *["tome"] * len(methods.tome)]
-    assert list(found.table["finetune_steps"]) == [0, 2, 2, 2, *[0] * len(methods.tome)]
+    tuned = [*["control"] * methods.control, "dydit", *methods.prune[:1]]
+    assert list(found.table["method"]) == ["static", *tuned, *["tome"] * len(methods.tome)]
+    assert list(found.table["finetune_steps"]) == [0, *[2] * len(tuned), *[0] * len(methods.tome)]
     assert found.table["frechet"].notna().all()
 
 
-@every_study
-def test_a_study_is_as_the_issue_wants_it(path: Path) -> None:
-    full = read_study(path)
+def test_the_study_compares_all_there_is() -> None:
+    full = read_study("digits/tradeoff")
     assert {0.9, 0.7, 0.5, 0.3} <= set(full.methods.dydit) == set(full.methods.kept)
     assert set(full.methods.prune) == {"random", "magnitude", "taylor", "diff"}
     assert full.methods.control
     assert len(full.seeds) >= 3
     tunings = read_recipe(full.finetune.dynamic), read_recipe(full.finetune.static)
     assert tunings[0].train == tunings[1].train
+    short = read_study("digits/tradeoff-short")
+    assert (short.methods.dydit, short.evaluation) == (full.methods.dydit, full.evaluation)
 
 
 @every_recipe
