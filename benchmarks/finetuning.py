@@ -19,15 +19,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import torch
-
 import dydit_cli
 from dydit_cli.checkpoint.checkpoint import Checkpoint
 from dydit_cli.checkpoint.read import read
 from dydit_cli.data.digits import load_digits_split
-from dydit_cli.diffusion.objective import loss_terms
 from dydit_cli.diffusion.sampler import SamplerSettings
-from dydit_cli.diffusion.schedule import linear_schedule
 from dydit_cli.evaluate.find import find_extractor
 from dydit_cli.evaluate.images import ArrayImages
 from dydit_cli.evaluate.judge import judge
@@ -36,9 +32,9 @@ from dydit_cli.figures.grid import to_pixels
 from dydit_cli.model.sparse import Executable, executor
 from dydit_cli.profiling.calibrate import calibrate
 from dydit_cli.profiling.profile import profile
+from dydit_cli.tradeoff.measure import held_out_loss
 
 PRETRAINING_STEPS = 12_000
-TIMESTEPS = 20
 IMAGES = 300
 
 Settings = Mapping[str, Any]
@@ -69,18 +65,9 @@ COMPLETE: dict[str, Settings] = {
 }
 
 
-@torch.no_grad()
-def held_out_loss(model: Executable) -> float:
-    """The diffusion loss (mse and variational term) on the held-out digits, the same noise for every model."""
-    data, schedule = load_digits_split(held_out=True), linear_schedule()
-    generator = torch.Generator().manual_seed(0)
-    losses = []
-    for timestep in torch.linspace(0, 999, TIMESTEPS).long().tolist():
-        noise = torch.randn(data.images.shape, generator=generator)
-        t = torch.full((len(data),), timestep)
-        x_t = schedule.add_noise(data.images, t, noise)
-        losses.append(loss_terms(schedule, model(x_t, t, data.labels), data.images, x_t, t, noise).loss.mean())
-    return torch.stack(losses).mean().item()
+def loss_of(model: Executable) -> float:
+    """The diffusion loss on the held-out digits."""
+    return held_out_loss(model, load_digits_split(held_out=True))
 
 
 def measure(settings: Settings, flops_ratio: float, steps: int, seed: int, folder: Path) -> dict[str, float]:
@@ -101,7 +88,7 @@ def measure(settings: Settings, flops_ratio: float, steps: int, seed: int, folde
     profiled = profile(checkpoint, images=20, settings=SamplerSettings(), device="cpu")
     return {
         "ratio": profiled.summary["routed_ratio"],
-        "loss": held_out_loss(executor(checkpoint.build(), "sparse")),
+        "loss": loss_of(executor(checkpoint.build(), "sparse")),
         "seconds": result.seconds / result.steps,
         **seen(checkpoint, seed),
     }
@@ -118,7 +105,7 @@ def seen(checkpoint: Checkpoint, seed: int) -> dict[str, float]:
 def rows(variants: Mapping[str, Settings], ratios: list[float], steps: list[int], seeds: list[int]) -> None:
     """Prints a Markdown table, a row as soon as it is known."""
     static = read("digits-dit")
-    loss = held_out_loss(executor(static.build(), "masked"))
+    loss = loss_of(executor(static.build(), "masked"))
     print(f"static model: held-out loss {loss:.5f}, Fréchet {seen(static, 0)['frechet']:.2f}\n")
     names = ("variant", "lambda", "steps", "ratio reached", "loss over static", "Fréchet", "recognised", "s/step")
     print(f"| {' | '.join(names)} |\n{'|---' * len(names)}|", flush=True)
@@ -142,7 +129,7 @@ def rows(variants: Mapping[str, Settings], ratios: list[float], steps: list[int]
 def calibration(ratios: list[float]) -> None:
     """Prints runs that keep the training noise to the end, whose ratio therefore misses lambda, before and after
     `--calibrate`."""
-    static = held_out_loss(executor(read("digits-dit").build(), "masked"))
+    static = loss_of(executor(read("digits-dit").build(), "masked"))
     print("| lambda | | ratio | loss over static | Fréchet | recognised |\n|---|---|---|---|---|---|", flush=True)
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
@@ -156,7 +143,7 @@ def calibration(ratios: list[float]) -> None:
                 ("before", before, report.ratio_before),
                 (f"shifted by {report.shift:+.3g}", after, report.ratio_after),
             ):
-                loss = held_out_loss(executor(checkpoint.build(), "sparse")) / static
+                loss = loss_of(executor(checkpoint.build(), "sparse")) / static
                 figures = seen(checkpoint, 0)
                 print(
                     f"| {ratio} | {kind} | {reached:.4f} | {loss:.3f} | {figures['frechet']:.2f} | "

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,8 +21,9 @@ from dydit_cli.evaluate.features import Extractor
 from dydit_cli.evaluate.images import ArrayImages
 from dydit_cli.evaluate.reference import Reference
 from dydit_cli.evaluate.run import evaluate
+from dydit_cli.model.sparse import Executable
 from dydit_cli.profiling.profile import profile_checkpoint
-from dydit_cli.sampling.painter import Drawing, Painter, open_painter, protocol
+from dydit_cli.sampling.painter import Drawing, open_painter, protocol
 from dydit_cli.tradeoff.progress import RowWork
 from dydit_cli.tradeoff.recipe import EvaluationPart
 from dydit_cli.tradeoff.rows import Row
@@ -85,7 +87,8 @@ def measure(loaded: Checkpoint, row: Row, yardstick: Yardstick, work: RowWork) -
 
     loss = None
     if yardstick.held_out is not None:
-        loss = held_out_loss(painter, yardstick.held_out, work)
+        done = work.part("held-out loss", LOSS_SHARE, len(yardstick.held_out) * LOSS_TIMESTEPS)
+        loss = held_out_loss(painter.model, yardstick.held_out, painter.how.batch, done)
     figures = result.figures
     return Measured(
         {
@@ -106,14 +109,14 @@ def measure(loaded: Checkpoint, row: Row, yardstick: Yardstick, work: RowWork) -
 
 
 @torch.no_grad()
-def held_out_loss(painter: Painter, data: ImageData, work: RowWork) -> float:
+def held_out_loss(
+    model: Executable, data: ImageData, batch: int = 64, done: Callable[[int], None] = lambda images: None
+) -> float:
     """The diffusion loss (mse and variational term) on `data`, mean over 20 timesteps, the same noise for every model."""
-    model, batch = painter.model, painter.how.batch
     weight = next(model.parameters())
     schedule = linear_schedule()
     generator = torch.Generator().manual_seed(LOSS_SEED)
     timesteps = torch.linspace(0, TRAIN_STEPS - 1, LOSS_TIMESTEPS).long().tolist()
-    done = work.part("held-out loss", LOSS_SHARE, len(data) * len(timesteps))
     losses: list[Tensor] = []
     for timestep in timesteps:
         noise = torch.randn(data.images.shape, generator=generator)  # M C S S

@@ -17,6 +17,7 @@ import torch
 
 from dydit_cli.checkpoint.checkpoint import Checkpoint
 from dydit_cli.checkpoint.native import write
+from dydit_cli.checkpoint.read import read
 from dydit_cli.data.digits import load_digits_split
 from dydit_cli.diffusion.objective import loss_terms
 from dydit_cli.diffusion.schedule import linear_schedule
@@ -26,7 +27,6 @@ from dydit_cli.model.sparse import executor
 from dydit_cli.tradeoff import runner
 from dydit_cli.tradeoff.folder import StudyFolder
 from dydit_cli.tradeoff.measure import held_out_loss
-from dydit_cli.tradeoff.progress import RowWork
 from dydit_cli.tradeoff.recipe import StudyRecipe, read_study
 from dydit_cli.tradeoff.rows import Row, rows_of
 from dydit_cli.tradeoff.run import Study, study
@@ -276,14 +276,9 @@ def test_a_claim_ends_with_its_process(tmp_path: Path) -> None:
 
 
 def test_the_held_out_loss_is_the_diffusion_loss(model: Path) -> None:
-    from dydit_cli.checkpoint.read import read
-    from dydit_cli.sampling.painter import Drawing, open_painter
-
     loaded, data, schedule = read(model), load_digits_split(held_out=True), linear_schedule()
     data = replace(data, images=data.images[:7], labels=data.labels[:7])
-    found = held_out_loss(
-        open_painter(loaded, Drawing(batch=3, device="cpu")), data, RowWork("", lambda *_: None, lambda: False)
-    )
+    found = held_out_loss(executor(loaded.build(), "sparse"), data, batch=3)
     network, generator = executor(loaded.build(), "sparse"), torch.Generator().manual_seed(0)
     losses = []
     for timestep in torch.linspace(0, 999, 20).long().tolist():
