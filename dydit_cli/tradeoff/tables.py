@@ -16,7 +16,9 @@ from dydit_cli.tradeoff.rows import STATIC, Row
 
 TABLE_FILE, SUMMARY_FILE, PROTOCOL_FILE = "study.csv", "summary.csv", "study.json"
 MARKDOWN_FILE, SAMPLES_FILE = "study.md", "samples.npz"
-FIGURES = ("macs", "ratio", "seconds_per_image", "frechet", "recognised", "precision", "recall", "loss_ratio")
+FIGURES = (
+    "macs", "ratio", "seconds_per_image", "speedup", "frechet", "recognised", "precision", "recall", "loss_ratio",
+)  # fmt: skip
 COLUMNS = ("method", "target", "seed", *FIGURES, "finetune_steps")
 
 
@@ -24,7 +26,8 @@ COLUMNS = ("method", "target", "seed", *FIGURES, "finetune_steps")
 class Tables:
     """`table`: `COLUMNS`, a line for each finished row. `summary`: method, target, how many seeds, and of every figure its
     mean and sample standard deviation (empty for one seed). MACs are of one forward and image, the mean over a sampling
-    run; ratio is over the static model's; loss_ratio is of the held-out loss."""
+    run; ratio is over the static model's; loss_ratio is of the held-out loss. `speedup` is over the static model's runs that
+    were taken in turn with the row's, so that it says more than two rows' seconds, taken minutes apart."""
 
     folder: StudyFolder
     rows: list[Row]
@@ -58,7 +61,7 @@ def make_tables(folder: StudyFolder, recipe: StudyRecipe, rows: list[Row], facts
         time = times.get(row)
         line = {
             **{name: values.get(name) for name in COLUMNS},
-            "seconds_per_image": time["seconds_per_image"]["median"] if time else None,
+            **{name: time[name]["median"] if time else None for name in ("seconds_per_image", "speedup")},
             "loss_ratio": values["loss"] / loss if loss and values["loss"] is not None else None,
         }
         lines.append(line)

@@ -49,7 +49,7 @@ def test_a_study_prints_its_table_and_goes_on(recipe: Path, tmp_path: Path) -> N
     command = ["study", recipe, "--out", tmp_path / "out", "--device", "cpu", "--set", "seeds=[0]"]
     first = dydit(*command)
     assert first.exit_code == 0, first.output
-    for text in ("dydit 0.5", "tome 0.25", "control", "ratio", "ms per image", "Fréchet", "4 of 4 rows"):
+    for text in ("dydit 0.5", "tome 0.25", "control", "ratio", "speed-up", "Fréchet", "4 of 4 rows"):
         assert text in " ".join(first.stdout.split())
     assert all(len(line) <= 80 for line in first.stdout.splitlines() if line[:1] in "┃│")
     assert "study: 4/4 rows" in first.stderr

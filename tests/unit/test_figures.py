@@ -72,7 +72,7 @@ def a_study(folder: Path, **columns: Callable[[float, int], float] | None) -> Pa
     the MACs ratio and the seed, and None leaves it out."""
     values: dict[str, Any] = {
         "macs": lambda ratio, seed: 48e6 * ratio,
-        "seconds_per_image": lambda ratio, seed: 0.01 * ratio,
+        "speedup": lambda ratio, seed: 1 / ratio,
         "frechet": lambda ratio, seed: 10 / ratio + seed,
         "recognised": lambda ratio, seed: 0.9 + 0.1 * ratio,
         "loss_ratio": lambda ratio, seed: 2 - ratio,
@@ -135,7 +135,7 @@ def test_axes_say_what_they_measure(inputs: dict[str, Path], figure: str) -> Non
         "training": ["optimiser step", "share of static"],
         "loss-gap": ["squared error\nof the noise", "timestep t"],
         "loss-maps": ["from its map's least (0) to its greatest (1)"],
-        "tradeoff": ["MACs per forward and image", "time per image [s]", "recognised samples [%]", "Fréchet distance"],
+        "tradeoff": ["MACs per forward and image", "sampling speed / static's", "recognised samples [%]", "Fréchet distance"],
         "samples": ["of the MACs"],
         "time": ["seconds of 4 steps"],
     }
@@ -209,10 +209,10 @@ def test_spread_over_seeds(inputs: dict[str, Path]) -> None:
 
 
 def test_a_study_without_a_measure_has_fewer_panels(tmp_path: Path) -> None:
-    a_study(tmp_path / "a", recognised=None, seconds_per_image=lambda ratio, seed: float("nan"))
+    a_study(tmp_path / "a", recognised=None, speedup=lambda ratio, seed: float("nan"))
     labels = [ax.get_ylabel() for ax in drawn("tradeoff", tmp_path / "a").axes]
     assert [label.split(" (")[0] for label in labels] == ["Fréchet distance", "held-out loss / static's"]
-    a_study(tmp_path / "b", recognised=None, loss_ratio=None, seconds_per_image=None, frechet=lambda ratio, seed: 10 / ratio**3)
+    a_study(tmp_path / "b", recognised=None, loss_ratio=None, speedup=None, frechet=lambda ratio, seed: 10 / ratio**3)
     (only,) = drawn("tradeoff", tmp_path / "b").axes
     assert only.get_yscale() == "log"
 

@@ -140,8 +140,9 @@ def test_what_a_study_leaves(done: Path) -> None:
     assert (table.loc[table["method"] == "magnitude", "ratio"] < 0.7).all()
     assert table["frechet"].nunique() > 5
     first = table["seed"] == 3
-    assert (table.loc[first, "seconds_per_image"] > 0).all()
-    assert table.loc[~first, "seconds_per_image"].isna().all()
+    for timed in ("seconds_per_image", "speedup"):
+        assert (table.loc[first, timed] > 0).all()
+        assert table.loc[~first, timed].isna().all()
     protocol = json.loads((done / "study.json").read_text())
     assert (protocol["rows"], protocol["rows_done"], protocol["images"], protocol["steps"]) == (10, 10, 12, 2)
     assert len(protocol["reference_sha256"]) == len(protocol["model_sha256"]) == 64
@@ -169,7 +170,7 @@ def test_a_finished_row_is_never_run_again(model: Path, done: Path, monkeypatch:
 
 def test_a_row_depends_on_itself_alone(model: Path, done: Path, tmp_path: Path) -> None:
     fewer = recipe(model, seeds=[4], methods={"control": False, "prune": []})
-    alone = run(fewer, tmp_path / "out", time=False).table.set_index("method").drop(columns="seconds_per_image")
+    alone = run(fewer, tmp_path / "out", time=False).table.set_index("method").drop(columns=["seconds_per_image", "speedup"])
     table = pd.read_csv(done / "study.csv").query("seed == 4").set_index("method")[alone.columns]
     pd.testing.assert_frame_equal(alone, table.loc[alone.index], check_dtype=False, rtol=1e-12)
 
@@ -218,7 +219,7 @@ def test_what_was_stopped_goes_on_to_the_same_rows(model: Path, done: Path, tmp_
     assert len(stopped.table) == 2 - stopped.left == rows
     assert (tmp_path / "out" / "checkpoints" / "dydit-0.5-seed3" / "state").exists() == (calls == 26)
     assert not (tmp_path / "out" / "times").exists()
-    table = run(asked, tmp_path / "out", time=False).table.drop(columns="seconds_per_image")
+    table = run(asked, tmp_path / "out", time=False).table.drop(columns=["seconds_per_image", "speedup"])
     expected = pd.read_csv(done / "study.csv").iloc[[0, 2]].reset_index(drop=True)[table.columns]
     pd.testing.assert_frame_equal(table, expected, check_dtype=False, rtol=1e-12)
 
