@@ -14,7 +14,7 @@ import dydit_cli
 
 PACKAGE = Path(dydit_cli.__file__).parent
 
-# room: the rooms that it may import from, besides itself, errors, and the leaves files, devices, units and resumable
+# room: the rooms that it may import from, besides itself, errors, and the leaves
 ALLOWED: dict[str, set[str]] = {
     "model": set(),
     "diffusion": set(),
@@ -48,8 +48,9 @@ ALLOWED: dict[str, set[str]] = {
     "devices": set(),
     "units": set(),
     "resumable": set(),
+    "bundled": set(),
 }
-LEAVES = {"errors", "files", "devices", "units", "resumable"}
+LEAVES = {"errors", "files", "devices", "units", "resumable", "bundled"}
 
 
 def imported_rooms(path: Path) -> set[str]:

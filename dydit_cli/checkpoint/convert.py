@@ -53,13 +53,15 @@ def default_biases(width: int) -> tuple[float, float]:
     return (NARROW_BIAS, NARROW_TOKEN_BIAS) if width < NARROW_WIDTH else (HEAD_AND_GROUP_BIAS, TOKEN_BIAS)
 
 
-def fresh_routers(config: DyDiTConfig, i: int, bias: float, token_bias: float) -> dict[str, Tensor]:
-    """New router weights of block `i` under their full names, drawn from torch's generator."""
+def fresh_routers(config: DyDiTConfig, i: int, bias: float, token_bias: float, every_e: Tensor) -> dict[str, Tensor]:
+    """New router weights of block `i` under their full names, drawn from torch's generator. every_e: 1000 C, the
+    embeddings of all timesteps."""
     width, rows = config.hidden_size, config.router_rows
     heads, groups = (WidthRouter(width, rows, config.always_on) for _ in range(2))
     tokens = TokenRouter(width, config.token_router_hidden)
-    heads.reset(bias)
-    groups.reset(bias)
+    for router in (heads, groups):
+        router.reset(bias)
+        router.shrink(every_e)
     tokens.reset(token_bias)
     modules = {"attn_rate": heads, "mlp_rate": groups, "token_selection": tokens}
     return {f"blocks.{i}.{part}.{name}": w for part, module in modules.items() for name, w in module.state_dict().items()}
@@ -155,7 +157,8 @@ def _write(
                 if not name.startswith("blocks."):
                     out.write(name, w)
             for i in range(config.depth):
-                block = rank_block(static.weights, i, config, ranking) | fresh_routers(config, i, bias, token_bias)
+                routers = fresh_routers(config, i, bias, token_bias, proof.every_e)
+                block = rank_block(static.weights, i, config, ranking) | routers
                 proof.block(i, block)
                 for name, w in block.items():
                     out.write(name, w)

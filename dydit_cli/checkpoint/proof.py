@@ -23,7 +23,8 @@ class Proof:
     """Feed it every block's converted weights in order; then `difference` and `scale` hold.
 
     `off_timesteps` counts the pairs of block and timestep, among all 1,000, at which a head or group starts off, and
-    `off_tokens` the tokens of the random inputs, over the blocks, that start skipping the MLP.
+    `off_tokens` the tokens of the random inputs, over the blocks, that start skipping the MLP. every_e: 1000 C, the
+    embeddings of all timesteps.
     """
 
     def __init__(self, static: Checkpoint, config: DyDiTConfig, seed: int) -> None:
@@ -41,7 +42,7 @@ class Proof:
         y = torch.randint(0, config.num_classes + 1, (self.inputs,), generator=generator)
         with torch.no_grad():
             self._e = self._frame.t_embedder(t)  # B C
-            self._every_e = self._frame.t_embedder(torch.arange(TIMESTEPS))  # 1000 C
+            self.every_e = self._frame.t_embedder(torch.arange(TIMESTEPS))  # 1000 C
             self._c = self._e + self._frame.y_embedder(y)  # B C
             self._h_static = self._h_dynamic = self._frame.embed(torch.randn(shape, generator=generator))  # B N C
 
@@ -57,7 +58,7 @@ class Proof:
         self._h_dynamic, routing = dynamic.forward_routed(self._h_dynamic, self._c, self._e, noise=0.0)
         self.off_tokens += int((routing.tokens == 0).sum())
         for router in (dynamic.attn_rate, dynamic.mlp_rate):
-            self.off_timesteps += int((router(self._every_e, 1.0, 0.0) == 0).any(dim=1).sum())
+            self.off_timesteps += int((router(self.every_e, 1.0, 0.0) == 0).any(dim=1).sum())
 
     @torch.no_grad()
     def result(self) -> tuple[float, float]:

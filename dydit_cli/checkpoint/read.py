@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal, get_args
 
+from dydit_cli.bundled import MODELS, WEIGHTS
 from dydit_cli.checkpoint import keys
 from dydit_cli.checkpoint.checkpoint import Checkpoint
 from dydit_cli.checkpoint.diffusers_folder import read_pipeline, read_transformer
@@ -27,8 +28,6 @@ from dydit_cli.model.config import TimestepVariant
 from dydit_cli.model.layers import sincos_positions
 from dydit_cli.model.sparse import Executable, Execution, executor
 
-BUNDLED = Path(__file__).parent.parent / "weights"
-BUNDLED_NAMES = ("digits-dit",)
 PICKLES = (".pt", ".pth", ".bin", ".ckpt")
 WhichWeights = Literal["ema", "model"]
 Source = str | Path | Checkpoint
@@ -92,14 +91,14 @@ def read(path: Source, reading: Reading = Reading()) -> Checkpoint:
         return replace(_read_folder(place, reading), path=str(path))
     if place.is_file():
         return replace(_read_file(place, reading), path=str(path))
-    names = ", ".join(BUNDLED_NAMES)
+    names = ", ".join(MODELS)
     raise DyditError(f"{path}: no such checkpoint; give a folder, a .pt or .safetensors file, or a bundled one: {names}")
 
 
 def resolve(path: str | Path) -> Path:
     """The place that `path` names: itself, or a bundled checkpoint by its name."""
-    if not Path(path).exists() and str(path) in BUNDLED_NAMES:
-        return BUNDLED / str(path)
+    if not Path(path).exists() and str(path) in MODELS:
+        return WEIGHTS / str(path)
     return Path(path)
 
 

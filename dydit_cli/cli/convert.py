@@ -11,7 +11,9 @@ from dydit_cli.cli import console, options
 
 
 def convert(
-    source: Annotated[str, typer.Argument(metavar="SRC", help="A static checkpoint of any format, or `digits-dit`.")],
+    source: Annotated[
+        str, typer.Argument(metavar="SRC", help="A static checkpoint of any format, or `digits-dit`, `glyphs-dit`.")
+    ],
     destination: Annotated[Path, typer.Argument(metavar="DST", help="The folder to write.")],
     ranking: Annotated[
         str, typer.Option(help="How heads and channels are ordered: magnitude, or none to leave them.")

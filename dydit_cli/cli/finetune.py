@@ -15,7 +15,7 @@ from dydit_cli.errors import DyditError
 def finetune(
     checkpoint: Annotated[
         str | None,
-        typer.Argument(metavar="CKPT", help="A checkpoint: folder, .pt, .safetensors, hub id, or `digits-dit`."),
+        typer.Argument(metavar="CKPT", help="A checkpoint: folder, .pt, .safetensors, hub id, or `digits-dit`, `glyphs-dit`."),
     ] = None,
     out: Out = None,
     flops_ratio: Annotated[

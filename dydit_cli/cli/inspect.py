@@ -11,7 +11,7 @@ from dydit_cli.cli import console, options
 
 
 def inspect(
-    path: Annotated[str, typer.Argument(metavar="PATH", help="A checkpoint of any format, or `digits-dit`.")],
+    path: Annotated[str, typer.Argument(metavar="PATH", help="A checkpoint of any format, or `digits-dit`, `glyphs-dit`.")],
     weights: options.Weights = "ema",
     num_heads: options.NumHeads = None,
     input_size: options.InputSize = None,

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 Ckpt = Annotated[
     str,
-    typer.Argument(metavar="CKPT", help="A checkpoint: folder, .pt, .safetensors, hub id, or `digits-dit`."),
+    typer.Argument(metavar="CKPT", help="A checkpoint: folder, .pt, .safetensors, hub id, or `digits-dit`, `glyphs-dit`."),
 ]
 Out = Annotated[Path, typer.Option("--out", "-o", metavar="DIR", help="The folder to write.")]
 Force = Annotated[bool, typer.Option("--force", help="Replace what is there.")]

@@ -12,7 +12,9 @@ from dydit_cli.cli import console, options
 
 
 def prune(
-    checkpoint: Annotated[str, typer.Argument(metavar="CKPT", help="A static checkpoint of any format, or `digits-dit`.")],
+    checkpoint: Annotated[
+        str, typer.Argument(metavar="CKPT", help="A static checkpoint of any format, or `digits-dit`, `glyphs-dit`.")
+    ],
     out: Annotated[Path, typer.Argument(metavar="OUT", help="The folder to write.")],
     method: Annotated[
         str, typer.Option(help="What is kept: by random, by magnitude, by taylor, or by diff (Diff-Pruning).")

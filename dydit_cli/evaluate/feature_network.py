@@ -13,12 +13,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from dydit_cli.bundled import WEIGHTS
 from dydit_cli.checkpoint.lineage import sha256
 from dydit_cli.checkpoint.tensors import read_json, read_safetensors
 from dydit_cli.errors import DyditError
 from dydit_cli.evaluate.features import Features, Pixels
 
-WEIGHTS = Path(__file__).parent.parent / "weights"
 WEIGHTS_FILE, FACTS_FILE = "model.safetensors", "features.json"
 FORMAT_VERSION = 1
 

@@ -88,6 +88,17 @@ class WidthRouter(nn.Module):
     def reset(self, bias: float) -> None:
         init_linear(self.router, bias)
 
+    @torch.no_grad()
+    def shrink(self, e: Tensor) -> None:
+        """Makes the weights smaller where with the embeddings `e` (M C) they outweigh the bias: half of it is left.
+
+        Not a higher bias, since a gate's gradient fades with its logit: which heads go off would be left to chance.
+        """
+        weight, bias = self.router.weight, self.router.bias
+        lowest = (e @ weight.T).min()
+        if bias.min() > 0 and lowest + bias.min() <= 0:
+            weight.mul_(0.5 * bias.min() / -lowest)
+
     def forward(self, e: Tensor, temperature: float, noise: Noise) -> Tensor:
         """e: B C, the timestep embedder's output before the label is added -> mask B H."""
         mask = gate(self.router(e), temperature, noise)  # B H-1, or B H

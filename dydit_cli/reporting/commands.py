@@ -7,8 +7,9 @@ import shlex
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from dydit_cli.bundled import MODELS
+
 SAMPLING = ("sampler", "steps", "cfg", "cfg_channels", "cfg_interval", "spacing", "execution", "dtype", "seed")
-BUNDLED = "digits-dit"
 
 
 def command(name: str, *arguments: object, **options: object) -> str:
@@ -47,7 +48,7 @@ def lineage_commands(lineage: Sequence[Mapping[str, Any]], name: str, recipe: st
         elif step.get("action") == "finetune":
             asked = {key: step.get(key) for key in ("flops_ratio", "data", "steps", "batch_size", "seed")}
             lines.append(command("finetune", source, **asked, out=target))
-        elif step.get("action") == "pretrain" and target != BUNDLED:
+        elif step.get("action") == "pretrain" and target not in MODELS:
             lines.append(command("pretrain", recipe if last and recipe else "RECIPE", out=target))
     return lines
 

@@ -123,9 +123,8 @@ def test_damage_is_named_in_one_line(static_folder: Path, damage: str) -> None:
 
 
 def test_missing_and_foreign_paths(tmp_path: Path) -> None:
-    with pytest.raises(
-        DyditError, match=r"no such checkpoint; give a folder, a .pt or .safetensors file, or a bundled one: digits-dit"
-    ):
+    kinds = "a folder, a .pt or .safetensors file, or a bundled one: digits-dit, glyphs-dit"
+    with pytest.raises(DyditError, match=f"no such checkpoint; give {kinds}"):
         read(tmp_path / "nowhere")
     (tmp_path / "file").write_text("hello")
     with pytest.raises(DyditError, match=r"not a checkpoint; give a folder, a \.pt or a \.safetensors file"):
@@ -253,6 +252,18 @@ def test_a_bias_that_random_weights_outweigh_is_raised(tmp_path: Path) -> None:
     with pytest.raises(DyditError, match=r"and of \d\d+ tokens start switched off; .*--token-router-bias \(now 10\)"):
         convert("digits-dit", tmp_path / "2", seed=1, token_router_bias=10)
     assert not (tmp_path / "2").exists()
+
+
+def test_width_routers_whose_random_weights_outweigh_the_bias_begin_with_smaller_ones(tmp_path: Path) -> None:
+    """The timestep embeddings of glyphs-dit are a dozen times longer than those of digits-dit."""
+    report = convert("glyphs-dit", tmp_path / "out")
+    assert (report.router_bias, report.token_router_bias) == (5, 10)
+    assert report.max_difference < 1e-4
+    dynamic = read(tmp_path / "out").build()
+    assert isinstance(dynamic, DyDiT)
+    e = dynamic.t_embedder(torch.arange(1000))  # 1000 C
+    lowest = [router.router(e).min().item() for block in dynamic.blocks for router in (block.attn_rate, block.mlp_rate)]
+    assert min(lowest) == pytest.approx(2.5, abs=1e-4)  # half the bias
 
 
 def test_converting_a_dydit_or_over_something_is_refused(static_folder: Path, tmp_path: Path, tiny_dynamic: DyDiT) -> None:

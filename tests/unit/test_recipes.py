@@ -117,10 +117,20 @@ def test_the_study_compares_all_there_is() -> None:
     assert set(full.methods.prune) == {"random", "magnitude", "taylor", "diff"}
     assert full.methods.control
     assert len(full.seeds) >= 3
-    tunings = read_recipe(full.finetune.dynamic), read_recipe(full.finetune.static)
-    assert tunings[0].train == tunings[1].train
     short = read_study("digits/tradeoff-short")
     assert (short.methods.dydit, short.evaluation) == (full.methods.dydit, full.evaluation)
+    harder = read_study("glyphs/tradeoff")
+    assert (harder.methods.prune, harder.methods.control, harder.seeds) == (full.methods.prune, True, full.seeds)
+
+
+@every_study
+def test_all_methods_of_a_study_are_tuned_alike(path: Path) -> None:
+    """And on what the model was made for."""
+    full = read_study(path)
+    dynamic, static = read_recipe(full.finetune.dynamic), read_recipe(full.finetune.static)
+    assert dynamic.train == static.train
+    assert {dynamic.data, static.data, full.evaluation.features} == {full.data}
+    assert read(full.model).lineage[0]["data"] == full.data
 
 
 @every_recipe
