@@ -25,6 +25,7 @@ from dydit_cli.files import atomic_file, atomic_folder, write_text
 from dydit_cli.model.config import DyDiTConfig
 from dydit_cli.model.dit import DiT
 from dydit_cli.model.dydit import DyDiT
+from dydit_cli.model.routers import WidthRouter
 from dydit_cli.model.sparse import SparseDyDiT
 from tests.conftest import TINY, inputs
 
@@ -262,7 +263,8 @@ def test_width_routers_whose_random_weights_outweigh_the_bias_begin_with_smaller
     dynamic = read(tmp_path / "out").build()
     assert isinstance(dynamic, DyDiT)
     e = dynamic.t_embedder(torch.arange(1000))  # 1000 C
-    lowest = [router.router(e).min().item() for block in dynamic.blocks for router in (block.attn_rate, block.mlp_rate)]
+    routers = [module.router for module in dynamic.modules() if isinstance(module, WidthRouter)]
+    lowest = [router(e).min().item() for router in routers]
     assert min(lowest) == pytest.approx(2.5, abs=1e-4)  # half the bias
 
 
