@@ -65,6 +65,12 @@ class Schedule:
         values = coefficients.float().to(t.device)[t].to(device=like.device, dtype=like.dtype)
         return values.view(-1, *([1] * (like.dim() - 1)))
 
+    def min_snr_weights(self, gamma: float) -> Tensor:
+        """(T,) float64: min(SNR, gamma) / SNR, what a squared noise error weighs at each timestep in the Min-SNR strategy
+        (arXiv 2303.09556, section 3.4)."""
+        snr = self.alphas_cumprod / (1 - self.alphas_cumprod)
+        return snr.clamp(max=gamma) / snr
+
     def add_noise(self, x0: Tensor, t: Tensor, noise: Tensor) -> Tensor:
         """x_t, equation 4 of DDPM."""
         signal = self.at(self.alphas_cumprod.sqrt(), t, x0)

@@ -28,7 +28,8 @@ from dydit_cli.train.recipe import TrainRecipe
 
 @dataclass(frozen=True)
 class SampleLosses:
-    """Per sample, each (B,), but `complete` (n,). `ratio` is the FLOPs ratio under the batch's noise, and None for a static
+    """Per sample, each (B,), but `complete` (n,); squared noise errors are weighted by timestep where the recipe has
+    `min_snr`. `ratio` is the FLOPs ratio under the batch's noise, and None for a static
     model; `teacher` the squared distance to the start model's noise; `complete` the complete model's diffusion loss."""
 
     mse: Tensor
@@ -53,6 +54,7 @@ class Objective(nn.Module):
         super().__init__()
         self.model = model
         self.schedule = linear_schedule()
+        self._weights = None if recipe.min_snr is None else self.schedule.min_snr_weights(recipe.min_snr)
         self._bf16 = recipe.precision == "bf16"
         # in a tuple, so that this module has each weight once, and none of the start's
         self._others: tuple[Callable[..., Any], DiT | None] = (torch.compile(model) if recipe.compile else model, start)
@@ -63,21 +65,20 @@ class Objective(nn.Module):
         t, y = batch.t, batch.y
         x_t = self.schedule.add_noise(batch.x0, t, batch.noise)
         output, ratio = self._output(x_t, batch)
-        terms = loss_terms(self.schedule, output, batch.x0, x_t, t, batch.noise)
+        mse, vb = self._terms(output, batch.x0, x_t, t, batch.noise)
         teacher = complete = None
         if start is not None:
             channels = x_t.shape[1]
             with torch.no_grad():
                 target = self._autocast(start, x_t, t, y, **({"complete": True} if isinstance(start, DyDiT) else {}))
-            teacher = (output[:, :channels] - target[:, :channels]).square().flatten(1).mean(dim=1)
+            teacher = self._weighted((output[:, :channels] - target[:, :channels]).square().flatten(1).mean(dim=1), t)
         if batch.complete is not None and bool(batch.complete.any()):
             # all of them stay as they are: an index would copy them
             samples = slice(None) if bool(batch.complete.all()) else batch.complete.nonzero().squeeze(1).to(t.device)
             x0, x_t, t, noise = (tensor[samples] for tensor in (batch.x0, x_t, t, batch.noise))
             everything = self._autocast(run, x_t, t, y[samples], complete=True)
-            complete = loss_terms(self.schedule, everything, x0, x_t, t, noise).loss
-        vb = torch.zeros_like(terms.mse) if terms.vb is None else terms.vb
-        return SampleLosses(terms.mse, vb, ratio, complete, teacher)
+            complete = torch.stack(self._terms(everything, x0, x_t, t, noise)).sum(dim=0)
+        return SampleLosses(mse, vb, ratio, complete, teacher)
 
     @torch.no_grad()
     def ratio(self, batch: Batch) -> Tensor:
@@ -85,6 +86,15 @@ class Objective(nn.Module):
         _, ratio = self._output(self.schedule.add_noise(batch.x0, batch.t, batch.noise), batch)
         assert ratio is not None
         return ratio
+
+    def _terms(self, output: Tensor, x0: Tensor, x_t: Tensor, t: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]:
+        """The error of the noise and the variational term, each (B,)."""
+        terms = loss_terms(self.schedule, output, x0, x_t, t, noise)
+        return self._weighted(terms.mse, t), torch.zeros_like(terms.mse) if terms.vb is None else terms.vb
+
+    def _weighted(self, errors: Tensor, t: Tensor) -> Tensor:
+        """errors, t: B -> B."""
+        return errors if self._weights is None else errors * self.schedule.at(self._weights, t, errors)
 
     def _output(self, x_t: Tensor, batch: Batch) -> tuple[Tensor, Tensor | None]:
         if not isinstance(self.model, DyDiT):

@@ -48,6 +48,9 @@ class TrainRecipe(_Section):
     ema_decay: float = Field(default=0.9999, ge=0, lt=1)
     label_dropout: float = Field(default=0.1, ge=0, le=1)
     timestep_strata: int = Field(default=4, ge=1, le=TRAIN_STEPS)
+    min_snr: float | None = Field(
+        default=None, gt=0, description="gamma: a timestep's squared noise errors weigh min(SNR, gamma) / SNR"
+    )
     grad_limit: float | None = Field(default=None, gt=0, description="a step whose gradient norm is over it is skipped")
     seed: int = Field(default=0, ge=0)
     accumulation: int = Field(default=1, ge=1, description="micro-batches that a process cuts its part of a batch into")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
 
@@ -70,6 +71,25 @@ def test_the_complete_pass_is_the_static_models() -> None:
     torch.testing.assert_close(losses.complete, alone.mse + alone.vb)
     assert alone.ratio is None
     assert a_batch(model, complete_steps=0).complete is None
+
+
+def test_min_snr_weighs_the_noise_error_of_each_timestep_alone() -> None:
+    """Held against SNR and its clamp written out by hand; the variational term and the ratio stay as they were."""
+    model = randomize(digits_dydit()).train()
+    batch, recipe = a_batch(model, complete_steps=1), quick().train
+    plain, weighted = (Objective(model, r, start=model)(batch) for r in (recipe, recipe.model_copy(update={"min_snr": 5.0})))
+    alpha_bar = np.cumprod(1 - np.linspace(1e-4, 0.02, 1000))[batch.t.numpy()]
+    snr = alpha_bar / (1 - alpha_bar)
+    weights = torch.from_numpy(np.minimum(snr, 5) / snr).float()
+    assert weights.min() < 0.9
+    assert weights.max() == 1
+    torch.testing.assert_close(weighted.mse, plain.mse * weights)
+    torch.testing.assert_close(weighted.teacher, plain.teacher * weights)
+    assert plain.complete is not None
+    assert weighted.complete is not None
+    assert ((weighted.complete < plain.complete) == (weights < 1)).all()
+    assert torch.equal(weighted.vb, plain.vb)
+    assert torch.equal(weighted.ratio, plain.ratio)
 
 
 @pytest.mark.parametrize("share", [1.0, 0.5, 0.25, 1 / 3])
