@@ -127,13 +127,22 @@ def of_study(folder: Path) -> SampleRows:
     kinds = [kind for kind in kinds if kind.name in kept]
     if not kinds:
         raise DyditError(f"{folder / ARRAY_FILE}: holds none of the rows of {TABLE_FILE}; run the study again")
-    protocol = study.protocol
-    classes = protocol.get("classes")
+    classes = study.protocol.get("classes")
+    classes = classes if isinstance(classes, list) and classes else None
+    kinds = alike(kinds)
+    places = spread(min(len(kept[kind.name]) for kind in kinds), len(classes or ()))
     return SampleRows(
-        [SampleRow(row_label(kind.method, kind.target), kept[kind.name], kind.ratio) for kind in alike(kinds)],
-        [int(classes[i % len(classes)]) for i in range(SHOWN)] if isinstance(classes, list) and classes else None,
+        [SampleRow(row_label(kind.method, kind.target), kept[kind.name][places], kind.ratio) for kind in kinds],
+        [int(classes[i % len(classes)]) for i in places] if classes else None,
         study_note(study),
+        places,
     )
+
+
+def spread(images: int, classes: int) -> list[int]:
+    """Which of `images` that go through the classes in turn are shown: from all over the classes where there are many."""
+    shown, among = min(SHOWN, images), min(images, classes)
+    return [i * among // shown for i in range(shown)] if among > shown else list(range(shown))
 
 
 def alike(kinds: list[Kind]) -> list[Kind]:

@@ -35,11 +35,13 @@ class SampleRow:
 
 @dataclass(frozen=True)
 class SampleRows:
-    """Rows whose images belong together column by column; `classes` (M) where they are known; `note` says how drawn."""
+    """Rows whose images belong together column by column; `classes` (M) where they are known; `note` says how drawn;
+    `places` (M) says where in their files they are, by default from the first on."""
 
     rows: list[SampleRow]
     classes: list[int] | None = None
     note: str = ""
+    places: list[int] | None = None
 
     @property
     def shown(self) -> int:
@@ -54,7 +56,7 @@ def samples_table(samples: SampleRows) -> pd.DataFrame:
         {
             "model": [row.label for row in samples.rows for _ in range(count)],
             "ratio_of_static": [math.nan if row.ratio is None else row.ratio for row in samples.rows for _ in range(count)],
-            "image": list(range(count)) * len(samples.rows),
+            "image": (samples.places or list(range(count))) * len(samples.rows),
             "class": (samples.classes[:count] if samples.classes else [math.nan] * count) * len(samples.rows),
         }
     )
@@ -66,9 +68,9 @@ def draw_samples(samples: SampleRows) -> Figure:
     count = samples.shown
     figure = new_figure(2.0 + 0.72 * count, 0.75 + 0.74 * len(samples.rows), gap=0.0)
     axes = figure.subplots(len(samples.rows), count, squeeze=False)
-    for (row, sample), (_, own) in zip(enumerate(samples.rows), table.groupby("model", sort=False), strict=True):
+    for row, sample in enumerate(samples.rows):
         for column in range(count):
-            pixels = sample.pixels[own["image"].iloc[column]]
+            pixels = sample.pixels[column]
             grey = pixels.shape[-1] == 1
             axes[row, column].imshow(pixels[..., 0] if grey else pixels, cmap="gray", vmin=0, vmax=255, interpolation="nearest")
             axes[row, column].set_xticks([])

@@ -23,6 +23,7 @@ from dydit_cli.evaluate.losses import LossSettings, measure_losses
 from dydit_cli.figures.catalogue import FIGURES, SOURCES, figures_of
 from dydit_cli.figures.losses import normalised
 from dydit_cli.figures.sample_rows import read_rows
+from dydit_cli.figures.samples import samples_table
 from dydit_cli.figures.style import styled
 from dydit_cli.figures.tokens import SHARE, spans
 from dydit_cli.figures.visualize import load, visualize
@@ -227,6 +228,19 @@ def test_of_a_studys_samples_those_at_like_macs(inputs: dict[str, Path]) -> None
         ("ToMe, 0.2 merged", pytest.approx(0.8), 6),
     ]
     assert rows.note == "ddim, 50 steps, cfg 1.5, seed 0"
+
+
+def test_samples_are_from_all_over_many_classes(tmp_path: Path) -> None:
+    folder = a_study(tmp_path / "study")
+    protocol = json.loads((folder / "study.json").read_text())
+    (folder / "study.json").write_text(json.dumps({**protocol, "classes": list(range(62))}))
+    np.savez(folder / "samples.npz", static=np.arange(100, dtype=np.uint8).reshape(100, 1, 1, 1))
+    rows = read_rows([folder])
+    wanted = [0, 6, 12, 18, 24, 31, 37, 43, 49, 55]
+    assert rows.classes == rows.rows[0].pixels.flatten().tolist() == wanted
+    assert samples_table(rows)["image"].to_list() == wanted
+    (folder / "study.json").write_text(json.dumps({**protocol, "classes": list(range(10))}))
+    assert read_rows([folder]).classes == list(range(10))
 
 
 def test_sample_folders_side_by_side(inputs: dict[str, Path], tmp_path: Path) -> None:
