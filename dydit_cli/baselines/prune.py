@@ -72,7 +72,7 @@ def prune(
     *,
     method: Method = "magnitude",
     keep: float = 0.5,
-    data: str = "digits",
+    data: str | None = None,
     batches: int | None = None,
     batch_size: int = 64,
     timesteps: int = 50,
@@ -87,7 +87,8 @@ def prune(
     """Prunes the static checkpoint `source` to the share `keep` of its blocks' MACs, into the folder `destination`.
 
     `method` is one of `random` (under `seed`), `magnitude`, `taylor` and `diff` (Diff-Pruning). The last two look at
-    `batches` (16 and 1 by default) of `batch_size` images of `data`; `timesteps` and `threshold` are `diff`'s, see
+    `batches` (16 and 1 by default) of `batch_size` images of `data`, by default what the
+    checkpoint was trained on; `timesteps` and `threshold` are `diff`'s, see
     `Evidence`. Raises `DyditError` where the source is no static checkpoint, the data do not fit it, the destination
     exists (without `force`) or a number is out of range; then nothing is written.
     """
@@ -103,7 +104,7 @@ def prune(
     config = narrower(static.config, keep)
     evidence = Evidence(seed, None, BATCHES.get(method, 1) if batches is None else batches, batch_size, timesteps, threshold)
     if method in BATCHES:
-        images = load_data(data, static.config)
+        images = load_data(data or static.trained_on or "digits", static.config)
         images.check(static.config)
         evidence = replace(evidence, data=images, on_work=on_work)
         passes = 2 * timesteps if method == "diff" else 1

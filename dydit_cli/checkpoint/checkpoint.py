@@ -41,6 +41,11 @@ class Checkpoint:
         weights = {name: p.detach().cpu().contiguous() for name, p in model.state_dict().items()}
         return cls(model.config, weights, lineage, labels=like.labels if like else None, vae=like.vae if like else None)
 
+    @property
+    def trained_on(self) -> str | None:
+        """The data set of the last training in the lineage, None where there is none."""
+        return next((str(step["data"]) for step in reversed(self.lineage) if step.get("data")), None)
+
     def check(self) -> Checkpoint:
         """Itself; raises `DyditError` where names or shapes do not match the configuration."""
         blocks = {name.split(".")[1] for name in self.weights if name.startswith("blocks.")}

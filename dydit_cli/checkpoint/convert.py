@@ -30,7 +30,8 @@ NARROW_WIDTH, NARROW_BIAS, NARROW_TOKEN_BIAS = 256, 5.0, 10.0
 @dataclass(frozen=True)
 class Conversion:
     """What `convert` did. `max_difference` is the largest between the static and the dynamic model's outputs on
-    `proof_inputs` random inputs, `output_scale` the largest static output among them."""
+    `proof_inputs` random inputs, `output_scale` the largest static output among them; `trained_on` is the data set that the
+    static model's lineage names last."""
 
     source: str
     found: str
@@ -43,6 +44,7 @@ class Conversion:
     max_difference: float
     output_scale: float
     proof_inputs: int
+    trained_on: str | None
 
     def to_dict(self) -> dict[str, Any]:
         return asdict(self)
@@ -122,6 +124,7 @@ def convert(
         max_difference=difference,
         output_scale=scale,
         proof_inputs=proof.inputs,
+        trained_on=static.trained_on,
     )
     return report
 

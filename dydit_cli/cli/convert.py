@@ -39,6 +39,7 @@ def convert(
     """
     from dydit_cli.checkpoint.convert import TOLERANCE
     from dydit_cli.checkpoint.convert import convert as run
+    from dydit_cli.data.load import BUNDLED
 
     report = run(
         source,
@@ -65,7 +66,8 @@ def convert(
             f"{report.output_scale:.2f} ({report.proof_inputs} random inputs; allowed: {TOLERANCE:.0e})",
         },
     )
-    console.say(f"next: dydit finetune {destination} --flops-ratio 0.5 --data digits --out DIR")
+    training = "" if report.trained_on in BUNDLED else " --recipe RECIPE --data DATA"
+    console.say(f"next: dydit finetune {destination} --flops-ratio 0.5{training} --out DIR")
 
 
 def register(app: typer.Typer) -> None:

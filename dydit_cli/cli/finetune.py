@@ -29,17 +29,33 @@ def finetune(
     ] = None,
     steps: Annotated[
         int | None,
-        typer.Option(metavar="N", help="Optimiser steps; the recipe's phases stretch with them.", show_default="the recipe's"),
+        typer.Option(
+            metavar="N",
+            help="Optimiser steps; the recipe's phases stretch with them.",
+            show_default="the recipe's, or what CKPT was trained on",
+        ),
     ] = None,
     data: Annotated[
-        str | None, typer.Option(help="digits, glyphs, imagefolder:PATH or latents:PATH.", show_default="the recipe's")
+        str | None,
+        typer.Option(
+            help="digits, glyphs, imagefolder:PATH or latents:PATH.", show_default="the recipe's, or what CKPT was trained on"
+        ),
     ] = None,
     recipe: Annotated[str | None, typer.Option(help="A TOML recipe.", show_default="DATA/finetune")] = None,
-    lr: Annotated[float | None, typer.Option(help="The model's learning rate.", show_default="the recipe's")] = None,
-    router_lr: Annotated[float | None, typer.Option(help="The routers' learning rate.", show_default="the recipe's")] = None,
-    batch_size: Annotated[int | None, typer.Option(help="Images a step.", show_default="the recipe's")] = None,
+    lr: Annotated[
+        float | None, typer.Option(help="The model's learning rate.", show_default="the recipe's, or what CKPT was trained on")
+    ] = None,
+    router_lr: Annotated[
+        float | None, typer.Option(help="The routers' learning rate.", show_default="the recipe's, or what CKPT was trained on")
+    ] = None,
+    batch_size: Annotated[
+        int | None, typer.Option(help="Images a step.", show_default="the recipe's, or what CKPT was trained on")
+    ] = None,
     seed: Annotated[
-        int | None, typer.Option(min=0, help="The same seed gives the same result.", show_default="the recipe's")
+        int | None,
+        typer.Option(
+            min=0, help="The same seed gives the same result.", show_default="the recipe's, or what CKPT was trained on"
+        ),
     ] = None,
     setting: Annotated[
         list[str],
@@ -84,9 +100,12 @@ def finetune(
         raise DyditError(f"{'CKPT' if checkpoint is None else '--out'} is missing (see dydit finetune --help)")
     else:
         reading = options.reading(weights, num_heads, input_size, timestep_variant)
-        resolved = resolve_recipe(recipe, flops_ratio=flops_ratio, steps=steps, data=data, settings=setting)
+        start = options.read(checkpoint, reading)
+        resolved = resolve_recipe(
+            recipe, flops_ratio=flops_ratio, steps=steps, data=data, settings=setting, trained_on=start.trained_on
+        )
         resolved = with_settings(resolved, values, "options")
-        place, asked = out, tuned_start(options.read(checkpoint, reading), resolved, reading, num_classes)
+        place, asked = out, tuned_start(start, resolved, reading, num_classes)
     if asked.start.config.kind == "dit" and speaks():
         console.note(
             f"{checkpoint or place} is a static model: tuning it as it is, without a FLOPs target "

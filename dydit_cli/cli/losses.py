@@ -17,8 +17,12 @@ def losses(
     checkpoints: Annotated[list[str], typer.Argument(metavar="CKPT...", help="One checkpoint, or a small and a large one.")],
     out: options.Out,
     data: Annotated[
-        str, typer.Option(help="digits or glyphs (their held-out images), imagefolder:PATH or latents:PATH.")
-    ] = "digits",
+        str | None,
+        typer.Option(
+            help="digits or glyphs (their held-out images), imagefolder:PATH or latents:PATH.",
+            show_default="what CKPT was trained on",
+        ),
+    ] = None,
     images: Annotated[int, typer.Option(min=1, metavar="N", help="Real images to average over.")] = 32,
     timesteps: Annotated[int, typer.Option(metavar="N", help="Timesteps, evenly over the schedule, 1 to 1000.")] = 1000,
     maps_at: Annotated[

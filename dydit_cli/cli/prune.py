@@ -21,8 +21,12 @@ def prune(
     ] = "magnitude",
     keep: Annotated[float, typer.Option(metavar="SHARE", help="The share of the blocks' MACs to keep.")] = 0.5,
     data: Annotated[
-        str, typer.Option(help="What taylor and diff look at: digits, glyphs, imagefolder:PATH or latents:PATH.")
-    ] = "digits",
+        str | None,
+        typer.Option(
+            help="What taylor and diff look at: digits, glyphs, imagefolder:PATH or latents:PATH.",
+            show_default="what CKPT was trained on",
+        ),
+    ] = None,
     batches: Annotated[
         int | None, typer.Option(metavar="N", help="Batches that they look at.", show_default="taylor 16, diff 1")
     ] = None,
@@ -84,7 +88,7 @@ def prune(
             "attention, MLP": f"{report.routed_ratio:.3f} of their MACs (asked for: {report.keep:g})",
         },
     )
-    console.say(f"next: dydit finetune {out} --data {data} --out DIR")
+    console.say(f"next: dydit finetune {out}{f' --data {data}' if data else ''} --out DIR")
 
 
 def register(app: typer.Typer) -> None:

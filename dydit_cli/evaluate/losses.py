@@ -65,7 +65,7 @@ def measure_losses(
     checkpoints: Sequence[Source],
     out: str | Path | None = None,
     *,
-    data: str = "digits",
+    data: str | None = None,
     settings: LossSettings = LossSettings(),
     reading: Reading = Reading(),
     device: str = "auto",
@@ -76,8 +76,9 @@ def measure_losses(
     """The mean squared error of each model's noise, for noise that is the same whichever model sees it, and in whichever
     batch; a DyDiT runs as it samples. Maps are of the last model. Written to the folder `out` if given.
 
-    Of a bundled data set these are held-out images, of others those of the set itself, which the model may have been
-    trained on. Raises `DyditError` for no checkpoint, data that do not fit a model, or an existing `out` (without `force`).
+    `data` is by default what the first model was trained on. Of a bundled data set these are held-out images, of others
+    those of the set itself, which the model may have been trained on. Raises `DyditError` for no checkpoint, data that do
+    not fit a model, or an existing `out` (without `force`).
     """
     start = time.perf_counter()
     if not checkpoints:
@@ -87,6 +88,7 @@ def measure_losses(
     place = pick_device(device)
     models = [read(checkpoint, reading) for checkpoint in checkpoints]
     names = names_of([str(model.path or "model") for model in models])
+    data = data or models[0].trained_on or "digits"
     held_out = data in BUNDLED
     images: Dataset = BUNDLED[data](held_out=True) if held_out else load_data(data, models[0].config)
     for model in models:

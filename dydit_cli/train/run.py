@@ -60,12 +60,16 @@ def finetune(
 ) -> TrainResult:
     """Fine-tunes a checkpoint into the folder `out`: a DyDiT to `flops_ratio`, a static model as it is (the control).
 
-    Without a `recipe` the data set's own is taken. `steps` stretches the recipe's phases; `settings` replaces single
-    values, such as {"train.lr": 1e-4}; `num_classes` re-initialises the label table, keeping the null row;
-    further options as in `run_training`. The same call continues a run that was interrupted.
+    Without a `recipe` the data set's own is taken, and without `data` the set that the checkpoint was trained on. `steps`
+    stretches the recipe's phases; `settings` replaces single values, such as {"train.lr": 1e-4}; `num_classes`
+    re-initialises the label table, keeping the null row; further options as in `run_training`. The same call continues a
+    run that was interrupted.
     """
-    resolved = resolve_recipe(recipe, flops_ratio=flops_ratio, steps=steps, data=data, settings=settings)
-    return run_training(tuned_start(checkpoint, resolved, reading, num_classes), out, **options)
+    start = read(checkpoint, reading)
+    resolved = resolve_recipe(
+        recipe, flops_ratio=flops_ratio, steps=steps, data=data, settings=settings, trained_on=start.trained_on
+    )
+    return run_training(tuned_start(start, resolved, reading, num_classes), out, **options)
 
 
 def tuned_start(checkpoint: Source, recipe: Recipe, reading: Reading, num_classes: int | None) -> Asked:
@@ -115,13 +119,15 @@ def resolve_recipe(
     steps: int | None = None,
     data: str | None = None,
     settings: Mapping[str, Any] | Sequence[str] = (),
+    trained_on: str | None = None,
 ) -> Recipe:
-    """The recipe after everything that was asked for on top of it; raises `DyditError` for what is out of range."""
+    """The recipe after everything that was asked for on top of it; without one, that of `data` or of what the model was
+    `trained_on`. Raises `DyditError` for what is out of range."""
     if flops_ratio is not None and not 0 < flops_ratio <= 1:
         raise DyditError(f"FLOPs ratio {flops_ratio}; it must be over 0 and at most 1")
     if steps is not None and steps < 1:
         raise DyditError(f"{steps} steps; train at least 1")
-    resolved = recipe if isinstance(recipe, Recipe) else read_recipe(recipe or default_recipe(data))
+    resolved = recipe if isinstance(recipe, Recipe) else read_recipe(recipe or default_recipe(data or trained_on))
     if steps is not None:
         resolved = with_steps(resolved, steps)
     asked = {} if flops_ratio is None else {"routing.flops_ratio": flops_ratio}

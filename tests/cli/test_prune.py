@@ -42,7 +42,7 @@ def test_the_example_in_the_help_works(tmp_path: Path, monkeypatch: pytest.Monke
         "parameters 730,370 of 1,064,162",
         "MACs 24.31 MMACs of 47.91 MMACs per forward and image: 0.508",
         "0.500 of their MACs (asked for: 0.5)",
-        "next: dydit finetune runs/digits-pruned --data digits --out DIR",
+        "next: dydit finetune runs/digits-pruned --out DIR",
     ):
         assert part in words
     assert "dydit finetune runs/digits-pruned --out runs/digits-pruned-tuned" in text
