@@ -38,7 +38,7 @@ class Pruning:
     """What `prune` did. `kept_heads` are their numbers in the original, block by block; MACs are per forward and image.
 
     `ratio` is of all MACs, `routed_ratio` of those of attention and MLP in the blocks, which `keep` asks for; `seen` is
-    what importance was measured on.
+    what importance was measured on, and `trained_on` the data set that the model's lineage names last.
     """
 
     source: str
@@ -47,6 +47,7 @@ class Pruning:
     method: Method
     keep: float
     seen: str
+    trained_on: str | None
     seed: int
     depth: int
     heads: int
@@ -87,10 +88,9 @@ def prune(
     """Prunes the static checkpoint `source` to the share `keep` of its blocks' MACs, into the folder `destination`.
 
     `method` is one of `random` (under `seed`), `magnitude`, `taylor` and `diff` (Diff-Pruning). The last two look at
-    `batches` (16 and 1 by default) of `batch_size` images of `data`, by default what the
-    checkpoint was trained on; `timesteps` and `threshold` are `diff`'s, see
-    `Evidence`. Raises `DyditError` where the source is no static checkpoint, the data do not fit it, the destination
-    exists (without `force`) or a number is out of range; then nothing is written.
+    `batches` (16 and 1 by default) of `batch_size` images of `data`, by default what the checkpoint was trained on;
+    `timesteps` and `threshold` are `diff`'s, see `Evidence`. Raises `DyditError` where the source is no static checkpoint,
+    the data do not fit it, the destination exists (without `force`) or a number is out of range; then nothing is written.
     """
     destination = check_output(destination, force)
     if method not in CRITERIA:
@@ -124,6 +124,7 @@ def prune(
         method=method,
         keep=keep,
         seen=scores.seen,
+        trained_on=static.trained_on,
         seed=seed,
         depth=config.depth,
         heads=config.num_heads,

@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from dydit_cli.cli import console, options
+from dydit_cli.cli.training import say_next
 
 
 def convert(
@@ -39,7 +40,6 @@ def convert(
     """
     from dydit_cli.checkpoint.convert import TOLERANCE
     from dydit_cli.checkpoint.convert import convert as run
-    from dydit_cli.data.load import BUNDLED
 
     report = run(
         source,
@@ -66,8 +66,7 @@ def convert(
             f"{report.output_scale:.2f} ({report.proof_inputs} random inputs; allowed: {TOLERANCE:.0e})",
         },
     )
-    training = "" if report.trained_on in BUNDLED else " --recipe RECIPE --data DATA"
-    console.say(f"next: dydit finetune {destination} --flops-ratio 0.5{training} --out DIR")
+    say_next(destination, report.trained_on, " --flops-ratio 0.5")
 
 
 def register(app: typer.Typer) -> None:

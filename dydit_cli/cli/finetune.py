@@ -29,33 +29,20 @@ def finetune(
     ] = None,
     steps: Annotated[
         int | None,
-        typer.Option(
-            metavar="N",
-            help="Optimiser steps; the recipe's phases stretch with them.",
-            show_default="the recipe's, or what CKPT was trained on",
-        ),
+        typer.Option(metavar="N", help="Optimiser steps; the recipe's phases stretch with them.", show_default="the recipe's"),
     ] = None,
     data: Annotated[
         str | None,
         typer.Option(
-            help="digits, glyphs, imagefolder:PATH or latents:PATH.", show_default="the recipe's, or what CKPT was trained on"
+            help="digits, glyphs, imagefolder:PATH or latents:PATH.", show_default="RECIPE's, or what CKPT was trained on"
         ),
     ] = None,
     recipe: Annotated[str | None, typer.Option(help="A TOML recipe.", show_default="DATA/finetune")] = None,
-    lr: Annotated[
-        float | None, typer.Option(help="The model's learning rate.", show_default="the recipe's, or what CKPT was trained on")
-    ] = None,
-    router_lr: Annotated[
-        float | None, typer.Option(help="The routers' learning rate.", show_default="the recipe's, or what CKPT was trained on")
-    ] = None,
-    batch_size: Annotated[
-        int | None, typer.Option(help="Images a step.", show_default="the recipe's, or what CKPT was trained on")
-    ] = None,
+    lr: Annotated[float | None, typer.Option(help="The model's learning rate.", show_default="the recipe's")] = None,
+    router_lr: Annotated[float | None, typer.Option(help="The routers' learning rate.", show_default="the recipe's")] = None,
+    batch_size: Annotated[int | None, typer.Option(help="Images a step.", show_default="the recipe's")] = None,
     seed: Annotated[
-        int | None,
-        typer.Option(
-            min=0, help="The same seed gives the same result.", show_default="the recipe's, or what CKPT was trained on"
-        ),
+        int | None, typer.Option(min=0, help="The same seed gives the same result.", show_default="the recipe's")
     ] = None,
     setting: Annotated[
         list[str],

@@ -9,6 +9,7 @@ import typer
 
 from dydit_cli import units
 from dydit_cli.cli import console, options
+from dydit_cli.cli.training import say_next
 
 
 def prune(
@@ -88,7 +89,7 @@ def prune(
             "attention, MLP": f"{report.routed_ratio:.3f} of their MACs (asked for: {report.keep:g})",
         },
     )
-    console.say(f"next: dydit finetune {out}{f' --data {data}' if data else ''} --out DIR")
+    say_next(out, report.trained_on)
 
 
 def register(app: typer.Typer) -> None:

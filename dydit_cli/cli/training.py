@@ -66,6 +66,14 @@ def interruptible() -> Iterator[Stop]:
             signal.signal(number, handler)
 
 
+def say_next(folder: Path, trained_on: str | None, more: str = "") -> None:
+    """The command that fine-tunes `folder` next; only a bundled data set has a recipe of its own."""
+    from dydit_cli.data.load import BUNDLED
+
+    training = "" if trained_on in BUNDLED else " --recipe RECIPE --data DATA"
+    console.say(f"next: dydit finetune {folder}{more}{training} --out DIR")
+
+
 def only_resume(given: dict[str, Any]) -> None:
     """Raises `DyditError` where an option stands beside --resume, which would change what the run was asked for."""
     named = [option for option, value in given.items() if value]

@@ -67,7 +67,7 @@ class Schedule:
 
     def min_snr_weights(self, gamma: float) -> Tensor:
         """(T,) float64: min(SNR, gamma) / SNR, what a squared noise error weighs at each timestep in the Min-SNR strategy
-        (arXiv 2303.09556, section 3.4)."""
+        (arXiv 2303.09556)."""
         snr = self.alphas_cumprod / (1 - self.alphas_cumprod)
         return snr.clamp(max=gamma) / snr
 

@@ -29,8 +29,8 @@ from dydit_cli.train.recipe import TrainRecipe
 @dataclass(frozen=True)
 class SampleLosses:
     """Per sample, each (B,), but `complete` (n,); squared noise errors are weighted by timestep where the recipe has
-    `min_snr`. `ratio` is the FLOPs ratio under the batch's noise, and None for a static
-    model; `teacher` the squared distance to the start model's noise; `complete` the complete model's diffusion loss."""
+    `min_snr`. `ratio` is the FLOPs ratio under the batch's noise, and None for a static model; `teacher` the squared
+    distance to the start model's noise; `complete` the complete model's diffusion loss."""
 
     mse: Tensor
     vb: Tensor

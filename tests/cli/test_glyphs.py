@@ -62,12 +62,13 @@ def test_a_model_is_tuned_pruned_and_measured_on_what_it_was_trained_on(tmp_path
     assert found["data"] == "glyphs"
 
 
-def test_convert_says_how_to_go_on(tmp_path: Path) -> None:
+def test_convert_and_prune_say_how_to_go_on(tmp_path: Path) -> None:
     model = randomize(DiT(TINY), scale=0.05)
     write(Checkpoint.of(model, [{"action": "pretrain", "data": "latents:gone"}]), tmp_path / "other")
-    for source, more in (("glyphs-dit", ""), (tmp_path / "other", " --recipe RECIPE --data DATA")):
-        said = CliRunner().invoke(app, ["convert", str(source), str(tmp_path / "out"), "--force"]).output
-        assert f"/out --flops-ratio 0.5{more} --out DIR" in "".join(said.split("\n")), said
+    for command, ratio in (("convert", " --flops-ratio 0.5"), ("prune", "")):
+        for source, more in (("glyphs-dit", ""), (tmp_path / "other", " --recipe RECIPE --data DATA")):
+            said = CliRunner().invoke(app, [command, str(source), str(tmp_path / "out"), "--force"]).output
+            assert f"/out{ratio}{more} --out DIR" in "".join(said.split("\n")), said
     result = CliRunner().invoke(app, ["finetune", str(tmp_path / "other"), "--out", str(tmp_path / "tuned")])
     assert result.exit_code == 2
     assert "data set latents:gone has no recipe of its own; name one with --recipe" in result.output
