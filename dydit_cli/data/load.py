@@ -6,6 +6,7 @@ from pathlib import Path
 
 from dydit_cli.data.dataset import Dataset
 from dydit_cli.data.digits import load_digits_split
+from dydit_cli.data.fashion import load_fashion_split
 from dydit_cli.data.glyphs import load_glyphs_split
 from dydit_cli.data.imagefolder import ImageFolder, check_pixels
 from dydit_cli.data.latents import LatentData
@@ -13,13 +14,14 @@ from dydit_cli.errors import DyditError
 from dydit_cli.model.config import DiTConfig
 
 BUNDLED = {"digits": load_digits_split, "glyphs": load_glyphs_split}
-DATASETS = (*BUNDLED, "imagefolder:PATH", "latents:PATH")
+READ = {"fashion": load_fashion_split}  # by name too, from files that do not come with the package
+DATASETS = (*BUNDLED, *READ, "imagefolder:PATH", "latents:PATH")
 
 
 def split_name(name: str) -> tuple[str, str]:
     """`latents:runs/x` as its kind and its path, which is "" for a bundled set; raises `DyditError` for an unknown kind."""
     kind, colon, path = name.partition(":")
-    if name not in BUNDLED and (kind not in ("imagefolder", "latents") or not path):
+    if name not in (*BUNDLED, *READ) and (kind not in ("imagefolder", "latents") or not path):
         hint = f"; {kind} wants a path" if kind in ("imagefolder", "latents") else ""
         hint = f"; for a folder of pictures write imagefolder:{name}" if not colon and Path(name).is_dir() else hint
         raise DyditError(f"no data set {name!r}; choose one of {', '.join(DATASETS)}{hint}")
@@ -35,6 +37,8 @@ def load_data(name: str, config: DiTConfig | None = None) -> Dataset:
     kind, path = split_name(name)
     if kind in BUNDLED:
         return BUNDLED[kind]()
+    if kind in READ:
+        return READ[kind]()
     if kind == "latents":
         return LatentData(path)
     if config is None:
