@@ -26,7 +26,7 @@ from torch import Tensor, nn
 import dydit_cli
 from dydit_cli.checkpoint.read import read
 from dydit_cli.diffusion.generate import cycle_labels, image_generators
-from dydit_cli.evaluate.judge import classifier
+from dydit_cli.evaluate.classifier import classifier
 from dydit_cli.model.dit import Block, DiT
 from dydit_cli.model.dydit import DynamicBlock
 

@@ -27,7 +27,8 @@ from dydit_cli.diffusion.sampler import SamplerSettings
 from dydit_cli.flops.analytic import NORM_MACS_PER_ELEMENT, block_macs, sparse_step_macs
 from dydit_cli.flops.executed import Executed
 from dydit_cli.model.config import named_config
-from dydit_cli.model.sparse import SparseDyDiT, executor
+from dydit_cli.model.execution import executor
+from dydit_cli.model.sparse import SparseDyDiT
 from dydit_cli.profiling.record import Recorder
 
 

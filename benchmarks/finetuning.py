@@ -24,15 +24,14 @@ from dydit_cli.checkpoint.checkpoint import Checkpoint
 from dydit_cli.checkpoint.read import read
 from dydit_cli.data.digits import load_digits_split
 from dydit_cli.diffusion.sampler import SamplerSettings
-from dydit_cli.evaluate.find import find_extractor
+from dydit_cli.evaluate.classifier import judge
+from dydit_cli.evaluate.evaluate import evaluate, find_extractor
 from dydit_cli.evaluate.images import ArrayImages
-from dydit_cli.evaluate.judge import judge
-from dydit_cli.evaluate.run import evaluate
-from dydit_cli.figures.grid import to_pixels
-from dydit_cli.model.sparse import Executable, executor
+from dydit_cli.model.execution import Executable, executor
+from dydit_cli.pixels import to_pixels
 from dydit_cli.profiling.calibrate import calibrate
 from dydit_cli.profiling.profile import profile
-from dydit_cli.tradeoff.measure import held_out_loss
+from dydit_cli.studies.measure import held_out_loss
 
 PRETRAINING_STEPS = 12_000
 IMAGES = 300

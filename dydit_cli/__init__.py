@@ -9,28 +9,27 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 from dydit_cli.errors import DyditError
-
-__version__ = "0.1.0"
+from dydit_cli.version import __version__ as __version__
 
 if TYPE_CHECKING:
-    from dydit_cli.baselines.prune import prune
-    from dydit_cli.checkpoint.convert import convert
+    from dydit_cli.checkpoint.diffusers import as_diffusers
     from dydit_cli.checkpoint.export import export
-    from dydit_cli.checkpoint.in_diffusers import as_diffusers
     from dydit_cli.checkpoint.read import load
+    from dydit_cli.compress.convert import convert
+    from dydit_cli.compress.prune import prune
     from dydit_cli.figures.visualize import visualize
     from dydit_cli.model.config import DiTConfig, DyDiTConfig, named_config
     from dydit_cli.model.dit import DiT
     from dydit_cli.model.dydit import DyDiT
     from dydit_cli.model.routing import Routing
     from dydit_cli.profiling.profile import profile
-    from dydit_cli.reporting.report import report
-    from dydit_cli.tradeoff.run import study
+    from dydit_cli.reports.report import report
+    from dydit_cli.studies.study import study
     from dydit_cli.train.run import finetune, pretrain
 
 _HOME = {
-    "as_diffusers": "checkpoint.in_diffusers",
-    "convert": "checkpoint.convert",
+    "as_diffusers": "checkpoint.diffusers",
+    "convert": "compress.convert",
     "export": "checkpoint.export",
     "load": "checkpoint.read",
     "visualize": "figures.visualize",
@@ -41,11 +40,11 @@ _HOME = {
     "DyDiT": "model.dydit",
     "Routing": "model.routing",
     "profile": "profiling.profile",
-    "prune": "baselines.prune",
-    "report": "reporting.report",
+    "prune": "compress.prune",
+    "report": "reports.report",
     "finetune": "train.run",
     "pretrain": "train.run",
-    "study": "tradeoff.run",
+    "study": "studies.study",
 }
 
 __all__ = [

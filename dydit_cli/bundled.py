@@ -5,4 +5,5 @@ from __future__ import annotations
 from pathlib import Path
 
 WEIGHTS = Path(__file__).parent / "weights"  # a folder for each, with its card
+
 MODELS = ("digits-dit", "glyphs-dit")

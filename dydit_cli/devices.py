@@ -37,3 +37,10 @@ def world_size() -> int:
     """How many processes the launcher says that it started; 1 without a launcher."""
     text = os.environ.get("WORLD_SIZE", "")
     return int(text) if text.isdecimal() else 1
+
+
+def describe_device(place: torch.device) -> str:
+    """The device in words."""
+    if place.type == "cuda":
+        return torch.cuda.get_device_name(place)
+    return f"{place.type}, {torch.get_num_threads()} threads" if place.type == "cpu" else place.type

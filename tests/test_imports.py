@@ -14,43 +14,24 @@ import dydit_cli
 
 PACKAGE = Path(dydit_cli.__file__).parent
 
-# room: the rooms that it may import from, besides itself, errors, and the leaves
-ALLOWED: dict[str, set[str]] = {
-    "model": set(),
-    "diffusion": set(),
-    "checkpoint": {"model", "flops"},
-    "flops": {"model"},
-    "profiling": {"model", "flops", "checkpoint", "diffusion"},
-    "data": {"model", "sampling"},
-    "train": {"model", "flops", "checkpoint", "diffusion", "data"},
-    "baselines": {"model", "flops", "checkpoint", "diffusion", "data"},
-    "bench": {"model", "flops", "checkpoint", "diffusion"},
-    "evaluate": {"diffusion", "model", "sampling", "data", "checkpoint", "figures", "profiling"},
-    "figures": {"profiling"},
-    "sampling": {"model", "checkpoint", "diffusion", "figures"},
-    "tradeoff": {
-        "baselines",
-        "bench",
-        "checkpoint",
-        "data",
-        "diffusion",
-        "evaluate",
-        "flops",
-        "model",
-        "profiling",
-        "sampling",
-        "train",
-    },
-    "reporting": {"figures", "profiling"},
-    "demo": {"checkpoint", "diffusion", "evaluate", "figures", "profiling", "reporting", "train"},
-    "errors": set(),
-    "files": set(),
-    "devices": set(),
-    "units": set(),
-    "resumable": set(),
-    "bundled": set(),
-}
-LEAVES = {"errors", "files", "devices", "units", "resumable", "bundled"}
+# from the ground up: a room imports from the layers below its own, and from itself
+LAYERS: tuple[set[str], ...] = (
+    {"errors", "version"},
+    {"units", "files", "devices", "bundled"},
+    {"distributed", "hub", "pixels", "recipe_files"},
+    {"model"},
+    {"flops", "diffusion"},
+    {"artifacts"},
+    {"checkpoint"},
+    {"data"},
+    {"compress", "profiling", "sampling"},
+    {"train", "bench", "evaluate", "figures"},
+    {"reports"},
+    {"studies"},
+    {"cli"},
+    {"__main__"},
+)
+HEIGHT = {room: height for height, rooms in enumerate(LAYERS) for room in rooms}
 
 
 def imported_rooms(path: Path) -> set[str]:
@@ -61,17 +42,25 @@ def imported_rooms(path: Path) -> set[str]:
     return rooms
 
 
-@pytest.mark.parametrize("room", ALLOWED)
-def test_arrows_run_one_way(room: str) -> None:
+@pytest.mark.parametrize("room", HEIGHT)
+def test_no_arrow_runs_up(room: str) -> None:
     files = sorted((PACKAGE / room).rglob("*.py")) or [PACKAGE / f"{room}.py"]
     for file in files:
-        forbidden = imported_rooms(file) - ALLOWED[room] - LEAVES - {room}
-        assert not forbidden, f"{file.relative_to(PACKAGE)} imports {sorted(forbidden)}"
+        up = {other for other in imported_rooms(file) - {room} if HEIGHT[other] >= HEIGHT[room]}
+        assert not up, f"{file.relative_to(PACKAGE)} imports {sorted(up)}"
+
+
+def test_figures_and_reports_read_artifacts_alone() -> None:
+    leaves = {room for rooms in LAYERS[:3] for room in rooms}
+    for room, more in (("figures", set()), ("reports", {"figures"})):
+        for file in (PACKAGE / room).rglob("*.py"):
+            others = imported_rooms(file) - {room, "artifacts"} - leaves - more
+            assert not others, f"{file.relative_to(PACKAGE)} imports {sorted(others)}"
 
 
 def test_every_room_is_listed() -> None:
     there = {path.stem for path in PACKAGE.iterdir() if path.suffix == ".py" or (path / "__init__.py").is_file()}
-    assert there == {*ALLOWED, "cli", "__init__", "__main__"}
+    assert there - {"__init__"} == set(HEIGHT)
 
 
 @pytest.mark.parametrize(("library", "room"), [("matplotlib", "figures"), ("rich", "cli")])

@@ -21,8 +21,8 @@ from dydit_cli.model import sparse as sparse_module
 from dydit_cli.model.dit import DiT
 from dydit_cli.model.dydit import DynamicBlock
 from dydit_cli.model.layers import modulate
-from dydit_cli.model.slices import WeightSlices
 from dydit_cli.model.sparse import SparseDyDiT
+from dydit_cli.model.weight_cache import WeightSlices
 
 PARTS = ("attention", "mlp", "modulation and norms", "token routers", "gather and scatter", "slicing", "rest")
 

@@ -13,6 +13,7 @@ from dydit_cli.model.config import DiTConfig, DyDiTConfig
 from dydit_cli.model.dydit import DyDiT, DynamicBlock
 
 WEIGHT_STD = 0.02
+
 CALIBRATION_BATCH = 4
 
 

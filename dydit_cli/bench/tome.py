@@ -10,25 +10,26 @@ from unittest.mock import patch
 import torch
 from torch import Tensor
 
+from dydit_cli.artifacts.bench import DTYPES, BenchResult, BenchSettings
+from dydit_cli.bench.bench import make_inputs
 from dydit_cli.bench.breakdown import Stopwatch, static_parts
 from dydit_cli.bench.interleave import OnWork, interleaved
-from dydit_cli.bench.run import DTYPES, BenchResult, BenchSettings, make_inputs
-from dydit_cli.checkpoint.read import Source, read
+from dydit_cli.checkpoint.read import CheckpointLike, read
 from dydit_cli.devices import pick_device
 from dydit_cli.flops.analytic import static_macs, total_macs
 from dydit_cli.model import tome as tome_module
 from dydit_cli.model.config import named_config
 from dydit_cli.model.dit import DiT
 from dydit_cli.model.routing import Routing
-from dydit_cli.model.slices import SliceStats
 from dydit_cli.model.tome import Merging, TomeDiT
+from dydit_cli.model.weight_cache import SliceStats
 
 PARTS = ("attention", "mlp", "modulation and norms", "matching", "gather and scatter", "rest")
 
 
 def bench_tome(
     ratio: float,
-    checkpoint: Source | None = None,
+    checkpoint: CheckpointLike | None = None,
     *,
     model: str = "DiT-S/2",
     settings: BenchSettings = BenchSettings(),

@@ -2,18 +2,61 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from dydit_cli.checkpoint.match import compare
 from dydit_cli.errors import DyditError
 from dydit_cli.model.config import DiTConfig, DyDiTConfig
 from dydit_cli.model.dit import DiT
 from dydit_cli.model.dydit import DyDiT
+
+SHOWN = 5
+
+
+@dataclass(frozen=True)
+class Mismatch:
+    """Empty (and false) where everything fits. `wrong` maps a name to (wanted, found), as text."""
+
+    missing: list[str]
+    unexpected: list[str]
+    wrong: dict[str, tuple[str, str]]
+
+    def __bool__(self) -> bool:
+        return bool(self.missing or self.unexpected or self.wrong)
+
+    def summary(self) -> str:
+        """One line; at most five names of each sort."""
+        parts = []
+        if self.missing:
+            parts.append(f"missing {_some(self.missing)}")
+        if self.unexpected:
+            parts.append(f"unknown {_some(self.unexpected)}")
+        if self.wrong:
+            parts.append(_some([f"{name} is {found} where {wanted} is wanted" for name, (wanted, found) in self.wrong.items()]))
+        return "; ".join(parts)
+
+
+def compare(wanted: Mapping[str, Tensor], found: Mapping[str, Tensor]) -> Mismatch:
+    """Compares names and shapes."""
+    wrong: dict[str, tuple[str, str]] = {}
+    for name in wanted.keys() & found.keys():
+        if wanted[name].shape != found[name].shape:
+            wrong[name] = (str(list(wanted[name].shape)), str(list(found[name].shape)))
+    return Mismatch(
+        missing=sorted(wanted.keys() - found.keys()),
+        unexpected=sorted(found.keys() - wanted.keys()),
+        wrong=dict(sorted(wrong.items())),
+    )
+
+
+def _some(names: list[str]) -> str:
+    rest = len(names) - SHOWN
+    return ", ".join(names[:SHOWN]) + (f" and {rest} more" if rest > 0 else "")
 
 
 @dataclass(frozen=True)
@@ -74,3 +117,27 @@ class Checkpoint:
 def build_model(config: DiTConfig) -> DiT:
     """A model of `config` with random weights: `DyDiT` for a `DyDiTConfig`, else `DiT`."""
     return DyDiT(config) if isinstance(config, DyDiTConfig) else DiT(config)
+
+
+TABLE = "y_embedder.embedding_table.weight"
+
+STD = 0.02  # as DiT initialises it
+
+
+def with_classes(checkpoint: Checkpoint, num_classes: int, seed: int) -> Checkpoint:
+    """`checkpoint` for `num_classes` classes: every class's row is drawn anew, the null class's row stays.
+
+    Raises `DyditError` for fewer than 1 class.
+    """
+    if num_classes < 1:
+        raise DyditError(f"{num_classes} classes; a model has at least 1")
+    old = checkpoint.weights[TABLE]
+    table = torch.randn(num_classes + 1, old.shape[1], generator=torch.Generator().manual_seed(seed)) * STD
+    table[-1] = old[-1].float()
+    return replace(
+        checkpoint,
+        config=replace(checkpoint.config, num_classes=num_classes),
+        weights={**checkpoint.weights, TABLE: table.to(old.dtype)},
+        lineage=[*checkpoint.lineage, {"action": "re-initialise the label table", "num_classes": num_classes, "seed": seed}],
+        labels=None,
+    )

@@ -9,17 +9,20 @@ from typing import Literal, get_args
 import torch
 
 from dydit_cli.checkpoint.checkpoint import Checkpoint
-from dydit_cli.checkpoint.diffusers_folder import write_transformer
+from dydit_cli.checkpoint.diffusers import write_transformer
 from dydit_cli.checkpoint.native import write
-from dydit_cli.checkpoint.read import Reading, read
+from dydit_cli.checkpoint.read import LoadOptions, read
 from dydit_cli.errors import DyditError
 from dydit_cli.files import atomic_file, check_output
 from dydit_cli.model.config import DyDiTConfig
 from dydit_cli.model.dydit import is_router
 
 FormatName = Literal["dit", "dydit", "diffusers", "native"]
+
 DtypeName = Literal["fp32", "bf16", "fp16"]
+
 DTYPES: dict[str, torch.dtype] = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+
 STATIC_FORMATS = ("dit", "diffusers")
 
 
@@ -31,7 +34,7 @@ def export(
     dtype: DtypeName | None = None,
     complete: bool = False,
     any_variant: bool = False,
-    reading: Reading = Reading(),
+    reading: LoadOptions = LoadOptions(),
     force: bool = False,
 ) -> Checkpoint:
     """Writes the checkpoint `source` as `format`: `dit` and `dydit` are the public .pt files (a plain state dict),

@@ -13,7 +13,9 @@ from dydit_cli.errors import DyditError
 from dydit_cli.model.config import SIZES, DiTConfig, DyDiTConfig, TimestepVariant
 
 Weights = dict[str, Tensor]
+
 ROUTER = "blocks.0.attn_rate.router.weight"
+
 TOKEN_ROUTER = "blocks.0.token_selection.mlp_head.0.weight"
 
 
@@ -108,9 +110,9 @@ def _input_size(weights: Weights, patch: int, hint: int | None, notes: list[str]
 def _published(depth: int, width: int, attention: int) -> tuple[str, int] | None:
     """The published size of this depth and width, and its heads: of a pruned one those that are left, whole ones."""
     for size, (size_depth, size_width, heads) in SIZES.items():
-        head_width = size_width // heads
-        if (size_depth, size_width) == (depth, width) and attention % head_width == 0:
-            return size, attention // head_width
+        head_dim = size_width // heads
+        if (size_depth, size_width) == (depth, width) and attention % head_dim == 0:
+            return size, attention // head_dim
     return None
 
 

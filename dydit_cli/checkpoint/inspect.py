@@ -5,12 +5,12 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from dydit_cli.checkpoint.read import Reading, read
+from dydit_cli.checkpoint.read import LoadOptions, read
 from dydit_cli.flops.analytic import static_macs
 from dydit_cli.model.dydit import is_router
 
 
-def inspect(path: str | Path, reading: Reading = Reading()) -> dict[str, Any]:
+def inspect(path: str | Path, reading: LoadOptions = LoadOptions()) -> dict[str, Any]:
     """What was found, kind, size, parameters, bytes, tokens, routers and lineage of a checkpoint, as plain values for JSON.
 
     `macs_static` is the static model's multiply-accumulates per forward and image.

@@ -20,12 +20,14 @@ DIFFUSERS_FRAME = {
     "final_layer.adaLN_modulation.1": "proj_out_1",
     "final_layer.linear": "proj_out_2",
 }
+
 DIFFUSERS_BLOCK = {
     "blocks.{i}.adaLN_modulation.1": "transformer_blocks.{i}.norm1.linear",
     "blocks.{i}.attn.proj": "transformer_blocks.{i}.attn1.to_out.0",
     "blocks.{i}.mlp.fc1": "transformer_blocks.{i}.ff.net.0.proj",
     "blocks.{i}.mlp.fc2": "transformer_blocks.{i}.ff.net.2",
 }
+
 # the same in every block over there, once here
 DIFFUSERS_EMBEDDERS = {
     "t_embedder.mlp.0.weight": "transformer_blocks.{i}.norm1.emb.timestep_embedder.linear_1.weight",
@@ -34,7 +36,9 @@ DIFFUSERS_EMBEDDERS = {
     "t_embedder.mlp.2.bias": "transformer_blocks.{i}.norm1.emb.timestep_embedder.linear_2.bias",
     "y_embedder.embedding_table.weight": "transformer_blocks.{i}.norm1.emb.class_embedder.embedding_table.weight",
 }
+
 QKV, DIFFUSERS_QKV = "blocks.{i}.attn.qkv", "transformer_blocks.{i}.attn1.to_{part}"
+
 ENDS = ("weight", "bias")
 
 

@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-import hashlib
-from pathlib import Path
 from typing import Any
 
-import dydit_cli
 from dydit_cli.checkpoint.checkpoint import Checkpoint
+from dydit_cli.files import sha256
 from dydit_cli.flops.analytic import static_macs
 from dydit_cli.units import macs
+from dydit_cli.version import __version__
 
 CARD_FILE = "README.md"
+
 FIGURES_START, FIGURES_END = "<!-- figures of dydit profile -->", "<!-- end of figures -->"
+
 LICENCE = (
     "Weights that began at the DiT authors' release are CC-BY-NC 4.0, and so is what was made from them: not for "
     "commercial use. dydit cannot tell where weights that it did not train began; whoever passes them on must."
@@ -26,13 +27,7 @@ def entry(action: str, source: Checkpoint | None = None, **facts: Any) -> dict[s
         origin = {"source": source.path, "found": source.found}
         if source.file is not None:
             origin["sha256"] = sha256(source.file)
-    return {"action": action, **origin, **facts, "dydit": dydit_cli.__version__}
-
-
-def sha256(path: Path) -> str:
-    """The file's digest, in hexadecimal."""
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+    return {"action": action, **origin, **facts, "dydit": __version__}
 
 
 def write_card(checkpoint: Checkpoint) -> str:

@@ -15,6 +15,7 @@ from dydit_cli.files import atomic_file, atomic_folder, write_json, write_text
 from dydit_cli.model.config import config_from_dict
 
 CONFIG_FILE, WEIGHTS_FILE = "config.json", "model.safetensors"
+
 FORMAT, FORMAT_VERSION = "dydit", 1
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal, get_args
@@ -10,31 +9,27 @@ from typing import Literal, get_args
 from dydit_cli.bundled import MODELS, WEIGHTS
 from dydit_cli.checkpoint import keys
 from dydit_cli.checkpoint.checkpoint import Checkpoint
-from dydit_cli.checkpoint.diffusers_folder import read_pipeline, read_transformer
+from dydit_cli.checkpoint.diffusers import read_pipeline, read_transformer
 from dydit_cli.checkpoint.infer import Hints, infer
 from dydit_cli.checkpoint.native import CONFIG_FILE, is_native, read_native
-from dydit_cli.checkpoint.tensors import (
-    INDEX_ENDING,
-    Weights,
-    read_json,
-    read_pickle,
-    read_safetensors,
-    read_shards,
-    state_dict_in,
-)
+from dydit_cli.checkpoint.tensors import INDEX_ENDING, Weights, read_pickle, read_safetensors, read_shards, state_dict_in
 from dydit_cli.devices import pick_device
 from dydit_cli.errors import DyditError
+from dydit_cli.files import read_json
+from dydit_cli.hub import _download, may_be_hub_id
 from dydit_cli.model.config import TimestepVariant
+from dydit_cli.model.execution import Executable, Execution, executor
 from dydit_cli.model.layers import sincos_positions
-from dydit_cli.model.sparse import Executable, Execution, executor
 
 PICKLES = (".pt", ".pth", ".bin", ".ckpt")
+
 WhichWeights = Literal["ema", "model"]
-Source = str | Path | Checkpoint
+
+CheckpointLike = str | Path | Checkpoint
 
 
 @dataclass(frozen=True)
-class Reading:
+class LoadOptions:
     """What a reader is told beside the path.
 
     `weights` chooses among a training checkpoint's two sets; `num_heads` and `input_size` are for weights that do not
@@ -57,7 +52,7 @@ class Reading:
 
 
 def load(
-    path: Source,
+    path: CheckpointLike,
     *,
     execution: Execution = "masked",
     device: str = "cpu",
@@ -71,13 +66,13 @@ def load(
 
     `execution` is how a DyDiT runs: `masked` (a `DyDiT`, differentiable), `sparse` (the skipped work left out) or
     `complete` (everything on). `tome` is the share of its tokens that a static model merges before attention (a
-    `TomeDiT`). The rest is as in `Reading`. Raises `DyditError` where it cannot be read.
+    `TomeDiT`). The rest is as in `LoadOptions`. Raises `DyditError` where it cannot be read.
     """
-    checkpoint = read(path, Reading(weights, num_heads, input_size, timestep_variant))
+    checkpoint = read(path, LoadOptions(weights, num_heads, input_size, timestep_variant))
     return executor(checkpoint.build().float().to(pick_device(device)), execution, tome=tome)
 
 
-def read(path: Source, reading: Reading = Reading()) -> Checkpoint:
+def read(path: CheckpointLike, reading: LoadOptions = LoadOptions()) -> Checkpoint:
     """Reads a checkpoint of any known format, a bundled one by name, or a Hugging Face hub id; one in memory is itself.
 
     Raises `DyditError` in one line where it is missing, is no checkpoint, or is damaged. Nothing in it is ever run.
@@ -102,7 +97,7 @@ def resolve(path: str | Path) -> Path:
     return Path(path)
 
 
-def _read_folder(folder: Path, reading: Reading) -> Checkpoint:
+def _read_folder(folder: Path, reading: LoadOptions) -> Checkpoint:
     if (folder / "model_index.json").is_file():
         return read_pipeline(folder, reading.timestep_variant)
     if (folder / CONFIG_FILE).is_file():
@@ -121,7 +116,7 @@ def _read_folder(folder: Path, reading: Reading) -> Checkpoint:
     raise DyditError(f"{folder}: not a checkpoint: it has no {CONFIG_FILE} and no .pt or .safetensors file")
 
 
-def _read_file(file: Path, reading: Reading) -> Checkpoint:
+def _read_file(file: Path, reading: LoadOptions) -> Checkpoint:
     if (file.suffix == ".safetensors" or _is_index(file)) and (file.parent / CONFIG_FILE).is_file():
         # a weights file inside a folder that says what it is
         return _read_folder(file.parent, reading)
@@ -141,7 +136,7 @@ def _read_file(file: Path, reading: Reading) -> Checkpoint:
         raise DyditError(f"{file}: {error}") from None
 
 
-def _from_state_dict(weights: Weights, kind: str, hints: Hints, reading: Reading, notes: list[str]) -> Checkpoint:
+def _from_state_dict(weights: Weights, kind: str, hints: Hints, reading: LoadOptions, notes: list[str]) -> Checkpoint:
     names = "DiT"
     if keys.is_diffusers(set(weights)):
         names = "diffusers DiT"
@@ -159,7 +154,7 @@ def _from_state_dict(weights: Weights, kind: str, hints: Hints, reading: Reading
     return Checkpoint(inferred.config, weights, [], found, (*notes, *inferred.notes)).check()
 
 
-def _from_pickle(file: Path, reading: Reading, notes: list[str]) -> tuple[Weights, str]:
+def _from_pickle(file: Path, reading: LoadOptions, notes: list[str]) -> tuple[Weights, str]:
     """The weights in a pickle, plain or in a training script's dict {model, ema, opt, args}."""
     value = read_pickle(file)
     if not isinstance(value, dict) or not any(isinstance(value.get(part), dict) for part in get_args(WhichWeights)):
@@ -173,23 +168,3 @@ def _from_pickle(file: Path, reading: Reading, notes: list[str]) -> tuple[Weight
 
 def _is_index(file: Path) -> bool:
     return file.name.endswith(INDEX_ENDING)
-
-
-def may_be_hub_id(path: str) -> bool:
-    """`org/name`, unless there is a folder `org` here: then it is a local path with a slip."""
-    return bool(re.fullmatch(r"[A-Za-z0-9][\w.-]*/[\w.-]+", path)) and not Path(path.split("/")[0]).exists()
-
-
-def _download(name: str) -> Path:
-    try:
-        from huggingface_hub import snapshot_download
-    except ImportError:
-        raise DyditError(
-            f"{name}: no such path here; to read it from the Hugging Face hub: pip install huggingface_hub"
-        ) from None
-    try:
-        return Path(snapshot_download(name, allow_patterns=["*.json", "*.safetensors"]))
-    # the hub client raises its own and its network library's exceptions alike
-    except Exception as error:
-        reason = str(error).splitlines()[0][:120] if str(error) else type(error).__name__
-        raise DyditError(f"{name}: no such path here, and the Hugging Face hub does not give it ({reason})") from None

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 NAMES = {torch.float32: "F32", torch.float64: "F64", torch.float16: "F16", torch.bfloat16: "BF16"}
+
 ALIGNMENT = 8
 
 

@@ -22,9 +22,12 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from dydit_cli.errors import DyditError
+from dydit_cli.files import _no_duplicates, read_json
 
 Weights = dict[str, Tensor]
+
 INDEX_ENDING = ".safetensors.index.json"
+
 MAX_HEADER = 100_000_000  # bytes; the safetensors library's own limit
 
 
@@ -145,14 +148,6 @@ def check_tensors(weights: Weights, path: Path) -> Weights:
     return weights
 
 
-def read_json(path: Path) -> Any:
-    """Parsed JSON in which no key stands twice."""
-    try:
-        return json.loads(path.read_text(encoding="utf-8"), object_pairs_hook=_no_duplicates)
-    except (OSError, ValueError, RecursionError) as error:
-        raise DyditError(f"{path}: not readable as JSON: {str(error).splitlines()[0]}") from None
-
-
 def _check_header(path: Path) -> None:
     """The library takes the last of two equal names; this reader refuses them."""
     try:
@@ -169,15 +164,6 @@ def _check_header(path: Path) -> None:
         raise DyditError(f"{path}: cannot be read: {error.strerror or error}") from None
     except (ValueError, RecursionError) as error:
         raise DyditError(f"{path}: damaged header: {str(error).splitlines()[0][:160]}") from None
-
-
-def _no_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    values = dict(pairs)
-    if len(values) < len(pairs):
-        seen: set[str] = set()
-        twice = next(key for key, _ in pairs if key in seen or seen.add(key))  # type: ignore[func-returns-value]
-        raise ValueError(f"{twice[:80]!r} stands twice")
-    return values
 
 
 def _dtype(tensor: Tensor) -> str:

@@ -10,9 +10,9 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperGroup
 
-import dydit_cli
 from dydit_cli.cli.console import err
 from dydit_cli.errors import DyditError
+from dydit_cli.version import __version__
 
 
 class OneLineErrors(TyperGroup):
@@ -62,7 +62,7 @@ app = typer.Typer(
 
 def _version(value: bool) -> None:
     if value:
-        typer.echo(f"dydit {dydit_cli.__version__}")
+        typer.echo(f"dydit {__version__}")
         raise typer.Exit
 
 

@@ -11,7 +11,7 @@ from dydit_cli import units
 from dydit_cli.cli import console, options
 
 if TYPE_CHECKING:
-    from dydit_cli.bench.run import BenchResult
+    from dydit_cli.artifacts.bench import BenchResult
 
 
 def bench(
@@ -46,8 +46,8 @@ def bench(
 
     Example: `dydit bench --model DiT-S/2 --flops-ratio 0.5 --batch 2 --measure 2 --repeats 2`
     """
-    from dydit_cli.bench.run import BenchSettings
-    from dydit_cli.bench.run import bench as run
+    from dydit_cli.artifacts.bench import BenchSettings
+    from dydit_cli.bench.bench import bench as run
     from dydit_cli.bench.tome import bench_tome
     from dydit_cli.figures.time import draw_breakdown
     from dydit_cli.figures.visualize import prepare, save_as

@@ -15,6 +15,7 @@ from rich.text import Text
 from dydit_cli import units
 
 out = Console(highlight=False)
+
 err = Console(stderr=True, highlight=False)
 
 LOG_EVERY_SECONDS = 10.0

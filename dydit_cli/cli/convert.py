@@ -38,8 +38,8 @@ def convert(
 
     Example: `dydit convert digits-dit runs/digits-dydit`
     """
-    from dydit_cli.checkpoint.convert import TOLERANCE
-    from dydit_cli.checkpoint.convert import convert as run
+    from dydit_cli.compress.convert import TOLERANCE
+    from dydit_cli.compress.convert import convert as run
 
     report = run(
         source,

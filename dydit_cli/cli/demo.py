@@ -20,8 +20,8 @@ def demo(
 
     Example: `dydit demo --out demo`
     """
-    from dydit_cli.demo import REPORT_FILE
-    from dydit_cli.demo import demo as run
+    from dydit_cli.studies.demo import REPORT_FILE
+    from dydit_cli.studies.demo import demo as run
 
     with console.stages() as stage:
         result = run(out, images=images, seed=seed, device=device, force=force, on_stage=stage.begin, on_work=stage.advance)

@@ -29,8 +29,9 @@ def encode(
 
     Example: `dydit encode images/train runs/latents --vae sd-vae-ft-ema`
     """
+    from dydit_cli.data.dataset import Skipped
     from dydit_cli.data.encode import encode as run
-    from dydit_cli.data.pictures import Skipped, describe_skipped
+    from dydit_cli.data.imagefolder import describe_skipped
 
     with console.stages() as work:
         done = run(
@@ -46,7 +47,7 @@ def encode(
             on_stage=work.begin,
             on_progress=work.advance,
         )
-    if done is None:  # the main process speaks for all
+    if done is None:  # the main process is_main for all
         return
     index = done.index
     if index.skipped:

@@ -12,13 +12,14 @@ from dydit_cli.cli import console, options
 from dydit_cli.errors import DyditError
 
 if TYPE_CHECKING:
-    from dydit_cli.evaluate.run import Evaluation
+    from dydit_cli.evaluate.evaluate import Evaluation
 
 # what only a checkpoint can be told
 DRAWING = (
     "num", "classes", "cfg", "cfg_interval", "cfg_channels", "sampler", "steps", "spacing", "execution", "tome", "dtype",
     "vae", "plan_memory", "seed", "weights", "num_heads", "input_size", "timestep_variant",
 )  # fmt: skip
+
 NAMES = {
     "fid": "FID",
     "sfid": "sFID",
@@ -82,9 +83,9 @@ def evaluate(
 
     Example: `dydit evaluate runs/samples --features digits`
     """
-    from dydit_cli.evaluate.find import find_extractor, find_images
+    from dydit_cli.evaluate.evaluate import evaluate as run
+    from dydit_cli.evaluate.evaluate import find_extractor, find_images
     from dydit_cli.evaluate.reference import open_reference
-    from dydit_cli.evaluate.run import evaluate as run
     from dydit_cli.files import check_output, write_json
 
     if out is not None:
@@ -99,7 +100,7 @@ def evaluate(
     extractor = find_extractor(features, inception=inception, device=device)
     against = open_reference(reference, extractor)
     if images is None:
-        from dydit_cli.evaluate.drawn import DrawnImages
+        from dydit_cli.evaluate.images import GeneratedImages
 
         settings = options.sampler_settings(sampler, steps, cfg, cfg_channels, spacing, cfg_interval)
         loaded = options.read(samples, options.reading(weights, num_heads, input_size, timestep_variant))
@@ -107,7 +108,7 @@ def evaluate(
             loaded, settings, classes, plan_memory, seed=seed, execution=execution, dtype=dtype, vae=vae, batch=batch,
             device=device, tome=tome,
         )  # fmt: skip
-        images = DrawnImages(loaded, how, num)
+        images = GeneratedImages(loaded, how, num)
     with console.stages() as work:
         result = run(images, against, extractor, batch=batch, device=device, on_stage=work.begin, on_work=work.advance)
     if out is not None:

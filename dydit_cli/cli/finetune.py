@@ -72,9 +72,9 @@ def finetune(
 
     Example: `dydit finetune runs/digits-dydit --flops-ratio 0.5 --data digits --out runs/digits-0.5`
     """
+    from dydit_cli.distributed import is_main
     from dydit_cli.train.recipe import with_settings
     from dydit_cli.train.run import resolve_recipe, tuned_start, unfinished
-    from dydit_cli.train.team import speaks
 
     named = {"train.lr": lr, "routing.router_lr": router_lr, "train.batch_size": batch_size, "train.seed": seed}
     values = {key: value for key, value in named.items() if value is not None}
@@ -93,12 +93,12 @@ def finetune(
         )
         resolved = with_settings(resolved, values, "options")
         place, asked = out, tuned_start(start, resolved, reading, num_classes)
-    if asked.start.config.kind == "dit" and speaks():
+    if asked.start.config.kind == "dit" and is_main():
         console.note(
             f"{checkpoint or place} is a static model: tuning it as it is, without a FLOPs target "
             "(dydit convert makes it dynamic)"
         )
-    if num_classes is not None and speaks():
+    if num_classes is not None and is_main():
         console.note(f"the label table is drawn anew for {num_classes} classes; the null class keeps its row")
     with interruptible() as stop:
         result = train("finetune", asked, place, device, force, stop)

@@ -10,7 +10,7 @@ from dydit_cli.cli import console, options
 from dydit_cli.errors import DyditError
 
 if TYPE_CHECKING:
-    from dydit_cli.profiling.losses import Losses
+    from dydit_cli.artifacts.losses import Losses
 
 
 def losses(
@@ -48,7 +48,7 @@ def losses(
 
     Example: `dydit losses runs/digits-0.5 digits-dit --out runs/losses --timesteps 50`
     """
-    from dydit_cli.evaluate.losses import MAPS_AT, LossSettings, measure_losses
+    from dydit_cli.evaluate.timestep_loss import MAPS_AT, LossSettings, measure_losses
 
     settings = LossSettings(
         images=images,

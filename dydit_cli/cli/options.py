@@ -12,22 +12,31 @@ from dydit_cli.errors import DyditError
 
 if TYPE_CHECKING:
     from dydit_cli.checkpoint.checkpoint import Checkpoint
-    from dydit_cli.checkpoint.read import Reading
+    from dydit_cli.checkpoint.read import LoadOptions
     from dydit_cli.diffusion.sampler import SamplerSettings
-    from dydit_cli.sampling.painter import Drawing
+    from dydit_cli.sampling.sampler import SamplingConfig
 
 Ckpt = Annotated[
     str,
     typer.Argument(metavar="CKPT", help="A checkpoint: folder, .pt, .safetensors, hub id, or `digits-dit`, `glyphs-dit`."),
 ]
+
 Out = Annotated[Path, typer.Option("--out", "-o", metavar="DIR", help="The folder to write.")]
+
 Force = Annotated[bool, typer.Option("--force", help="Replace what is there.")]
+
 Json = Annotated[bool, typer.Option("--json", help="Print the figures as JSON.")]
+
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda or mps.")]
+
 Seed = Annotated[int, typer.Option(min=0, help="The same seed gives the same result.")]
+
 Weights = Annotated[str, typer.Option(help="Which weights of a training checkpoint: ema or model.")]
+
 NumHeads = Annotated[int | None, typer.Option(metavar="N", help="Attention heads, where weights alone do not tell them.")]
+
 InputSize = Annotated[int | None, typer.Option(metavar="N", help="Latent pixels a side, where weights alone do not tell it.")]
+
 TimestepVariant = Annotated[
     str | None,
     typer.Option(
@@ -37,6 +46,7 @@ TimestepVariant = Annotated[
         show_default="what the format implies",
     ),
 ]
+
 Spacing = Annotated[
     str | None,
     typer.Option(
@@ -44,13 +54,18 @@ Spacing = Annotated[
         show_default="linspace; dpmsolver++ solver",
     ),
 ]
+
 Sampler = Annotated[str, typer.Option(help="ddpm, ddim or dpmsolver++.")]
+
 SamplingSteps = Annotated[int, typer.Option("--steps", metavar="N", help="Sampling steps, 1 to 1000.")]
+
 SamplerSteps = Annotated[
     int | None,
     typer.Option("--steps", metavar="N", help="Sampling steps, 1 to 1000.", show_default="ddpm 250, ddim 50, dpmsolver++ 20"),
 ]
+
 Cfg = Annotated[float, typer.Option(help="Classifier-free guidance scale; 1 is none.")]
+
 CfgInterval = Annotated[
     str | None,
     typer.Option(
@@ -59,10 +74,12 @@ CfgInterval = Annotated[
         show_default="0,999",
     ),
 ]
+
 PlanMemory = Annotated[
     float | None,
     typer.Option(metavar="GB", help="The most that copies of weights take.", show_default="a quarter of what is free"),
 ]
+
 Tome = Annotated[
     float,
     typer.Option(
@@ -72,18 +89,20 @@ Tome = Annotated[
         show_default="none",
     ),
 ]
+
 CfgChannels = Annotated[str, typer.Option(help="Channels that guidance acts on: 3 (the authors' code) or all (diffusers).")]
+
 Batch = Annotated[int, typer.Option(min=1, help="Images drawn at once (guidance doubles it).")]
 
 
-def reading(weights: str, num_heads: int | None, input_size: int | None, timestep_variant: str | None) -> Reading:
+def reading(weights: str, num_heads: int | None, input_size: int | None, timestep_variant: str | None) -> LoadOptions:
     """Checked hints for the reader from options as they were typed."""
-    from dydit_cli.checkpoint.read import Reading
+    from dydit_cli.checkpoint.read import LoadOptions
 
-    return Reading(weights, num_heads, input_size, timestep_variant)  # type: ignore[arg-type]
+    return LoadOptions(weights, num_heads, input_size, timestep_variant)  # type: ignore[arg-type]
 
 
-def read(checkpoint: str, reading: Reading) -> Checkpoint:
+def read(checkpoint: str, reading: LoadOptions) -> Checkpoint:
     """The checkpoint; what was found and inferred is said on stderr where it is not our own folder."""
     from dydit_cli.checkpoint.read import read
 
@@ -111,12 +130,12 @@ def sampler_settings(
 
 def drawing(
     loaded: Checkpoint, settings: SamplerSettings, classes: str | None, plan_memory: float | None, **given: Any
-) -> Drawing:
-    """How `loaded` draws, from options as they were typed; `given` are the other fields of `Drawing`."""
-    from dydit_cli.sampling.painter import Drawing
+) -> SamplingConfig:
+    """How `loaded` draws, from options as they were typed; `given` are the other fields of `SamplingConfig`."""
+    from dydit_cli.sampling.sampler import SamplingConfig
 
     numbers = parse_classes(classes, loaded.config.num_classes)
-    return Drawing(settings=settings, classes=numbers, plan_memory=plan_bytes(plan_memory), **given)
+    return SamplingConfig(settings=settings, classes=numbers, plan_memory=plan_bytes(plan_memory), **given)
 
 
 def plan_bytes(plan_memory: float | None) -> int | None:

@@ -14,8 +14,8 @@ from dydit_cli.cli import console, options
 from dydit_cli.errors import DyditError
 
 if TYPE_CHECKING:
-    from dydit_cli.checkpoint.read import Reading
-    from dydit_cli.profiling.profile import Profile
+    from dydit_cli.artifacts.profile import Profile
+    from dydit_cli.checkpoint.read import LoadOptions
 
 PARTS = {
     "attention": "attention",
@@ -86,8 +86,7 @@ def profile(
     settings = options.sampler_settings(sampler, steps, cfg, cfg_channels, spacing)
 
     from dydit_cli.files import check_output
-    from dydit_cli.profiling.card import add_to_card
-    from dydit_cli.profiling.compare import names_of, write_comparison
+    from dydit_cli.profiling.profile import add_to_card, names_of, write_comparison
     from dydit_cli.profiling.profile import profile as run
 
     check_output(out, force)
@@ -229,9 +228,9 @@ def show_comparison(results: list[Profile], out: Path, unit: str) -> None:
     console.say(f"{units.convention(unit)}; compare.csv and a folder for each in {out}")
 
 
-def show_width(checkpoints: list[str], out: Path, reading: Reading, unit: str, force: bool, json: bool) -> None:
+def show_width(checkpoints: list[str], out: Path, reading: LoadOptions, unit: str, force: bool, json: bool) -> None:
     """Each checkpoint's TDW, by phase of the schedule."""
-    from dydit_cli.profiling.compare import names_of
+    from dydit_cli.profiling.profile import names_of
     from dydit_cli.profiling.width import profile_width
 
     folders = [out] if len(checkpoints) == 1 else [out / name for name in names_of(checkpoints)]

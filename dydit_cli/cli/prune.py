@@ -52,7 +52,7 @@ def prune(
 
     Example: `dydit prune digits-dit runs/digits-pruned --method magnitude --keep 0.5`
     """
-    from dydit_cli.baselines.prune import prune as run
+    from dydit_cli.compress.prune import prune as run
 
     with console.stages() as work:
         report = run(

@@ -27,7 +27,7 @@ def report(
 
     Example: `dydit report runs/profile-0.5 runs/digits-0.5 --out runs/report.html`
     """
-    from dydit_cli.reporting.report import report as run
+    from dydit_cli.reports.report import report as run
 
     console.say(str(run(runs, out, title=title, force=force)))
 

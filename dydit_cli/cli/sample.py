@@ -13,7 +13,7 @@ from dydit_cli.errors import DyditError
 
 if TYPE_CHECKING:
     from dydit_cli.checkpoint.checkpoint import Checkpoint
-    from dydit_cli.sampling.painter import Drawing
+    from dydit_cli.sampling.sampler import SamplingConfig
 
 
 def sample(
@@ -78,7 +78,7 @@ def sample(
         write_pictures(loaded, out, how, num, force, json)
 
 
-def write_pictures(loaded: Checkpoint, out: Path, how: Drawing, num: int, force: bool, json: bool) -> None:
+def write_pictures(loaded: Checkpoint, out: Path, how: SamplingConfig, num: int, force: bool, json: bool) -> None:
     from dydit_cli.sampling.images import sample_images
 
     with console.progress("sample", num, "images", per=how.settings.steps) as advance:
@@ -90,7 +90,9 @@ def write_pictures(loaded: Checkpoint, out: Path, how: Drawing, num: int, force:
         console.say(f"{num} images in {out} ({summary['seconds_per_image']:.3f} s per image); all of them: {out / 'grid.png'}")
 
 
-def write_array(loaded: Checkpoint, out: Path, how: Drawing, num: int, shard_size: int | None, force: bool, json: bool) -> None:
+def write_array(
+    loaded: Checkpoint, out: Path, how: SamplingConfig, num: int, shard_size: int | None, force: bool, json: bool
+) -> None:
     from dydit_cli.sampling.shards import SAMPLES_FILE, SHARD_SIZE, sample_npz
 
     with console.stages() as work:
@@ -104,7 +106,7 @@ def write_array(loaded: Checkpoint, out: Path, how: Drawing, num: int, shard_siz
             on_stage=work.begin,
             on_progress=work.advance,
         )
-    if summary is None:  # the main process speaks for all
+    if summary is None:  # the main process is_main for all
         return
     if json:
         console.as_json(summary)

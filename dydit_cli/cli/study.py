@@ -12,7 +12,7 @@ from dydit_cli.cli import console, options
 from dydit_cli.cli.training import interruptible
 
 if TYPE_CHECKING:
-    from dydit_cli.tradeoff.run import Study
+    from dydit_cli.studies.study import Study
 
 
 def study(
@@ -35,8 +35,8 @@ def study(
 
     Example: `dydit study digits/tradeoff --out runs/tradeoff`
     """
-    from dydit_cli.tradeoff.recipe import read_study
-    from dydit_cli.tradeoff.run import study as run
+    from dydit_cli.studies.recipe import read_study
+    from dydit_cli.studies.study import study as run
 
     asked = read_study(recipe, setting)
     with interruptible() as stop:
@@ -61,7 +61,7 @@ def study(
 
 def show(result: Study, out: str) -> None:
     """The summary, how it came about, and where the files are."""
-    from dydit_cli.tradeoff.readable import FEW, protocol_line, short, shown
+    from dydit_cli.studies.tables import FEW, protocol_line, short, shown
 
     console.table("Quality over work", *shown(result.summary, FEW, short))
     console.say(protocol_line(result.protocol))

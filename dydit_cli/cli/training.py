@@ -18,13 +18,15 @@ from dydit_cli.cli import console
 from dydit_cli.errors import DyditError
 
 if TYPE_CHECKING:
-    from dydit_cli.train.folder import Asked
-    from dydit_cli.train.loop import StepMetrics, TrainResult
+    from dydit_cli.artifacts.run import StepMetrics
+    from dydit_cli.train.loop import TrainResult
+    from dydit_cli.train.run_folder import RunSpec
 
 Out = Annotated[
     Path | None,
     typer.Option("--out", "-o", metavar="DIR", help="The folder to write. The same command again continues it after a kill."),
 ]
+
 Resume = Annotated[
     Path | None,
     typer.Option(
@@ -33,6 +35,7 @@ Resume = Annotated[
         help="Continue the unfinished run in DIR as it was asked for; nothing else needs to be given.",
     ),
 ]
+
 RATE_STEPS = 20  # the rate shown is that of the last so many
 
 
@@ -46,12 +49,12 @@ class Stop:
         return self.signal is not None
 
     def handle(self, number: int, frame: FrameType | None) -> None:
-        from dydit_cli.train.team import speaks
+        from dydit_cli.distributed import is_main
 
         if self.signal is not None:
             raise KeyboardInterrupt
         self.signal = number
-        if speaks():
+        if is_main():
             console.note("stopping after this step; what was learned is saved (again to quit at once)")
 
 
@@ -84,7 +87,7 @@ def only_resume(given: dict[str, Any]) -> None:
 class Display:
     """The progress of a run: steps, losses, images a second and, on a GPU, memory."""
 
-    def __init__(self, what: str, asked: Asked, out: Path, work: console.Stages) -> None:
+    def __init__(self, what: str, asked: RunSpec, out: Path, work: console.Stages) -> None:
         self._what, self._recipe, self._out, self._work = what, asked.recipe.train, out, work
         self._past: deque[tuple[int, float]] = deque(maxlen=RATE_STEPS + 1)
 
@@ -100,7 +103,7 @@ class Display:
         self._work.advance(1, describe(metrics, rate))
 
 
-def train(what: str, asked: Asked, out: Path, device: str, force: bool, stop: Stop) -> TrainResult:
+def train(what: str, asked: RunSpec, out: Path, device: str, force: bool, stop: Stop) -> TrainResult:
     """`run_training` with its progress shown, until it ends or `stop` is set."""
     from dydit_cli.train.run import run_training
 

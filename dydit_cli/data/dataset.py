@@ -12,7 +12,6 @@ from typing import Any, ClassVar, Protocol
 import torch
 from torch import Tensor
 
-from dydit_cli.data.pictures import Skipped
 from dydit_cli.errors import DyditError
 from dydit_cli.model.config import DiTConfig
 
@@ -130,3 +129,11 @@ class BatchStream:
 def batches(data: Dataset, size: int, generator: torch.Generator) -> BatchStream:
     """The stream of whole batches; see `BatchStream`."""
     return BatchStream(data, size, generator)
+
+
+@dataclass(frozen=True)
+class Skipped:
+    """A file that could not be read: its path below the root, and why."""
+
+    file: str
+    reason: str

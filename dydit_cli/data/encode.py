@@ -22,7 +22,8 @@ from numpy.typing import NDArray
 from safetensors.torch import save_file
 from torch import Tensor
 
-from dydit_cli.data.imagefolder import THREADS, to_model
+from dydit_cli.data.dataset import Skipped
+from dydit_cli.data.imagefolder import THREADS, Listing, list_pictures, none_readable, read_picture, reason, to_model
 from dydit_cli.data.latents import (
     FORMAT,
     FORMAT_VERSION,
@@ -34,15 +35,14 @@ from dydit_cli.data.latents import (
     open_shard,
     read_index,
 )
-from dydit_cli.data.pictures import Listing, Skipped, list_pictures, none_readable, read_picture, reason
+from dydit_cli.data.vae import Encoder, load_encoder
 from dydit_cli.devices import pick_device
+from dydit_cli.distributed import share_work
 from dydit_cli.errors import DyditError
-from dydit_cli.files import atomic_file, check_output, write_json
-from dydit_cli.resumable import Resumable
-from dydit_cli.sampling.processes import processes
-from dydit_cli.sampling.vae import Encoder, load_encoder
+from dydit_cli.files import Resumable, atomic_file, check_output, write_json
 
 SHARD_SIZE = 5000
+
 DTYPES = {"fp32": torch.float32, "fp16": torch.float16}
 
 OnStage = Callable[[str, int, str], None]  # what, how many, of which unit
@@ -107,7 +107,7 @@ def encode(
     if dtype not in DTYPES:
         raise DyditError(f"no dtype {dtype!r}; choose one of {', '.join(DTYPES)}")
     start = time.perf_counter()
-    with processes(device) as team:
+    with share_work(device) as team:
         if not team.main:  # one display is enough
             on_stage, on_progress = _silent, _silent
         run = _Run(Path(out), list_pictures(images), shard_size)

@@ -21,7 +21,9 @@ from dydit_cli.data.dataset import ImageData
 from dydit_cli.errors import DyditError
 
 DEBIAN = Path("/usr/share/datasets/fashion-mnist")
+
 CLASSES = ("T-shirt/top", "Trouser", "Pullover", "Dress", "Coat", "Sandal", "Shirt", "Sneaker", "Bag", "Ankle boot")
+
 PARTS = {False: "train", True: "t10k"}  # by `held_out`
 
 # the SHA-256 of each file's decompressed content
@@ -31,6 +33,7 @@ CONTENTS = {
     "t10k-images-idx3-ubyte": "5b4141f0afbad91edebe8549f8fcffe087ea10ca49f1dbef5c9a5cd8815ce37b",
     "t10k-labels-idx1-ubyte": "0402a96d92fd2663957122ceb108a494c5af83dab82d92729df917d7dec38c34",
 }
+
 BIGGEST = 64 * 2**20  # bytes of a file's content: the largest of the four has 47 MB
 
 

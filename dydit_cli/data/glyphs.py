@@ -25,6 +25,7 @@ from dydit_cli.data.dataset import ImageData
 from dydit_cli.errors import DyditError
 
 CHARACTERS = string.digits + string.ascii_uppercase + string.ascii_lowercase  # class 0 is `0`, 10 is `A`, 36 is `a`
+
 # the fonts of single sizes and symbols (display, STIXSiz*, STIXNonUni, cmsy, cmex) lack letters
 FONTS = (
     "DejaVuSans", "DejaVuSans-Bold", "DejaVuSans-Oblique", "DejaVuSans-BoldOblique",
@@ -33,14 +34,21 @@ FONTS = (
     "STIXGeneral", "STIXGeneralBol", "STIXGeneralItalic", "STIXGeneralBolIta",
     "cmr10", "cmb10", "cmss10", "cmtt10", "cmti10",
 )  # fmt: skip
+
 SIDE = 16
+
 DRAWS, HELD_OUT_DRAWS = 6, 2  # of each glyph of each font
 
 FINE = 4  # a glyph is drawn on a canvas so many times finer, then averaged
+
 CAPITAL = (9.0, 10.2)  # the height of H
+
 TURN, SLANT = 4.0, 0.08  # degrees, and x per y, either way
+
 MOVE = 0.6  # either way
+
 MARGIN = 0.5  # ink stays this far from the edge
+
 ASCENT, DESCENT = 1.05, 0.33  # of a line, in heights of H: what the baseline's place follows from
 
 

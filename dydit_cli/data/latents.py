@@ -16,13 +16,13 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from dydit_cli.data.dataset import check_fits
-from dydit_cli.data.pictures import Skipped
+from dydit_cli.data.dataset import Skipped, check_fits
+from dydit_cli.data.vae import LATENT_SCALE
 from dydit_cli.errors import DyditError
 from dydit_cli.model.config import DiTConfig
-from dydit_cli.sampling.vae import LATENT_SCALE
 
 FORMAT, FORMAT_VERSION = "dydit-latents", 1
+
 INDEX_FILE, SETTINGS_FILE, SHARDS = "index.json", "encode.json", "shards"
 
 

@@ -14,7 +14,9 @@ from dydit_cli.errors import DyditError
 from dydit_cli.model.config import DiTConfig
 
 BUNDLED = {"digits": load_digits_split, "glyphs": load_glyphs_split}
+
 READ = {"fashion": load_fashion_split}  # by name too, from files that do not come with the package
+
 DATASETS = (*BUNDLED, *READ, "imagefolder:PATH", "latents:PATH")
 
 

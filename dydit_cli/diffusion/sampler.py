@@ -13,8 +13,11 @@ from dydit_cli.diffusion.schedule import BETA_END, BETA_START, TRAIN_STEPS, Spac
 from dydit_cli.errors import DyditError
 
 SamplerName = Literal["ddpm", "ddim", "dpmsolver++"]
+
 GuidanceChannels = Literal["3", "all"]
+
 DEFAULT_STEPS: dict[str, int] = {"ddpm": 250, "ddim": 50, "dpmsolver++": 20}
+
 ALWAYS = (0, TRAIN_STEPS - 1)  # the interval of timesteps that leaves none out
 
 

@@ -11,7 +11,9 @@ from torch import Tensor
 from dydit_cli.errors import DyditError
 
 Spacing = Literal["linspace", "leading", "trailing", "solver"]
+
 TRAIN_STEPS = 1000
+
 BETA_START, BETA_END = 1e-4, 0.02
 
 

@@ -1,1 +1,3 @@
 """Whether samples are good."""
+
+from __future__ import annotations

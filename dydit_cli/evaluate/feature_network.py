@@ -14,15 +14,17 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from dydit_cli.bundled import WEIGHTS
-from dydit_cli.checkpoint.lineage import sha256
-from dydit_cli.checkpoint.tensors import read_json, read_safetensors
+from dydit_cli.checkpoint.tensors import read_safetensors
 from dydit_cli.errors import DyditError
 from dydit_cli.evaluate.features import Features, Pixels
+from dydit_cli.files import read_json, sha256
 
 WEIGHTS_FILE, FACTS_FILE = "model.safetensors", "features.json"
+
 FORMAT_VERSION = 1
 
 FEATURES = 64
+
 NETWORKS = {"digits": (8, 10), "glyphs": (16, 62)}  # pixels a side and classes, by the data set's name
 
 

@@ -26,7 +26,9 @@ from dydit_cli.evaluate.images import real_images
 from dydit_cli.files import atomic_file, write_json
 
 EPOCHS = {"digits": 40, "glyphs": 12}
+
 BATCH = {"digits": 64, "glyphs": 128}
+
 LEARNING_RATE, WEIGHT_DECAY, SMOOTHING = 3e-3, 0.05, 0.05
 
 

@@ -47,7 +47,7 @@ class Extractor(Protocol):
 
 
 @dataclass(frozen=True)
-class Seen:
+class FeatureStats:
     """All that an extractor saw in a set: pool: M x D float32; the two Gaussians; probabilities: M x K or None."""
 
     pool: NDArray[np.float32]
@@ -56,7 +56,7 @@ class Seen:
     probabilities: NDArray[np.float32] | None
 
 
-def look(extractor: Extractor, batches: Iterable[Pixels]) -> Seen:
+def extract_features(extractor: Extractor, batches: Iterable[Pixels]) -> FeatureStats:
     """Runs `extractor` over batches M S S C; of the spatial features, the largest, only the moments are kept.
 
     Raises ValueError for fewer than 2 images.
@@ -73,7 +73,7 @@ def look(extractor: Extractor, batches: Iterable[Pixels]) -> Seen:
         if features.probabilities is not None:
             probabilities.append(features.probabilities)
     gaussian = moments.gaussian()
-    return Seen(
+    return FeatureStats(
         np.concatenate(pools),
         gaussian,
         spatial.gaussian() if spatial.count else None,

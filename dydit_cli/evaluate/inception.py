@@ -13,14 +13,17 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from dydit_cli.checkpoint.lineage import sha256
 from dydit_cli.checkpoint.tensors import read_pickle
 from dydit_cli.errors import DyditError
 from dydit_cli.evaluate.features import Features, Pixels
+from dydit_cli.files import sha256
 
 PACKAGE, MODULE = "torch_fidelity", "feature_extractor_inceptionv3"
+
 WEIGHTS_FILE = "weights-inception-2015-12-05-6726825d.pth"
+
 POOL, LOGITS = "2048", "logits_unbiased"  # torch-fidelity's names; ADM's softmax leaves the bias out too
+
 SPATIAL_CHANNELS = 7
 
 

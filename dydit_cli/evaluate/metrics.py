@@ -17,7 +17,9 @@ from torch import Tensor
 Float = NDArray[np.float64]
 
 SPLIT = 5000  # images of one inception score: ADM's ten splits of 50,000
+
 NEIGHBOURS = 3
+
 ROWS, COLUMNS = 1024, 8192  # of a block of distances, 64 MiB; D enters only through two slices of the features
 
 

@@ -2,23 +2,155 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import zipfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from dydit_cli.checkpoint.lineage import sha256
 from dydit_cli.data.load import BUNDLED
 from dydit_cli.errors import DyditError
-from dydit_cli.evaluate.features import Extractor, look
-from dydit_cli.evaluate.fit import Fitter
-from dydit_cli.evaluate.images import Images, OnWork, open_folder, real_images
+from dydit_cli.evaluate.features import Extractor, Pixels, extract_features
+from dydit_cli.evaluate.images import (
+    Images,
+    Labels,
+    OnWork,
+    Preprocessor,
+    labels_in_turn,
+    open_folder,
+    read_record,
+    real_images,
+)
 from dydit_cli.evaluate.metrics import Gaussian
-from dydit_cli.evaluate.npz import IMAGES, POOL, SPATIAL, array_names, open_npz, read_gaussians
+from dydit_cli.files import sha256
+
+IMAGES, LABELS = "arr_0", "arr_1"
+
+POOL, SPATIAL = ("mu", "sigma"), ("mu_s", "sigma_s")
+
+LARGEST_HEADER = 10_000  # bytes, numpy's own limit
+
+
+@dataclass(frozen=True)
+class NpzImages:
+    """arr_0 of the file `path`, uint8 of `shape` M S S C, read a batch at a time."""
+
+    name: str
+    path: Path
+    shape: tuple[int, int, int, int]
+    labels: Labels | None
+    record: dict[str, Any]
+    per: int = 1
+
+    @property
+    def count(self) -> int:
+        return self.shape[0]
+
+    def batches(self, size: int, preprocess: Preprocessor, on_work: OnWork) -> Iterator[Pixels]:
+        with _member(self.path, IMAGES) as file:
+            _header(file)
+            for start in range(0, self.count, size):
+                shape = (min(size, self.count - start), *self.shape[1:])
+                wanted = int(np.prod(shape))
+                data = file.read(wanted)
+                if len(data) < wanted:
+                    raise DyditError(f"{self.path}: damaged: {IMAGES} ends after image {start}; make or fetch it again")
+                yield preprocess(np.frombuffer(data, dtype=np.uint8).reshape(shape))
+                on_work(shape[0])
+
+    def sha256(self) -> str:
+        return sha256(self.path)
+
+
+def open_npz(path: Path) -> NpzImages:
+    """The images of an .npz. Their classes are arr_1's, as in ADM's sample files, or those that samples.json beside the
+    file says were drawn in turn. Raises `DyditError` where arr_0 is missing or no images."""
+    names = array_names(path)
+    if IMAGES not in names:
+        raise DyditError(f"{path}: has no {IMAGES} (it has {', '.join(names) or 'nothing'}); give an .npz with images N S S 3")
+    with _member(path, IMAGES) as file:
+        shape, fortran, dtype = _header(file)
+    if dtype != np.uint8:
+        raise DyditError(f"{path}: {IMAGES} is {dtype}; the suite wants uint8 from 0 to 255: scale, round and convert it")
+    if fortran or len(shape) != 4 or shape[-1] not in (1, 3) or not all(shape):
+        raise DyditError(f"{path}: {IMAGES} has shape {shape}; it must be N S S 3 (or 1), in C order")
+    record = read_record(path.parent)
+    if record.get("images") != shape[0]:
+        record = {}  # of something else that lies there
+    labels = labels_in_turn(record, shape[0])
+    if LABELS in names:
+        given = read_array(path, LABELS)
+        if given.shape == (shape[0],) and np.issubdtype(given.dtype, np.integer):
+            labels = given.astype(np.int64)
+    return NpzImages(str(path), path, shape, labels, record)
+
+
+def read_gaussians(path: Path) -> tuple[Gaussian | None, Gaussian | None]:
+    """The pool's and the spatial features' moments that an ADM reference batch holds, each None where it has neither
+    array; raises `DyditError` where it has one without the other, or shapes do not fit."""
+    names = array_names(path)
+    pool, spatial = (_gaussian(path, names, *pair) for pair in (POOL, SPATIAL))
+    return pool, spatial
+
+
+def _gaussian(path: Path, names: list[str], mean_name: str, covariance_name: str) -> Gaussian | None:
+    there = [name for name in (mean_name, covariance_name) if name in names]
+    if len(there) == 1:
+        absent = covariance_name if there == [mean_name] else mean_name
+        raise DyditError(f"{path}: has {there[0]} without {absent}; fetch the reference batch again")
+    if not there:
+        return None
+    mean, covariance = read_array(path, mean_name), read_array(path, covariance_name)
+    if mean.ndim != 1 or covariance.shape != (len(mean), len(mean)) or mean.dtype.kind != "f" or covariance.dtype.kind != "f":
+        raise DyditError(
+            f"{path}: {mean_name} {mean.shape} {mean.dtype} and {covariance_name} {covariance.shape} {covariance.dtype} "
+            "are no mean and covariance; fetch the reference batch again"
+        )
+    if not (np.isfinite(mean).all() and np.isfinite(covariance).all()):
+        raise DyditError(f"{path}: {mean_name} or {covariance_name} holds NaN or Inf; fetch the reference batch again")
+    return Gaussian(mean.astype(np.float64), covariance.astype(np.float64))
+
+
+def array_names(path: Path) -> list[str]:
+    """The arrays in an .npz; raises `DyditError` where it is none."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            return [name.removesuffix(".npy") for name in archive.namelist() if name.endswith(".npy")]
+    except (OSError, zipfile.BadZipFile) as error:
+        raise DyditError(f"{path}: not readable as .npz ({getattr(error, 'strerror', None) or error})") from None
+
+
+def read_array(path: Path, name: str) -> NDArray[Any]:
+    """One whole array; raises `DyditError` where it is damaged or holds Python objects, which are code."""
+    with _member(path, name) as file:
+        array: NDArray[Any] = np.lib.format.read_array(file, allow_pickle=False)
+        return array
+
+
+@contextmanager
+def _member(path: Path, name: str) -> Iterator[IO[bytes]]:
+    """The .npy inside the .npz; whatever a damaged file raises while it is read becomes one line."""
+    try:
+        with zipfile.ZipFile(path) as archive, archive.open(f"{name}.npy") as file:
+            yield file
+    except DyditError:
+        raise
+    # zlib, zipfile and numpy each have errors of their own for bytes that make no sense
+    except Exception as error:
+        raise DyditError(f"{path}: {name} is damaged ({str(error)[:100] or type(error).__name__}); make it again") from None
+
+
+def _header(file: IO[bytes]) -> tuple[tuple[int, ...], bool, np.dtype[Any]]:
+    """Shape, Fortran order and dtype; the file stands at the first byte of the data afterwards."""
+    version = np.lib.format.read_magic(file)
+    read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
+    return read(file, max_header_size=LARGEST_HEADER)
+
 
 HELD_OUT = ":held-out"  # behind a bundled data set's name
 
@@ -36,7 +168,7 @@ class Reference:
 
 
 @dataclass(frozen=True)
-class Standard:
+class ReferenceStats:
     """The reference as the extractor sees it: the Gaussian; the spatial one or None; the pool features M x D of its
     images or None; what the protocol says about it; and what is to be said about what it lacks."""
 
@@ -81,17 +213,17 @@ def open_reference(reference: str | Path | None, extractor: Extractor) -> Refere
     return Reference(str(path), images, partial(sha256, path), pool, spatial)
 
 
-def standard(reference: Reference, extractor: Extractor, side: int | None, batch: int, on_work: OnWork) -> Standard:
+def standard(reference: Reference, extractor: Extractor, side: int | None, batch: int, on_work: OnWork) -> ReferenceStats:
     """Looks at the reference's images, brought to the samples' `side`; stored moments stand before computed ones.
 
     Raises `DyditError` where stored moments are of other features, or there are fewer than 2 images.
     """
-    fitter, notes = Fitter(side, extractor.channels), []
+    preprocess, notes = Preprocessor(side, extractor.channels), []
     seen = None
     if reference.images is not None:
         if reference.images.count < 2:
             raise DyditError(f"{reference.name}: {reference.images.count} image; a covariance needs 2 and more")
-        seen = look(extractor, reference.images.batches(batch, fitter, on_work))
+        seen = extract_features(extractor, reference.images.batches(batch, preprocess, on_work))
     if reference.gaussian is not None:
         gaussian, spatial = reference.gaussian, reference.spatial
     elif seen is not None:
@@ -107,6 +239,6 @@ def standard(reference: Reference, extractor: Extractor, side: int | None, batch
         "reference_moments": "stored" if reference.gaussian is not None else "computed",
         "reference_images": reference.images.count if reference.images is not None else None,
         "reference_sha256": reference.digest(),
-        "reference_resize": fitter.resize,
+        "reference_resize": preprocess.resize,
     }
-    return Standard(gaussian, spatial, seen.pool if seen else None, facts, notes)
+    return ReferenceStats(gaussian, spatial, seen.pool if seen else None, facts, notes)

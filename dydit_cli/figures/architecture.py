@@ -8,13 +8,12 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
+from dydit_cli.artifacts.profile import Profile
 from dydit_cli.figures.style import BLUE, GREY, LIGHT, ORANGE, new_figure
-from dydit_cli.profiling.profile import Profile
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
-
 
 HEAD, GROUP = "attention head", "channel group"
 

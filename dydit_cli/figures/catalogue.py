@@ -9,10 +9,14 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import pandas as pd
 
-from dydit_cli.figures import architecture, flops, losses, sample_rows, samples, study, time, tokens, tradeoff, training
-from dydit_cli.profiling.losses import SUMMARY_FILE as LOSSES_FILE
-from dydit_cli.profiling.losses import read_losses
-from dydit_cli.profiling.profile import SUMMARY_FILE, read_profile
+from dydit_cli.artifacts.bench import read_bench
+from dydit_cli.artifacts.losses import SUMMARY_FILE as LOSSES_FILE
+from dydit_cli.artifacts.losses import read_losses
+from dydit_cli.artifacts.profile import SUMMARY_FILE, read_profile
+from dydit_cli.artifacts.run import METRICS_FILE, read_metrics
+from dydit_cli.artifacts.samples import ARRAY_FILE
+from dydit_cli.artifacts.study import TABLE_FILE, read_study
+from dydit_cli.figures import architecture, flops, losses, samples, time, tokens, tradeoff, training
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -46,11 +50,11 @@ class FigureKind:
 
 SOURCES: dict[Takes, Source] = {
     "profile": Source("dydit profile CKPT --out DIR", SUMMARY_FILE, lambda paths: read_profile(paths[0])),
-    "run": Source("dydit finetune", training.METRICS_FILE, lambda paths: training.read_metrics(paths[0])),
+    "run": Source("dydit finetune", METRICS_FILE, lambda paths: read_metrics(paths[0])),
     "losses": Source("dydit losses SMALL LARGE --out DIR", LOSSES_FILE, lambda paths: read_losses(paths[0])),
-    "study": Source("dydit study RECIPE --out DIR", study.TABLE_FILE, lambda paths: study.read_study(paths[0])),
-    "samples": Source("dydit study, or dydit sample", sample_rows.ARRAY_FILE, sample_rows.read_rows),
-    "bench": Source("dydit bench --json > bench.json", ".json", lambda paths: time.read_bench(paths[0])),
+    "study": Source("dydit study RECIPE --out DIR", TABLE_FILE, lambda paths: read_study(paths[0])),
+    "samples": Source("dydit study, or dydit sample", ARRAY_FILE, samples.read_rows),
+    "bench": Source("dydit bench --json > bench.json", ".json", lambda paths: read_bench(paths[0])),
 }
 
 FIGURES: dict[str, FigureKind] = {

@@ -6,15 +6,15 @@ from typing import TYPE_CHECKING
 
 import pandas as pd
 
+from dydit_cli.artifacts.profile import Profile
 from dydit_cli.figures.style import BLUE, GREEN, ORANGE, new_figure
-from dydit_cli.profiling.profile import Profile
 from dydit_cli.units import scale_of
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-
 REST = "routers, adaLN, norms, embedders"
+
 MACS = "macs_per_forward_and_image"
 
 

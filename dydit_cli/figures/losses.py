@@ -8,10 +8,10 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
+from dydit_cli.artifacts.losses import Losses
 from dydit_cli.errors import DyditError
 from dydit_cli.figures.style import BLUE, GREEN, HEAT, ORANGE, new_figure
 from dydit_cli.figures.tokens import displayable
-from dydit_cli.profiling.losses import Losses
 from dydit_cli.units import scale_of
 
 if TYPE_CHECKING:
@@ -19,7 +19,9 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 LOSS, ERROR, EXCESS = "mse_of_the_noise", "standard_error", "excess over the last"
+
 LAST, LOOKS = (BLUE, "-"), ((ORANGE, "--"), (GREEN, "-."), ("#CC79A7", ":"))
+
 NORMALISED = "loss_from_0_to_1_in_its_map"
 
 

@@ -14,8 +14,10 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 ENDINGS = (".png", ".svg", ".pdf")
+
 # Okabe and Ito's palette; their greys are apart too
 BLUE, ORANGE, GREEN, GREY, LIGHT = "#0072B2", "#E69F00", "#009E73", "#666666", "#E8E8E8"
+
 HEAT = "cividis"
 
 SETTINGS: dict[str, Any] = {

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
-from dydit_cli.errors import DyditError
+from dydit_cli.artifacts.bench import subject_of
 from dydit_cli.figures.style import BLUE, GREEN, GREY, LIGHT, ORANGE, new_figure
 
 if TYPE_CHECKING:
@@ -24,33 +23,9 @@ COLORS = {
     "slicing": "#D55E00",
     "rest": GREY,
 }
+
 # what is alike in grey
 HATCHES = {"modulation and norms": "////", "token routers": "....", "gather and scatter": "xxxx", "slicing": "||||"}
-
-
-NEEDED = ("parts", "settings", "flops_ratio", "device", "model", "speedup", "realised_efficiency")
-
-
-def read_bench(path: str | Path) -> dict[str, Any]:
-    """What `dydit bench --json` printed, from a file; raises `DyditError` where it is something else."""
-    hint = "write one with: dydit bench --json > bench.json"
-    try:
-        result = json.loads(Path(path).read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise DyditError(f"{path}: no such file; {hint}") from None
-    except OSError as error:
-        raise DyditError(f"{path}: not a bench's JSON file ({error.strerror}); {hint}") from None
-    except ValueError as error:
-        raise DyditError(f"{path}: not readable as a bench's JSON ({error}); {hint}") from None
-    missing = [name for name in NEEDED if not isinstance(result, dict) or name not in result]
-    if missing:
-        raise DyditError(f"{path}: not a bench's JSON: it has no {missing[0]!r}; {hint}")
-    return dict(result)
-
-
-def subject_of(result: dict[str, Any]) -> str:
-    """What was timed against the static model: `sparse`, or `tome`."""
-    return "tome" if result.get("tome") else "sparse"
 
 
 def time_table(result: dict[str, Any]) -> pd.DataFrame:

@@ -13,14 +13,16 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
+from dydit_cli.artifacts.profile import Profile
 from dydit_cli.figures.style import HEAT, new_figure
-from dydit_cli.profiling.profile import Profile
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 SHOWN = 10
+
 PHASES = 5
+
 SHARE = "computed_percent_of_steps_and_blocks"
 
 

@@ -7,13 +7,48 @@ from typing import TYPE_CHECKING
 
 import pandas as pd
 
-from dydit_cli.figures.study import LOOKS, WHOLE, StudyTable, look_of
+from dydit_cli.artifacts.study import WHOLE, StudyTable
 from dydit_cli.figures.style import new_figure
 from dydit_cli.units import scale_of
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
+from dydit_cli.figures.style import BLUE, GREEN, GREY, ORANGE
+
+
+@dataclass(frozen=True)
+class Look:
+    """`label` is the method in words; `target` says what its number is."""
+
+    label: str
+    color: str
+    marker: str
+    line: str = "-"
+    target: str = "{:g}"
+
+
+LOOKS = {
+    "static": Look("static DiT", "black", "*"),
+    "control": Look("static DiT, fine-tuned as long", "black", "D"),
+    "dydit": Look("DyDiT", BLUE, "o", "-", "lambda {:g}"),
+    "magnitude": Look("magnitude pruning", ORANGE, "s", "--", "keep {:g}"),
+    "taylor": Look("Taylor pruning", GREEN, "^", "-.", "keep {:g}"),
+    "diff": Look("Diff pruning", "#CC79A7", "v", ":", "keep {:g}"),
+    "random": Look("random pruning", GREY, "x", "--", "keep {:g}"),
+    "tome": Look("ToMe", "#56B4E9", "P", "-.", "{:g} merged"),
+}
+
+
+def look_of(method: str) -> Look:
+    """How `method` is drawn; one that is not known is drawn in black under its own name."""
+    return LOOKS.get(method, Look(method, "black", "."))
+
+
+def row_label(method: str, target: float) -> str:
+    """`DyDiT, lambda 0.5`; `static DiT`."""
+    look = look_of(method)
+    return look.label if method in WHOLE or pd.isna(target) else f"{look.label}, {look.target.format(target)}"
 
 
 @dataclass(frozen=True)

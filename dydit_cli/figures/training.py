@@ -2,43 +2,18 @@
 
 from __future__ import annotations
 
-import json
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 import pandas as pd
 
-from dydit_cli.errors import DyditError
 from dydit_cli.figures.style import BLUE, GREEN, GREY, ORANGE, new_figure
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-METRICS_FILE = "metrics.jsonl"
-COLUMNS = ("step", "mse", "vb", "ratio", "target", "skipped")
 WINDOWS = 40  # a running mean covers one part in so many of the run
-
-
-def read_metrics(run: str | Path) -> pd.DataFrame:
-    """A row for each step of the run in the folder `run`; raises `DyditError` where it has no readable metrics."""
-    file = Path(run) / METRICS_FILE
-    try:
-        rows = [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
-        table = pd.DataFrame(rows)
-    except FileNotFoundError:
-        raise DyditError(
-            f"{run}: not a training run: it has no {METRICS_FILE}; dydit finetune and pretrain write one"
-        ) from None
-    except (OSError, ValueError) as error:
-        raise DyditError(f"{file}: not readable as metrics: {error}") from None
-    missing = [name for name in COLUMNS if name not in table.columns]
-    if missing and rows:
-        raise DyditError(f"{file}: its lines lack {missing[0]!r}; they are not a training run's")
-    if not rows:
-        raise DyditError(f"{file}: holds no step yet")
-    return table
 
 
 def training_table(metrics: pd.DataFrame) -> pd.DataFrame:

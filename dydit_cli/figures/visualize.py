@@ -6,11 +6,11 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from dydit_cli.artifacts.profile import Profile
 from dydit_cli.errors import DyditError
 from dydit_cli.figures import style
 from dydit_cli.figures.catalogue import FIGURES, SOURCES, FigureKind
 from dydit_cli.files import atomic_file, check_output
-from dydit_cli.profiling.profile import Profile
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

@@ -111,7 +111,7 @@ def timestep_macs(config: DiTConfig) -> int:
     return (FREQUENCIES + config.hidden_size) * config.hidden_size
 
 
-def frame_macs(config: DiTConfig) -> int:
+def embed_and_head_macs(config: DiTConfig) -> int:
     """What surrounds the blocks, per sample: patch, timestep and label embedders and the final layer."""
     N, C, P = config.num_tokens, config.hidden_size, config.patch_size
     patches = N * C * config.in_channels * P * P
@@ -127,7 +127,7 @@ def sparse_step_macs(blocks: BlockMacs, config: DiTConfig) -> int:
     """
     own = blocks.attention + blocks.mlp + blocks.token_routers + blocks.norms
     batch = own.shape[1]
-    return int(own.sum()) + batch * (frame_macs(config) - timestep_macs(config))
+    return int(own.sum()) + batch * (embed_and_head_macs(config) - timestep_macs(config))
 
 
 def plan_macs(config: DyDiTConfig, timesteps: int) -> int:
@@ -143,7 +143,7 @@ def ahead_macs(config: DiTConfig, timesteps: int, rows: int) -> int:
 
 def total_macs(routing: Routing, config: DiTConfig, merging: Merging | None = None) -> Tensor:
     """One forward pass, (B,) int64: the blocks as routed, or with `merging`, and the frame."""
-    return block_macs(routing, config, merging).total.sum(dim=0) + frame_macs(config)
+    return block_macs(routing, config, merging).total.sum(dim=0) + embed_and_head_macs(config)
 
 
 def static_macs(config: DiTConfig) -> int:

@@ -101,6 +101,7 @@ def macs_of(name: str, inputs: tuple[Shape | None, ...], output: Shape) -> int:
 
 # How many leading tensors a handle needs
 HANDLED = {"linear": 2, "addmm": 3, "matmul": 2, "conv2d": 2, "layer_norm": 1, "scaled_dot_product_attention": 2}
+
 SAME = {"mm": "matmul", "bmm": "matmul", "__matmul__": "matmul"}
 
 

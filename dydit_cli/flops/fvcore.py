@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from dydit_cli.model.sparse import Executable
+from dydit_cli.model.execution import Executable
 
 
 def attention_handle(inputs: list[Any], outputs: list[Any]) -> Counter[str]:

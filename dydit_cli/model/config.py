@@ -9,6 +9,7 @@ from typing import Any, Literal, get_args
 from dydit_cli.errors import DyditError
 
 TimestepVariant = Literal["original", "diffusers"]
+
 TokenRouting = Literal["tokens", "layers"]
 
 # name: (depth, hidden size, heads), table 1 of the DiT paper (arXiv 2212.09748)
@@ -18,9 +19,13 @@ SIZES: dict[str, tuple[int, int, int]] = {
     "L": (24, 1024, 16),
     "XL": (28, 1152, 16),
 }
+
 PATCH_SIZES = (2, 4, 8)
+
 WIDTHS = ("attention_width", "mlp_width")
+
 LARGEST = 10**7  # no size of a model is near it; a damaged file's may be
+
 NAMED_SIZES: tuple[str, ...] = tuple(f"DiT-{size}/{patch}" for size in SIZES for patch in PATCH_SIZES)
 
 

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from dydit_cli.model.config import TimestepVariant
 
 FREQUENCIES = 256
+
 MAX_PERIOD = 10_000.0
 
 
@@ -87,20 +88,20 @@ class LabelEmbedder(nn.Module):
 class Attention(nn.Module):
     """Multi-head self-attention over all tokens. A masked head is zeroed before the output projection."""
 
-    def __init__(self, width: int, heads: int, head_width: int) -> None:
+    def __init__(self, width: int, heads: int, head_dim: int) -> None:
         super().__init__()
-        self.heads, self.head_width = heads, head_width
-        self.qkv = nn.Linear(width, 3 * heads * head_width)
-        self.proj = nn.Linear(heads * head_width, width)
+        self.heads, self.head_dim = heads, head_dim
+        self.qkv = nn.Linear(width, 3 * heads * head_dim)
+        self.proj = nn.Linear(heads * head_dim, width)
 
     def forward(self, x: Tensor, head_mask: Tensor | None = None) -> Tensor:
         """x: B N C; head_mask: B H, zeros and ones."""
         B, N, _ = x.shape
-        q, k, v = self.qkv(x).view(B, N, 3, self.heads, self.head_width).permute(2, 0, 3, 1, 4)  # each B H N D
+        q, k, v = self.qkv(x).view(B, N, 3, self.heads, self.head_dim).permute(2, 0, 3, 1, 4)  # each B H N D
         out = F.scaled_dot_product_attention(q, k, v)  # B H N D
         if head_mask is not None:
             out = out * head_mask[:, :, None, None].to(out.dtype)
-        y: Tensor = self.proj(out.transpose(1, 2).reshape(B, N, self.heads * self.head_width))
+        y: Tensor = self.proj(out.transpose(1, 2).reshape(B, N, self.heads * self.head_dim))
         return y  # B N C
 
 

@@ -14,8 +14,8 @@ from dydit_cli.model.config import DyDiTConfig
 
 # The released models start fully on: sigmoid(15) and sigmoid(35) round to 1.
 HEAD_AND_GROUP_BIAS = 15.0
-TOKEN_BIAS = 35.0
 
+TOKEN_BIAS = 35.0
 
 Noise = float | Tensor  # a scale of noise that the gate draws itself, or the noise to add, shaped as the logits
 

@@ -10,23 +10,59 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Sequence
-from typing import Literal, get_args, overload
+from dataclasses import dataclass
+from functools import cache
+from typing import Literal, overload
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from dydit_cli.errors import DyditError
-from dydit_cli.model.dit import DiT
 from dydit_cli.model.dydit import DyDiT, DynamicBlock
-from dydit_cli.model.modulation import Modulations, StepModulation
-from dydit_cli.model.plan import BlockWidth, plan_width
-from dydit_cli.model.pointwise import EAGER, Pointwise, compiled
+from dydit_cli.model.planning import BlockWidth, Modulations, StepModulation, plan_width
 from dydit_cli.model.routing import BlockRouting, Routing
-from dydit_cli.model.slices import AttentionPart, MlpPart, SliceStats, WeightAccess, WeightSlices
-from dydit_cli.model.tome import TomeDiT
+from dydit_cli.model.weight_cache import AttentionPart, MlpPart, SliceStats, WeightAccess, WeightSlices
 
-Execution = Literal["sparse", "masked", "complete"]
+
+@dataclass(frozen=True)
+class Pointwise:
+    """`modulated(x, shift, gain, eps)` is adaLN's LayerNorm(x) * gain + shift, gain being 1 + scale. `gelu(x)` may overwrite
+    x."""
+
+    modulated: Callable[[Tensor, Tensor, Tensor, float], Tensor]
+    gelu: Callable[[Tensor], Tensor]
+
+
+def modulated(x: Tensor, shift: Tensor, gain: Tensor, eps: float) -> Tensor:
+    """x: ... C; shift and gain broadcast to it."""
+    h = F.layer_norm(x, x.shape[-1:], eps=eps)
+    return torch.addcmul(shift, h, gain, out=h)
+
+
+def gelu_(x: Tensor) -> Tensor:
+    """The tanh approximation, in place."""
+    out: Tensor = torch.ops.aten.gelu_.default(x, approximate="tanh")
+    return out
+
+
+def _modulated_to_fuse(x: Tensor, shift: Tensor, gain: Tensor, eps: float) -> Tensor:
+    return F.layer_norm(x, x.shape[-1:], eps=eps) * gain + shift
+
+
+def _gelu_to_fuse(x: Tensor) -> Tensor:
+    return F.gelu(x, approximate="tanh")
+
+
+EAGER = Pointwise(modulated, gelu_)
+
+
+@cache
+def compiled(backend: str = "inductor") -> Pointwise:
+    """Both functions fused by `backend`; compiled when they first run."""
+    modulated, gelu = (torch.compile(f, dynamic=True, backend=backend) for f in (_modulated_to_fuse, _gelu_to_fuse))
+    return Pointwise(modulated, gelu)
+
+
 FREE_SHARE = 4  # copies of weights may take a quarter of the memory that is free
 
 
@@ -195,48 +231,3 @@ def sparse_mlp(parts: Sequence[MlpPart], x: Tensor, bias: Tensor, gelu: Callable
         hidden = gelu(torch.addmm(part.bias, x, part.fc1.t()))  # A gW
         total = torch.addmm(total, hidden, part.fc2.t(), out=total if i else None)
     return total if parts else total.clone()
-
-
-class CompleteDyDiT(nn.Module):
-    """A DyDiT with every router on (the complete model)."""
-
-    def __init__(self, model: DyDiT) -> None:
-        super().__init__()
-        self.model = model.eval()
-        self.config = model.config
-
-    @overload
-    def forward(self, x: Tensor, t: Tensor, y: Tensor, *, return_routing: Literal[False] = False) -> Tensor: ...
-    @overload
-    def forward(self, x: Tensor, t: Tensor, y: Tensor, *, return_routing: Literal[True]) -> tuple[Tensor, Routing]: ...
-
-    def forward(self, x: Tensor, t: Tensor, y: Tensor, *, return_routing: bool = False) -> Tensor | tuple[Tensor, Routing]:
-        if return_routing:
-            return self.model(x, t, y, return_routing=True, complete=True)
-        return self.model(x, t, y, complete=True)
-
-
-Executable = DiT | SparseDyDiT | CompleteDyDiT | TomeDiT
-
-
-def executor(
-    model: DiT, execution: Execution, *, compile: bool = False, plan_memory: int | None = None, tome: float | None = None
-) -> Executable:
-    """`model` as it is to be run: `sparse` leaves work out, `masked` runs dense under masks, `complete` all of it.
-
-    A static model is returned as it is, or with `tome` as a `TomeDiT` that merges this share of its tokens (0 is none).
-    `compile` takes torch.compile's help: for the elementwise work of the sparse path, else for the whole model.
-    `plan_memory` is `SparseDyDiT`'s. Raises `DyditError` for another word, and for `tome` as `TomeDiT` does.
-    """
-    if execution not in get_args(Execution):
-        raise DyditError(f"no execution {execution!r}; choose one of {', '.join(get_args(Execution))}")
-    if execution == "sparse" and isinstance(model, DyDiT) and not tome:
-        return SparseDyDiT(model, compile=compile, plan_memory=plan_memory)
-    dense: DiT | CompleteDyDiT | TomeDiT = model
-    if tome:
-        dense = TomeDiT(model, tome)
-    elif execution == "complete" and isinstance(model, DyDiT):
-        dense = CompleteDyDiT(model)
-    if compile:
-        dense.compile()
-    return dense

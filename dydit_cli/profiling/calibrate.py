@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from dydit_cli.artifacts.profile import timestep_table
 from dydit_cli.checkpoint import lineage
 from dydit_cli.checkpoint.checkpoint import Checkpoint
 from dydit_cli.devices import pick_device
@@ -21,10 +22,11 @@ from dydit_cli.errors import DyditError
 from dydit_cli.model.dydit import DyDiT
 from dydit_cli.model.sparse import SparseDyDiT
 from dydit_cli.profiling.record import Recorder
-from dydit_cli.profiling.table import timestep_table
 
 BIASES = ("attn_rate.router.bias", "mlp_rate.router.bias", "token_selection.mlp_head.2.bias")
+
 TOLERANCE = 0.005
+
 FIRST_SHIFT, LARGEST_SHIFT, TRIES = 0.25, 32.0, 12
 
 

@@ -2,90 +2,33 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pandas as pd
 import torch
-from numpy.typing import NDArray
 
-import dydit_cli
+from dydit_cli.artifacts.profile import FORMAT, FORMAT_VERSION, Profile, timestep_table
 from dydit_cli.checkpoint.checkpoint import Checkpoint
-from dydit_cli.checkpoint.read import Reading, Source, read
+from dydit_cli.checkpoint.lineage import CARD_FILE, with_figures
+from dydit_cli.checkpoint.read import CheckpointLike, LoadOptions, read
 from dydit_cli.devices import pick_device
 from dydit_cli.diffusion.generate import Progress, cycle_labels
 from dydit_cli.diffusion.sampler import ALWAYS, SamplerSettings
 from dydit_cli.errors import DyditError
-from dydit_cli.files import atomic_folder, check_output, write_json
-from dydit_cli.model.config import DiTConfig, config_from_dict
-from dydit_cli.model.sparse import SparseDyDiT, executor
-from dydit_cli.model.tome import Merging, TomeDiT
-from dydit_cli.profiling.clock import Clock
-from dydit_cli.profiling.record import KEPT_MASKS, Recorder, RoutingRecord
-from dydit_cli.profiling.table import block_table, image_table, phase_table, timestep_table
-
-FORMAT, FORMAT_VERSION = "dydit-profile", 2
-SUMMARY_FILE, TABLE_FILE, BLOCKS_FILE, IMAGES_FILE = "profile.json", "timesteps.csv", "blocks.csv", "images.csv"
-ROUTING_FILE = "routing.npz"
-FILES = (SUMMARY_FILE, TABLE_FILE, BLOCKS_FILE, IMAGES_FILE, ROUTING_FILE)
-
-
-@dataclass(frozen=True)
-class Profile:
-    """`summary` is profile.json, `table` timesteps.csv; samples (M C S S, float32) and labels (M,) are what was drawn.
-
-    `blocks` and `images`, blocks.csv and images.csv, are counted from the record when they are asked for.
-    """
-
-    summary: dict[str, Any]
-    table: pd.DataFrame
-    record: RoutingRecord
-    samples: NDArray[np.float32]
-    labels: NDArray[np.int64]
-
-    @property
-    def config(self) -> DiTConfig:
-        return config_from_dict(self.summary["model"])
-
-    @property
-    def phases(self) -> pd.DataFrame:
-        return phase_table(self.table)
-
-    @property
-    def blocks(self) -> pd.DataFrame:
-        return block_table(self.record, self.config)
-
-    @property
-    def images(self) -> pd.DataFrame:
-        return image_table(self.record, self.config, self.labels)
-
-    def write(self, folder: str | Path) -> None:
-        """Writes all files at once."""
-        with atomic_folder(folder) as temporary:
-            self.table.to_csv(temporary / TABLE_FILE, index=False)
-            self.blocks.to_csv(temporary / BLOCKS_FILE, index=False)
-            self.images.to_csv(temporary / IMAGES_FILE, index=False)
-            record = self.record
-            np.savez_compressed(
-                temporary / ROUTING_FILE,
-                timesteps=record.timesteps,
-                heads=record.heads,
-                groups=record.groups,
-                token_counts=record.token_counts,
-                tokens_bits=np.packbits(record.tokens, axis=-1),
-                tokens_shape=np.array(record.tokens.shape),
-                samples=self.samples,
-                labels=self.labels,
-            )
-            write_json(temporary / SUMMARY_FILE, self.summary)
+from dydit_cli.files import atomic_file, check_output, write_json, write_text
+from dydit_cli.model.execution import executor
+from dydit_cli.model.sparse import SparseDyDiT
+from dydit_cli.model.tome import TomeDiT
+from dydit_cli.profiling.record import KEPT_MASKS, Recorder
+from dydit_cli.profiling.step_timer import StepTimer
+from dydit_cli.units import macs, share
+from dydit_cli.version import __version__
 
 
 def profile(
-    checkpoint: Source,
+    checkpoint: CheckpointLike,
     out: str | Path | None = None,
     *,
     images: int = 16,
@@ -95,7 +38,7 @@ def profile(
     keep_masks: int = KEPT_MASKS,
     time: bool = False,
     tome: float | None = None,
-    reading: Reading = Reading(),
+    reading: LoadOptions = LoadOptions(),
     device: str = "auto",
     force: bool = False,
     on_progress: Callable[[Progress], None] | None = None,
@@ -142,7 +85,7 @@ def profile_checkpoint(
     model = executor(checkpoint.build().to(place).float(), "sparse", tome=tome)
     halves = 1 if settings.cfg == 1 else 2
     recorder = Recorder(model, halves, max(1, keep_masks))  # type: ignore[arg-type]
-    clock = Clock(model, recorder, settings.timesteps) if time and isinstance(model, SparseDyDiT | TomeDiT) else None
+    clock = StepTimer(model, recorder, settings.timesteps) if time and isinstance(model, SparseDyDiT | TomeDiT) else None
     labels = cycle_labels(list(range(config.num_classes)), images)
     samples = recorder.sample(labels, settings, seed=seed, batch=batch, denoiser=clock, on_progress=on_progress)
     record = recorder.record()
@@ -185,7 +128,7 @@ def profile_checkpoint(
         "seed": seed,
         "dtype": "float32",
         "device": place.type,
-        "versions": {"dydit": dydit_cli.__version__, "torch": torch.__version__},
+        "versions": {"dydit": __version__, "torch": torch.__version__},
     }
     if clock:
         summary |= clock.summary(dynamic / static)
@@ -198,27 +141,73 @@ def asked_ratio(lineage: list[dict[str, Any]]) -> float | None:
     return float(found[-1]) if found else None
 
 
-def read_profile(folder: str | Path) -> Profile:
-    """Reads what `Profile.write` wrote; raises `DyditError` in one line where it is missing, damaged or of another version."""
-    folder = Path(folder)
-    missing = [name for name in FILES if not (folder / name).is_file()]
-    if missing:
-        raise DyditError(f"{folder}: not a profile: it has no {missing[0]}; make one with: dydit profile CKPT --out DIR")
-    try:
-        summary = json.loads((folder / SUMMARY_FILE).read_text(encoding="utf-8"))
-        if not isinstance(summary, dict) or summary.get("format") != FORMAT:
-            raise DyditError(f"{folder / SUMMARY_FILE}: not a dydit profile; make one with: dydit profile CKPT --out DIR")
-        if summary.get("format_version") != FORMAT_VERSION:
-            version = summary.get("format_version")
-            raise DyditError(f"{folder}: profile version {version!r}, this dydit reads {FORMAT_VERSION}; profile again")
-        table = pd.read_csv(folder / TABLE_FILE)
-        with np.load(folder / ROUTING_FILE, allow_pickle=False) as arrays:
-            shape = tuple(int(n) for n in arrays["tokens_shape"])
-            tokens = np.unpackbits(arrays["tokens_bits"], axis=-1, count=shape[-1]).reshape(shape).astype(bool)
-            steps, heads, groups = (arrays[name] for name in ("timesteps", "heads", "groups"))
-            tome = summary.get("tome")
-            merging = None if tome is None else Merging.of(config_from_dict(summary["model"]), tome)
-            record = RoutingRecord(steps, heads, groups, arrays["token_counts"], tokens, merging)
-            return Profile(summary, table, record, arrays["samples"], arrays["labels"])
-    except (OSError, ValueError, TypeError, KeyError, IndexError, EOFError) as error:
-        raise DyditError(f"{folder}: damaged profile ({error}); profile again") from None
+TABLE_FILE, SUMMARY_FILE = "compare.csv", "compare.json"
+
+COLUMNS = {
+    "flops_ratio_asked": "flops_ratio_asked",
+    "macs_dynamic": "dynamic_macs",
+    "macs_dynamic_per_image": "dynamic_macs_per_image",
+    "ratio": "ratio",
+    "routed_ratio": "routed_ratio",
+    "active_heads_share": "active_heads_share",
+    "active_groups_share": "active_groups_share",
+    "active_tokens_share": "active_tokens_share",
+    "dynamic_seconds": "dynamic_seconds",
+    "speedup": "speedup",
+    "realised_efficiency": "realised_efficiency",
+}
+
+
+def names_of(checkpoints: Sequence[str]) -> list[str]:
+    """A folder name for each checkpoint: the last part of its path, numbered where two are the same."""
+    names: list[str] = []
+    for checkpoint in checkpoints:
+        stem = Path(checkpoint).name.removesuffix(".pt").removesuffix(".safetensors") or "checkpoint"
+        taken = {name for name in names if name == stem or name.startswith(f"{stem}-")}
+        names.append(f"{stem}-{len(taken) + 1}" if taken else stem)
+    return names
+
+
+def compare_table(profiles: Sequence[Profile]) -> pd.DataFrame:
+    """One row a profile; MACs are means per forward and image, seconds too where they were taken."""
+    rows = [
+        {
+            "checkpoint": profile.summary["checkpoint"],
+            **{column: profile.summary[key] for key, column in COLUMNS.items() if key in profile.summary},
+        }
+        for profile in profiles
+    ]
+    return pd.DataFrame(rows)
+
+
+def write_comparison(profiles: Sequence[Profile], folder: str | Path) -> pd.DataFrame:
+    """Writes compare.csv and compare.json beside the profiles' own folders."""
+    table = compare_table(profiles)
+    with atomic_file(Path(folder) / TABLE_FILE) as temporary:
+        table.to_csv(temporary, index=False)
+    write_json(Path(folder) / SUMMARY_FILE, {"format": "dydit-comparison", "profiles": [p.summary for p in profiles]})
+    return table
+
+
+def add_to_card(folder: str | Path, profile: Profile) -> None:
+    """Writes the section of figures into README.md of a checkpoint folder, replacing an older one.
+
+    Raises `DyditError` where the checkpoint is no folder with a card.
+    """
+    path = Path(folder) / CARD_FILE
+    if not path.is_file():
+        raise DyditError(f"{folder}: has no {CARD_FILE} to add figures to; only checkpoint folders written by dydit have one")
+    write_text(path, with_figures(path.read_text(encoding="utf-8"), card_lines(profile)))
+
+
+def card_lines(profile: Profile) -> list[str]:
+    """The figures and their protocol, as Markdown."""
+    summary = profile.summary
+    return [
+        f"- static: {macs(summary['macs_static'])}, dynamic: {macs(summary['macs_dynamic'])} per forward and image, "
+        f"ratio {summary['ratio']:.4f}",
+        f"- active: {share(summary['active_heads_share'])} of heads, {share(summary['active_groups_share'])} of channel "
+        f"groups, {share(summary['active_tokens_share'])} of tokens in the MLPs",
+        f"- measured by dydit {summary['versions']['dydit']}: {summary['sampler']}, {summary['steps']} steps, cfg "
+        f"{summary['cfg']:g}, {summary['images']} images, seed {summary['seed']}, {summary['dtype']}, {summary['device']}",
+    ]

@@ -13,21 +13,14 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from dydit_cli.artifacts.profile import BoolArray, RoutingRecord
 from dydit_cli.diffusion.generate import Progress, generate
 from dydit_cli.diffusion.sampler import Denoiser, SamplerSettings
 from dydit_cli.errors import DyditError
-from dydit_cli.flops.analytic import (
-    BlockMacs,
-    ahead_macs,
-    frame_macs,
-    macs_of_counts,
-    plan_macs,
-    sparse_step_macs,
-)
+from dydit_cli.flops.analytic import BlockMacs, ahead_macs, embed_and_head_macs, macs_of_counts, plan_macs, sparse_step_macs
 from dydit_cli.flops.executed import Executed
 from dydit_cli.model.config import DiTConfig, DyDiTConfig
 from dydit_cli.model.dit import DiT
@@ -35,42 +28,7 @@ from dydit_cli.model.routing import Routing
 from dydit_cli.model.sparse import SparseDyDiT
 from dydit_cli.model.tome import Merging, TomeDiT
 
-BoolArray = NDArray[np.bool_]
 KEPT_MASKS = 64
-
-
-@dataclass(frozen=True)
-class RoutingRecord:
-    """heads, groups: T L H, the same for every image; token_counts: T L G M; tokens: T L G K N, the masks of the first
-    K images; timesteps: T, the noisiest first. `merging` is what a `TomeDiT` did in every attention."""
-
-    timesteps: NDArray[np.int64]
-    heads: BoolArray
-    groups: BoolArray
-    token_counts: NDArray[np.int32]
-    tokens: BoolArray
-    merging: Merging | None = None
-
-    @property
-    def images(self) -> int:
-        return self.token_counts.shape[3]
-
-    def block_macs(self, step: int, config: DiTConfig) -> BlockMacs:
-        """The step's MACs; L x G * M in every field, the labelled half first."""
-        tokens = torch.from_numpy(self.token_counts[step]).long().flatten(1)  # L GM
-        heads, groups = (
-            torch.from_numpy(masks[step].sum(axis=1)).long()[:, None].expand_as(tokens) for masks in (self.heads, self.groups)
-        )
-        return macs_of_counts(heads, groups, tokens, config, self.merging)
-
-    def routing(self, step: int) -> Routing:
-        """The step's masks for a batch of G * K samples, the labelled half first."""
-        _T, L, G, K, N = self.tokens.shape
-        tokens = torch.from_numpy(self.tokens[step].reshape(L, G * K, N)).float()
-        heads, groups = (
-            torch.from_numpy(masks[step]).float()[:, None].expand(-1, G * K, -1) for masks in (self.heads, self.groups)
-        )  # each L GK H
-        return Routing(heads, groups, tokens)
 
 
 @dataclass
@@ -129,7 +87,7 @@ class Recorder:
     ) -> Tensor:
         """Plans and samples for labels (M,): M C S S, float32 on cpu, on the model's device.
 
-        `denoiser` runs in place of this one and passes its calls on to it, as a `Clock` does.
+        `denoiser` runs in place of this one and passes its calls on to it, as a `StepTimer` does.
         """
         self.plan(settings.timesteps)
 
@@ -181,7 +139,7 @@ class Recorder:
             with Executed() as executed:
                 out = self.model(x, t, y)
             routing = Routing.all_on(self.config, len(x))
-            total = int(_blocks(routing, self.config, self.merging).total.sum()) + len(x) * frame_macs(self.config)
+            total = int(_blocks(routing, self.config, self.merging).total.sum()) + len(x) * embed_and_head_macs(self.config)
             self.tally.add("steps", executed, total)
             return out, routing
         done = self.model.modulations

@@ -6,44 +6,25 @@ The number of tokens that the MLPs see depends on the images, so MACs are given 
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pandas as pd
 import torch
-from numpy.typing import NDArray
 
-import dydit_cli
+from dydit_cli.artifacts.width import WidthProfile
 from dydit_cli.checkpoint.checkpoint import Checkpoint
 from dydit_cli.errors import DyditError
-from dydit_cli.files import atomic_folder, check_output, write_json
-from dydit_cli.flops.analytic import frame_macs, macs_of_counts, static_macs
+from dydit_cli.files import check_output
+from dydit_cli.flops.analytic import embed_and_head_macs, macs_of_counts, static_macs
 from dydit_cli.model.config import DyDiTConfig
 from dydit_cli.model.dydit import DyDiT
-from dydit_cli.model.plan import width_masks
+from dydit_cli.model.planning import width_masks
+from dydit_cli.version import __version__
 
 TIMESTEPS = 1000
+
 EMBEDDER, ROUTER = "t_embedder.", re.compile(r"\.(attn|mlp)_rate\.")
-SUMMARY_FILE, TABLE_FILE, MASKS_FILE = "width.json", "width.csv", "width.npz"
-
-
-@dataclass(frozen=True)
-class WidthProfile:
-    """`table` has a row for every timestep, 0 first; heads and groups are T x L x H."""
-
-    summary: dict[str, Any]
-    table: pd.DataFrame
-    heads: NDArray[np.bool_]
-    groups: NDArray[np.bool_]
-
-    def write(self, folder: str | Path) -> None:
-        """Writes width.json, width.csv and width.npz at once."""
-        with atomic_folder(folder) as temporary:
-            self.table.to_csv(temporary / TABLE_FILE, index=False)
-            np.savez_compressed(temporary / MASKS_FILE, heads=self.heads, groups=self.groups)
-            write_json(temporary / SUMMARY_FILE, self.summary)
 
 
 def profile_width(checkpoint: Checkpoint, out: str | Path | None = None, *, force: bool = False) -> WidthProfile:
@@ -60,7 +41,7 @@ def profile_width(checkpoint: Checkpoint, out: str | Path | None = None, *, forc
     model.load_state_dict(needed, strict=False, assign=True)
     heads, groups = width_masks(model, range(TIMESTEPS))  # T L H
     active_heads, active_groups = heads.sum(dim=2).long(), groups.sum(dim=2).long()  # T L
-    frame, static = frame_macs(config), static_macs(config)
+    frame, static = embed_and_head_macs(config), static_macs(config)
     bounds = {}
     for name, count in (("no", 0), ("all", config.num_tokens)):
         tokens = torch.full_like(active_heads, count)
@@ -88,7 +69,7 @@ def profile_width(checkpoint: Checkpoint, out: str | Path | None = None, *, forc
         "active_groups_share": float(table["active_groups_share"].mean()),
         "ratio_no_tokens": float(table["dynamic_macs_no_tokens"].mean()) / static,
         "ratio_all_tokens": float(table["dynamic_macs_all_tokens"].mean()) / static,
-        "versions": {"dydit": dydit_cli.__version__, "torch": torch.__version__},
+        "versions": {"dydit": __version__, "torch": torch.__version__},
     }
     result = WidthProfile(summary, table, heads.bool().numpy(), groups.bool().numpy())
     if out is not None:

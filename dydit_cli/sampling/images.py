@@ -11,12 +11,12 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
-from dydit_cli.checkpoint.read import Reading, Source, read
+from dydit_cli.checkpoint.read import CheckpointLike, LoadOptions, read
 from dydit_cli.devices import pick_device, world_size
 from dydit_cli.errors import DyditError
-from dydit_cli.figures.grid import make_grid, picture, save_png
 from dydit_cli.files import atomic_folder, check_output, write_json
-from dydit_cli.sampling.painter import Drawing, OnProgress, open_painter, protocol
+from dydit_cli.pixels import make_grid, picture, save_png
+from dydit_cli.sampling.sampler import OnProgress, SamplingConfig, open_sampler, protocol
 
 
 @dataclass(frozen=True)
@@ -29,12 +29,12 @@ class Samples:
 
 
 def sample_images(
-    checkpoint: Source,
+    checkpoint: CheckpointLike,
     out: str | Path,
-    how: Drawing = Drawing(),
+    how: SamplingConfig = SamplingConfig(),
     *,
     num: int = 64,
-    reading: Reading = Reading(),
+    reading: LoadOptions = LoadOptions(),
     force: bool = False,
     on_progress: OnProgress | None = None,
 ) -> Samples:
@@ -47,11 +47,11 @@ def sample_images(
     if world_size() > 1:
         raise DyditError(f"WORLD_SIZE={world_size()}: several processes can share a run only with --npz; add it")
     loaded = read(checkpoint, reading)
-    painter = open_painter(loaded, how)
+    image_sampler = open_sampler(loaded, how)
     start = time.perf_counter()
-    samples, labels = painter.samples(0, num, on_progress), painter.labels(0, num)
+    samples, labels = image_sampler.samples(0, num, on_progress), image_sampler.labels(0, num)
     seconds = time.perf_counter() - start
-    pixels = painter.pixels(samples)
+    pixels = image_sampler.pixels(samples)
     summary = {
         "images": num,
         **protocol(loaded, how),

@@ -15,18 +15,18 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from dydit_cli.checkpoint.lineage import sha256
-from dydit_cli.checkpoint.read import Reading, Source, read
+from dydit_cli.artifacts.samples import read_npz, rgb, write_npz
+from dydit_cli.checkpoint.read import CheckpointLike, LoadOptions, read
 from dydit_cli.diffusion.generate import Progress
+from dydit_cli.distributed import share_work
 from dydit_cli.errors import DyditError
-from dydit_cli.files import check_output
-from dydit_cli.resumable import Resumable
-from dydit_cli.sampling.npz import read_npz, rgb, write_npz
-from dydit_cli.sampling.painter import Drawing, Painter, open_painter, protocol
-from dydit_cli.sampling.processes import processes
+from dydit_cli.files import Resumable, check_output, sha256
+from dydit_cli.sampling.sampler import ImageSampler, SamplingConfig, open_sampler, protocol
 
 FORMAT, FORMAT_VERSION = "dydit-npz", 1
+
 SETTINGS_FILE, SAMPLES_FILE, SHARDS = "samples.json", "samples.npz", "shards"
+
 SHARD_SIZE = 500
 
 OnStage = Callable[[str, int, str, int], None]  # what, how many, of which unit, and how much progress makes one
@@ -66,13 +66,13 @@ class ShardedRun:
 
 
 def sample_npz(
-    checkpoint: Source,
+    checkpoint: CheckpointLike,
     out: str | Path,
-    how: Drawing = Drawing(),
+    how: SamplingConfig = SamplingConfig(),
     *,
     num: int,
     shard_size: int = SHARD_SIZE,
-    reading: Reading = Reading(),
+    reading: LoadOptions = LoadOptions(),
     force: bool = False,
     on_stage: OnStage = _silent,
     on_progress: Callable[[int], None] = _silent,
@@ -86,7 +86,7 @@ def sample_npz(
     start = time.perf_counter()
     run = ShardedRun(Path(out), num, shard_size)
     place = Resumable(run.folder, SETTINGS_FILE, FORMAT, "samples")
-    with processes(how.device) as team:
+    with share_work(how.device) as team:
         if not team.main:  # one display is enough
             on_stage, on_progress = _silent, _silent
         loaded = read(checkpoint, reading)
@@ -111,7 +111,7 @@ def sample_npz(
             place.begin(asked, force)
         team.wait()
         if missing:
-            draw_shards(run, missing[team.index :: team.count], open_painter(loaded, how), on_stage, on_progress)
+            draw_shards(run, missing[team.index :: team.count], open_sampler(loaded, how), on_stage, on_progress)
         team.wait()
         if team.main and not run.samples.is_file():
             on_stage("join", run.count, "shards", 1)
@@ -123,16 +123,16 @@ def sample_npz(
 
 
 def draw_shards(
-    run: ShardedRun, shards: list[int], painter: Painter, on_stage: OnStage, on_progress: Callable[[int], None]
+    run: ShardedRun, shards: list[int], image_sampler: ImageSampler, on_stage: OnStage, on_progress: Callable[[int], None]
 ) -> None:
     """Draws these shards, one file after the other."""
 
     def report(progress: Progress) -> None:
         on_progress(progress.batch)
 
-    on_stage("sample", sum(run.slice(shard)[1] for shard in shards), "images", painter.how.settings.steps)
+    on_stage("sample", sum(run.slice(shard)[1] for shard in shards), "images", image_sampler.how.settings.steps)
     for shard in shards:
-        pixels = rgb(painter.pixels(painter.samples(*run.slice(shard), report)))
+        pixels = rgb(image_sampler.pixels(image_sampler.samples(*run.slice(shard), report)))
         write_npz(run.path(shard), pixels.shape, [pixels])
 
 

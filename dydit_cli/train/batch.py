@@ -54,7 +54,7 @@ class Batch:
         return Batch(change(self.x0), change(self.t), change(self.y), change(self.noise), gates, complete)
 
 
-class Draw:
+class TrainingBatches:
     """A run's batches, step by step. All chance is drawn here, on the cpu, under the recipe's seed, for whole batches;
     what comes back is the `part` of one process, and only its images are read.
 

@@ -5,53 +5,29 @@ from __future__ import annotations
 import copy
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 
+from dydit_cli.artifacts.run import StepMetrics
 from dydit_cli.data.dataset import Dataset
+from dydit_cli.distributed import Distributed
 from dydit_cli.model.dit import DiT
 from dydit_cli.model.dydit import DyDiT
-from dydit_cli.train.ablate import FixedRouters
-from dydit_cli.train.batch import Draw
-from dydit_cli.train.engine import Engine, Outcome
-from dydit_cli.train.importance import start_by_importance
+from dydit_cli.train.batch import TrainingBatches
 from dydit_cli.train.recipe import Recipe
-from dydit_cli.train.state import Saved, capture, restore
-from dydit_cli.train.team import Team
+from dydit_cli.train.router_init import FixedRouters, start_by_importance
+from dydit_cli.train.run_folder import Saved, capture, restore
+from dydit_cli.train.step import StepResult, Trainer
 
 SKIPS_IN_A_ROW = 100
 
 
 @dataclass(frozen=True)
-class StepMetrics:
-    """One step's figures. Losses are means over the global batch; `ratio` is its FLOPs ratio under the training noise, and
-    None for a static model; `seconds` is since the run began, without the time between an interruption and its
-    resumption; `peak_memory` is the most that this process held on a GPU, in bytes, and None elsewhere."""
-
-    step: int
-    loss: float
-    mse: float
-    vb: float
-    complete_loss: float | None
-    teacher_loss: float | None
-    ratio: float | None
-    target: float | None
-    grad_norm: float
-    skipped: bool
-    lr: float
-    seconds: float
-    peak_memory: int | None = None
-
-    def to_dict(self) -> dict[str, float | int | bool | None]:
-        return asdict(self)
-
-
-@dataclass(frozen=True)
 class TrainResult:
     """`steps` is how many ran, those before a resumption included, and `images` how many they took; `interrupted` that it
-    was asked to stop before its last; `stopped` why the guard ended it; `main` that this process speaks for all;
+    was asked to stop before its last; `stopped` why the guard ended it; `main` that this process is_main for all;
     `unreadable` names images of the data that could not be read."""
 
     steps: int
@@ -70,7 +46,7 @@ def train(
     data: Dataset,
     recipe: Recipe,
     *,
-    team: Team | None = None,
+    team: Distributed | None = None,
     resume: Saved | None = None,
     save: Callable[[Saved], None] | None = None,
     on_step: Callable[[StepMetrics], None] | None = None,
@@ -84,15 +60,15 @@ def train(
     in the main process of the `team`. Raises `DyditError` where the data do not fit the model.
     """
     data.check(model.config)
-    team = team or Team()
+    team = team or Distributed()
     settings, device = recipe.train, model.pos_embed.device
     dynamic = isinstance(model, DyDiT)
     start = frozen(model) if dynamic and recipe.routing.teacher_weight else None
     if resume is None and isinstance(model, DyDiT) and recipe.routing.start == "importance":
         start_by_importance(model, recipe, data)
     fixed = FixedRouters(model, recipe, data) if isinstance(model, DyDiT) else None
-    engine = Engine(model, recipe, team, start)
-    draw = Draw(data, model.config, recipe, team.part(settings.batch_size))
+    engine = Trainer(model, recipe, team, start)
+    draw = TrainingBatches(data, model.config, recipe, team.part(settings.batch_size))
     facts: dict[str, Any] = {"skipped": 0, "skipped_in_a_row": 0, "seconds": 0.0}
     step = 0
     if resume is not None:
@@ -150,7 +126,7 @@ def frozen(model: DiT) -> DiT:
 
 
 def describe_step(
-    step: int, outcome: Outcome, lr: float, target: float | None, seconds: float, device: torch.device
+    step: int, outcome: StepResult, lr: float, target: float | None, seconds: float, device: torch.device
 ) -> StepMetrics:
     """The figures of `step`, counted from 1."""
     means = outcome.means

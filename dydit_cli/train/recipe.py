@@ -2,28 +2,18 @@
 
 from __future__ import annotations
 
-import difflib
-import tomllib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import Field, ValidationError, model_validator
 
 from dydit_cli.diffusion.schedule import TRAIN_STEPS
 from dydit_cli.errors import DyditError
-from dydit_cli.train.bases import read_merged
-
-# in an installed package the recipes lie inside it, in a checkout beside it
-_PACKAGE = Path(__file__).parent.parent
-SHIPPED = next((folder for folder in (_PACKAGE / "recipes", _PACKAGE.parent / "recipes") if folder.is_dir()), _PACKAGE)
+from dydit_cli.recipe_files import Section, explain, find_recipe, first_fault, parse_setting, read_merged
 
 
-class _Section(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-
-class ModelRecipe(_Section):
+class ModelRecipe(Section):
     """The static model that `pretrain` starts from random weights; the fields of `DiTConfig`."""
 
     input_size: int
@@ -36,7 +26,7 @@ class ModelRecipe(_Section):
     learn_sigma: bool = True
 
 
-class TrainRecipe(_Section):
+class TrainRecipe(Section):
     """The optimiser and everything that static and dynamic training share."""
 
     steps: int = Field(gt=0, description="optimiser steps")
@@ -61,7 +51,7 @@ class TrainRecipe(_Section):
     keep: int = Field(default=2, ge=1, description="saves that are kept")
 
 
-class RoutingRecipe(_Section):
+class RoutingRecipe(Section):
     """How a DyDiT is brought to its FLOPs ratio; a static model ignores it (the control experiment)."""
 
     flops_ratio: float = Field(default=0.5, gt=0, le=1, description="lambda")
@@ -99,7 +89,7 @@ class RoutingRecipe(_Section):
         return step < self.complete_steps and step % self.complete_every == 0
 
 
-class Recipe(_Section):
+class Recipe(Section):
     """One run; `model` is for `pretrain` alone."""
 
     data: str = "digits"
@@ -146,12 +136,6 @@ def with_settings(recipe: Recipe, settings: Mapping[str, Any] | Sequence[str], w
     return recipe_from_dict(values, where)
 
 
-def find_recipe(name: str | Path) -> Path:
-    """A recipe's file: a path, or the name of one that ships with dydit, such as `digits/finetune`."""
-    shipped = SHIPPED / f"{name}.toml"
-    return shipped if not Path(name).is_file() and shipped.is_file() else Path(name)
-
-
 def recipe_from_dict(values: dict[str, Any], where: str) -> Recipe:
     """Raises `DyditError` in one line, naming the key in `where` and, for an unknown one, the nearest known."""
     try:
@@ -172,34 +156,3 @@ def read_recipe(path: str | Path) -> Recipe:
     except ValidationError as error:
         where = merged.file(".".join(str(part) for part in first_fault(error)["loc"]), path)
         raise DyditError(f"{where}: {explain(error, SECTIONS)}") from None
-
-
-def parse_setting(text: str) -> tuple[str, Any]:
-    """`train.lr=1e-4` as its key and its value; what is no TOML is a string. Raises `DyditError` without a key."""
-    key, equals, value = text.partition("=")
-    if not equals or not key.strip():
-        raise DyditError(f"--set {text}: write it as KEY=VALUE, for instance --set train.lr=1e-4")
-    try:
-        return key.strip(), tomllib.loads(f"value = {value}")["value"]
-    except tomllib.TOMLDecodeError:
-        return key.strip(), value.strip()
-
-
-def first_fault(error: ValidationError) -> Any:
-    """The fault to tell of: an unknown key is the likeliest cause of a missing one."""
-    faults = error.errors()
-    return next((fault for fault in faults if fault["type"] == "extra_forbidden"), faults[0])
-
-
-def explain(error: ValidationError, sections: Sequence[type[BaseModel]]) -> str:
-    """The first fault in one line; for an unknown key, the nearest of those that `sections` know."""
-    first = first_fault(error)
-    location = ".".join(str(part) for part in first["loc"])
-    if first["type"] == "extra_forbidden":
-        known = [name for section in sections for name in section.model_fields]
-        near = difflib.get_close_matches(str(first["loc"][-1]), known, n=1)
-        return f"unknown key {location!r}" + (f"; did you mean {near[0]!r}?" if near else "")
-    if first["type"] == "missing":
-        return f"{location!r} is missing"
-    message = first["msg"].removeprefix("Value error, ")
-    return f"{location!r}: {message[:1].lower() + message[1:]}, not {first['input']!r}" if location else message

@@ -11,24 +11,23 @@ from typing import Any
 import torch
 from safetensors import SafetensorError
 
+from dydit_cli.artifacts.run import StepMetrics
 from dydit_cli.checkpoint import lineage
-from dydit_cli.checkpoint.checkpoint import Checkpoint, build_model
-from dydit_cli.checkpoint.classes import with_classes
+from dydit_cli.checkpoint.checkpoint import Checkpoint, build_model, with_classes
 from dydit_cli.checkpoint.native import write_into
-from dydit_cli.checkpoint.read import Reading, Source, read
+from dydit_cli.checkpoint.read import CheckpointLike, LoadOptions, read
+from dydit_cli.data.imagefolder import describe_skipped
 from dydit_cli.data.load import BUNDLED, load_data, split_name
-from dydit_cli.data.pictures import describe_skipped
 from dydit_cli.devices import pick_device
+from dydit_cli.distributed import init_distributed
 from dydit_cli.errors import DyditError
 from dydit_cli.model.config import DiTConfig, DyDiTConfig
 from dydit_cli.model.dit import DiT
-from dydit_cli.train.folder import METRICS_FILE as METRICS_FILE
-from dydit_cli.train.folder import RECIPE_FILE as RECIPE_FILE
-from dydit_cli.train.folder import Asked, RunFolder
-from dydit_cli.train.loop import StepMetrics, TrainResult, train
+from dydit_cli.train.loop import TrainResult, train
 from dydit_cli.train.recipe import Recipe, read_recipe, recipe_from_dict, with_settings, with_steps
-from dydit_cli.train.state import Saved, StateFolder
-from dydit_cli.train.team import assemble
+from dydit_cli.train.run_folder import METRICS_FILE as METRICS_FILE
+from dydit_cli.train.run_folder import RECIPE_FILE as RECIPE_FILE
+from dydit_cli.train.run_folder import RunFolder, RunSpec, Saved, StateFolder
 
 
 def pretrain(recipe: Recipe, out: str | Path, **options: Any) -> TrainResult:
@@ -36,17 +35,17 @@ def pretrain(recipe: Recipe, out: str | Path, **options: Any) -> TrainResult:
     return run_training(random_start(recipe), out, **options)
 
 
-def random_start(recipe: Recipe) -> Asked:
+def random_start(recipe: Recipe) -> RunSpec:
     """Training the recipe's static model from random weights under its seed; raises `DyditError` where it has none."""
     if recipe.model is None:
         raise DyditError("the recipe has no [model] section; pretrain needs one")
     torch.manual_seed(recipe.train.seed)
     start = Checkpoint.of(build_model(DiTConfig(**recipe.model.model_dump())), lineage=[])
-    return Asked("pretrain", start, recipe, {})
+    return RunSpec("pretrain", start, recipe, {})
 
 
 def finetune(
-    checkpoint: Source,
+    checkpoint: CheckpointLike,
     out: str | Path,
     *,
     flops_ratio: float | None = None,
@@ -55,7 +54,7 @@ def finetune(
     recipe: str | Path | Recipe | None = None,
     settings: Mapping[str, Any] | Sequence[str] = (),
     num_classes: int | None = None,
-    reading: Reading = Reading(),
+    reading: LoadOptions = LoadOptions(),
     **options: Any,
 ) -> TrainResult:
     """Fine-tunes a checkpoint into the folder `out`: a DyDiT to `flops_ratio`, a static model as it is (the control).
@@ -72,7 +71,7 @@ def finetune(
     return run_training(tuned_start(start, resolved, reading, num_classes), out, **options)
 
 
-def tuned_start(checkpoint: Source, recipe: Recipe, reading: Reading, num_classes: int | None) -> Asked:
+def tuned_start(checkpoint: CheckpointLike, recipe: Recipe, reading: LoadOptions, num_classes: int | None) -> RunSpec:
     """What fine-tuning begins with, and how to come by it again."""
     start = read(checkpoint, reading)
     # a relative path would be another one's elsewhere; a hub id or a bundled name is the same everywhere
@@ -82,10 +81,10 @@ def tuned_start(checkpoint: Source, recipe: Recipe, reading: Reading, num_classe
         start = with_classes(start, num_classes, recipe.train.seed)
     if recipe.routing.tokens == "layers" and isinstance(start.config, DyDiTConfig):
         start = replace(start, config=replace(start.config, token_routing="layers"))
-    return Asked("finetune", start, recipe, source)
+    return RunSpec("finetune", start, recipe, source)
 
 
-def resume(folder: str | Path, checkpoint: Source | None = None, **options: Any) -> TrainResult:
+def resume(folder: str | Path, checkpoint: CheckpointLike | None = None, **options: Any) -> TrainResult:
     """Continues the unfinished run in `folder` to the end that it would have had; options as in `run_training`.
 
     `checkpoint` is what it began with, where that has moved. Raises `DyditError` where there is no unfinished run, or the
@@ -94,7 +93,7 @@ def resume(folder: str | Path, checkpoint: Source | None = None, **options: Any)
     return run_training(unfinished(folder, checkpoint), folder, **options)
 
 
-def unfinished(folder: str | Path, checkpoint: Source | None = None) -> Asked:
+def unfinished(folder: str | Path, checkpoint: CheckpointLike | None = None) -> RunSpec:
     """What the unfinished run in `folder` was asked for."""
     folder = Path(folder)
     there = StateFolder(folder).asked()
@@ -109,7 +108,7 @@ def unfinished(folder: str | Path, checkpoint: Source | None = None) -> Asked:
     checkpoint = checkpoint or source["checkpoint"]
     if checkpoint is None:
         raise DyditError(f"{folder}: began with a model in memory; give that checkpoint again")
-    return tuned_start(checkpoint, recipe, Reading(**source["reading"]), source["num_classes"])
+    return tuned_start(checkpoint, recipe, LoadOptions(**source["reading"]), source["num_classes"])
 
 
 def resolve_recipe(
@@ -145,7 +144,7 @@ def default_recipe(data: str | None) -> str:
 
 
 def run_training(
-    asked: Asked,
+    asked: RunSpec,
     out: str | Path,
     *,
     device: str = "auto",
@@ -163,7 +162,7 @@ def run_training(
     after saving, where the gradient guard ended the run.
     """
     folder, recipe, start = RunFolder(Path(out)), asked.recipe, asked.start
-    with assemble(device) as team:
+    with init_distributed(device) as team:
         place = pick_device(device)
         folder.check(force)
         data = load_data(recipe.data, start.config)
@@ -199,7 +198,7 @@ def run_training(
     return replace(result, unreadable=describe_skipped(data.skipped))
 
 
-def write_model(model: DiT, asked: Asked, result: TrainResult, out: Path) -> None:
+def write_model(model: DiT, asked: RunSpec, result: TrainResult, out: Path) -> None:
     """The trained model as a checkpoint in the run's folder."""
     recipe, start, dynamic = asked.recipe, asked.start, asked.start.config.kind == "dydit"
     kinds = {kind: getattr(recipe.routing, kind) for kind in ("width", "tokens")} if dynamic else {}

@@ -16,8 +16,7 @@ import pytest
 import torch
 from typer.testing import Result
 
-from dydit_cli.checkpoint.checkpoint import Checkpoint
-from dydit_cli.checkpoint.classes import TABLE, with_classes
+from dydit_cli.checkpoint.checkpoint import TABLE, Checkpoint, with_classes
 from dydit_cli.checkpoint.native import write
 from dydit_cli.checkpoint.read import read
 from dydit_cli.cli.options import parse_classes

@@ -6,6 +6,7 @@ import json
 import shutil
 from contextlib import nullcontext
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -18,9 +19,9 @@ from typer.testing import Result
 from dydit_cli.checkpoint.checkpoint import Checkpoint
 from dydit_cli.checkpoint.native import write
 from dydit_cli.data.latents import LatentData
+from dydit_cli.distributed import Distributed
 from dydit_cli.model.config import DiTConfig, DyDiTConfig
 from dydit_cli.model.dydit import DyDiT
-from dydit_cli.sampling.processes import Processes
 from tests.processes import dydit, kill_once, start_two
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -243,7 +244,8 @@ def test_two_processes_make_the_same_bytes(room: Path, whole: Path, tmp_path: Pa
 
 
 def test_each_process_makes_its_own_shards(room: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("dydit_cli.data.encode.processes", lambda device: nullcontext(Processes(index=1, count=2)))
+    second = Distributed(state=SimpleNamespace(process_index=1, num_processes=2, wait_for_everyone=lambda: None))
+    monkeypatch.setattr("dydit_cli.data.encode.share_work", lambda device: nullcontext(second))
     result = dydit(*arguments(room, tmp_path / "out"))
     assert (result.exit_code, result.output) == (0, "")
     assert [path.name for path in sorted(tmp_path.rglob("*.*"))] == ["000001.safetensors", "000003.safetensors"]

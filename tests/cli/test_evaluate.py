@@ -13,8 +13,8 @@ from typer.testing import CliRunner
 
 from dydit_cli.cli.app import app
 from dydit_cli.cli.evaluate import DRAWING
-from dydit_cli.evaluate import find
-from dydit_cli.evaluate.run import class_text
+from dydit_cli.evaluate import evaluate as find
+from dydit_cli.evaluate.evaluate import class_text
 from tests.processes import dydit
 from tests.unit.test_evaluate_networks import StandIn
 

@@ -12,10 +12,10 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from dydit_cli.checkpoint.checkpoint import Checkpoint
+from dydit_cli.checkpoint.diffusers import as_diffusers
 from dydit_cli.checkpoint.export import export
-from dydit_cli.checkpoint.in_diffusers import as_diffusers
 from dydit_cli.checkpoint.native import write
-from dydit_cli.checkpoint.read import Reading, load, read
+from dydit_cli.checkpoint.read import LoadOptions, load, read
 from dydit_cli.diffusion.generate import generate, image_generators
 from dydit_cli.diffusion.sampler import SamplerSettings
 from dydit_cli.errors import DyditError
@@ -36,7 +36,7 @@ def test_diffusers_pipeline_folder(golden: Path) -> None:
         "no VAE beside it",
         "scheduler DDIMScheduler with leading timesteps (dydit sample --spacing leading)",
     )
-    original = read(golden / "diffusers_dit" / "transformer", Reading(timestep_variant="original"))
+    original = read(golden / "diffusers_dit" / "transformer", LoadOptions(timestep_variant="original"))
     assert (original.config.timestep_variant, original.config.norm2_eps) == ("original", 1e-6)
     with torch.inference_mode():
         assert largest_difference(checkpoint.build()(*arguments), io["sample"]) < 1e-5
@@ -105,7 +105,7 @@ def test_what_diffusers_would_compute_otherwise_is_refused(tmp_path: Path, tiny_
     with pytest.raises(DyditError, match=r"sinusoid \(over 128\), and diffusers computes another .* --any-variant"):
         export(tmp_path / "static", tmp_path / "out", format="diffusers")
     export(tmp_path / "static", tmp_path / "out", format="diffusers", any_variant=True)
-    assert read(tmp_path / "out", Reading(timestep_variant="original")).config == TINY
+    assert read(tmp_path / "out", LoadOptions(timestep_variant="original")).config == TINY
     with pytest.raises(DyditError, match="runs with diffusers' timestep sinusoid or norm epsilon"):
         export(tmp_path / "out", tmp_path / "out.pt", format="dit")
     with pytest.raises(DyditError, match="is a static model; use --format dit"):

@@ -19,7 +19,7 @@ from dydit_cli.diffusion.schedule import linear_schedule, spaced_timesteps
 from dydit_cli.flops.analytic import flops_ratio
 from dydit_cli.model.config import named_config
 from dydit_cli.model.routing import Routing
-from dydit_cli.train.losses import flops_loss
+from dydit_cli.train.objective import flops_loss
 from tests.reference.test_models import dynamic_case, largest_difference, static_case
 
 

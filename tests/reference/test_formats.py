@@ -15,7 +15,7 @@ from torch import Tensor
 from dydit_cli.checkpoint.checkpoint import Checkpoint
 from dydit_cli.checkpoint.export import export
 from dydit_cli.checkpoint.native import write
-from dydit_cli.checkpoint.read import Reading, load, read
+from dydit_cli.checkpoint.read import LoadOptions, load, read
 from dydit_cli.errors import DyditError
 from dydit_cli.model.config import DiTConfig, DyDiTConfig
 from dydit_cli.model.dit import DiT
@@ -23,7 +23,7 @@ from dydit_cli.model.dydit import DyDiT
 from tests.conftest import TINY, inputs, randomize
 from tests.reference.test_models import largest_difference
 
-HEADS_A, HEADS_B = Reading(num_heads=4), Reading(num_heads=3)
+HEADS_A, HEADS_B = LoadOptions(num_heads=4), LoadOptions(num_heads=3)
 
 
 def same_weights(a: Checkpoint, b: Checkpoint) -> bool:
@@ -32,7 +32,7 @@ def same_weights(a: Checkpoint, b: Checkpoint) -> bool:
 
 
 @pytest.mark.parametrize(("case", "reading"), [("a", HEADS_A), ("b", HEADS_B)])
-def test_plain_dit_file(golden: Path, case: str, reading: Reading) -> None:
+def test_plain_dit_file(golden: Path, case: str, reading: LoadOptions) -> None:
     checkpoint = read(golden / f"dit_static_{case}.pt", reading)
     facts = json.loads((golden / "dit_static.json").read_text())["cases"][case]
     assert checkpoint.config == DiTConfig(**facts["config"])
@@ -44,7 +44,7 @@ def test_plain_dit_file(golden: Path, case: str, reading: Reading) -> None:
 
 @pytest.mark.parametrize("which", ["ema", "model"])
 def test_training_checkpoint(golden: Path, which: Any) -> None:
-    checkpoint = read(golden / "dit_static_b_train.pt", Reading(weights=which, num_heads=3))
+    checkpoint = read(golden / "dit_static_b_train.pt", LoadOptions(weights=which, num_heads=3))
     assert checkpoint.found == "DiT weights (.pt, training checkpoint)"
     assert f"the {which} weights of a training checkpoint" in checkpoint.notes[0]
     io = load_file(golden / "dit_static_b.safetensors")
@@ -77,7 +77,7 @@ def test_older_dydit_release_routes_every_head(tmp_path: Path) -> None:
     model = randomize(DyDiT(config))
     path = tmp_path / "old.pt"
     torch.save(model.state_dict(), path)
-    for reading in (Reading(num_heads=3),):
+    for reading in (LoadOptions(num_heads=3),):
         checkpoint = read(path, reading)
         assert checkpoint.config == config
         assert "3 heads from 3 router rows (the older release: no head is always on)" in checkpoint.notes
@@ -113,9 +113,9 @@ def test_round_trips_are_bit_exact(tmp_path: Path, kind: str, formats: list[Any]
     here = tmp_path / "start"
     for i, format in enumerate(formats):
         there = tmp_path / (f"{i}.pt" if format in ("dit", "dydit") else f"{i}")
-        export(here, there, format=format, reading=Reading(num_heads=3))
+        export(here, there, format=format, reading=LoadOptions(num_heads=3))
         here = there
-    assert same_weights(start, read(here, Reading(num_heads=3)))
+    assert same_weights(start, read(here, LoadOptions(num_heads=3)))
 
 
 def test_dtype_of_an_export(tmp_path: Path, tiny_static: DiT) -> None:
@@ -147,7 +147,7 @@ def test_a_dydit_has_no_place_in_a_static_format(tmp_path: Path, tiny_dynamic: D
 def test_bare_safetensors_and_shards(tmp_path: Path, tiny_static: DiT) -> None:
     weights = tiny_static.state_dict()
     save_file(weights, tmp_path / "one.safetensors")
-    assert read(tmp_path / "one.safetensors", Reading(num_heads=3)).config == TINY
+    assert read(tmp_path / "one.safetensors", LoadOptions(num_heads=3)).config == TINY
     names = sorted(weights)
     files = {name: f"part-{i % 3}.safetensors" for i, name in enumerate(names)}
     (tmp_path / "shards").mkdir()
@@ -155,7 +155,7 @@ def test_bare_safetensors_and_shards(tmp_path: Path, tiny_static: DiT) -> None:
         save_file({name: weights[name] for name in names if files[name] == file}, tmp_path / "shards" / file)
     (tmp_path / "shards" / "dit.safetensors.index.json").write_text(json.dumps({"weight_map": files}))
     for path in (tmp_path / "shards", tmp_path / "shards" / "dit.safetensors.index.json"):
-        checkpoint = read(path, Reading(num_heads=3))
+        checkpoint = read(path, LoadOptions(num_heads=3))
         assert checkpoint.found == "DiT weights (sharded .safetensors)"
         assert all(torch.equal(checkpoint.weights[name], w) for name, w in weights.items())
 
@@ -163,7 +163,7 @@ def test_bare_safetensors_and_shards(tmp_path: Path, tiny_static: DiT) -> None:
 @pytest.mark.parametrize("prefix", ["module.", "_orig_mod.", "module._orig_mod."])
 def test_wrappers_prefixes_are_taken_off(tmp_path: Path, tiny_static: DiT, prefix: str) -> None:
     torch.save({prefix + name: w for name, w in tiny_static.state_dict().items()}, tmp_path / "wrapped.pt")
-    assert read(tmp_path / "wrapped.pt", Reading(num_heads=3)).config == TINY
+    assert read(tmp_path / "wrapped.pt", LoadOptions(num_heads=3)).config == TINY
 
 
 class Evil:
@@ -247,7 +247,7 @@ def damaged(weights: dict[str, Tensor], name: str, change: Any) -> dict[str, Ten
 def test_shapes_that_are_no_dit(tmp_path: Path, tiny_static: DiT, name: str, change: Any, message: str) -> None:
     torch.save(damaged(tiny_static.state_dict(), name, change), tmp_path / "thing.pt")
     with pytest.raises(DyditError) as error:
-        read(tmp_path / "thing.pt", Reading(num_heads=3))
+        read(tmp_path / "thing.pt", LoadOptions(num_heads=3))
     assert message in str(error.value)
 
 
@@ -256,7 +256,7 @@ def test_heads_are_asked_for_with_the_divisors(tmp_path: Path, tiny_static: DiT)
     with pytest.raises(DyditError, match="say them with --num-heads N, one of 1, 2, 3, 4, 6, 8, 12, 24"):
         read(tmp_path / "thing.pt")
     with pytest.raises(DyditError, match="hidden_size 24 must be a multiple of num_heads 5"):
-        read(tmp_path / "thing.pt", Reading(num_heads=5))
+        read(tmp_path / "thing.pt", LoadOptions(num_heads=5))
 
 
 def test_published_sizes_tell_their_heads(tmp_path: Path) -> None:

@@ -9,9 +9,10 @@ import pytest
 import torch
 from typer.testing import CliRunner
 
+from dydit_cli.artifacts.bench import BenchSettings, Spread
+from dydit_cli.bench.bench import bench
 from dydit_cli.bench.breakdown import PARTS, Stopwatch
 from dydit_cli.bench.random_model import random_dydit
-from dydit_cli.bench.run import BenchSettings, Spread, bench
 from dydit_cli.checkpoint.checkpoint import Checkpoint
 from dydit_cli.checkpoint.native import write
 from dydit_cli.cli.app import app

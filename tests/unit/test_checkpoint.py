@@ -16,10 +16,10 @@ from safetensors.torch import load_file, save_file
 import dydit_cli
 from dydit_cli.checkpoint import native
 from dydit_cli.checkpoint.checkpoint import Checkpoint
-from dydit_cli.checkpoint.convert import convert, default_biases
 from dydit_cli.checkpoint.native import write
-from dydit_cli.checkpoint.ranking import magnitude, rank_block, select_channels, select_heads
 from dydit_cli.checkpoint.read import read
+from dydit_cli.compress.convert import convert, default_biases
+from dydit_cli.compress.structures import magnitude, rank_block, select_channels, select_heads
 from dydit_cli.errors import DyditError
 from dydit_cli.files import atomic_file, atomic_folder, write_text
 from dydit_cli.model.config import DyDiTConfig

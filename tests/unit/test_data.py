@@ -13,11 +13,10 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from dydit_cli.data import imagefolder
-from dydit_cli.data.dataset import BatchStream, Dataset, ImageData, batches
-from dydit_cli.data.imagefolder import ImageFolder
+from dydit_cli.data.dataset import BatchStream, Dataset, ImageData, Skipped, batches
+from dydit_cli.data.imagefolder import ImageFolder, centre_crop, describe_skipped, list_pictures, read_picture
 from dydit_cli.data.latents import LatentData
 from dydit_cli.data.load import load_data
-from dydit_cli.data.pictures import Skipped, centre_crop, describe_skipped, list_pictures, read_picture
 from dydit_cli.errors import DyditError
 from dydit_cli.model.config import DiTConfig
 from tests.datasets import LATENTS, class_folders, noise_picture, refusal

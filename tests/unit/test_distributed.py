@@ -67,7 +67,7 @@ def test_two_processes_and_micro_batches_train_as_one(start: Path, tmp_path: Pat
     ended = [process.communicate(timeout=120) for process in processes]
     assert [process.returncode for process in processes] == [0, 0], ended
     assert json.loads(ended[0][0])["steps"] == 8
-    assert ended[1] == ("", "")  # the main process speaks for all
+    assert ended[1] == ("", "")  # the main process is_main for all
     assert_same(tmp_path / "one", tmp_path / "two")
     seen = metrics(tmp_path / "one")
     assert len({m["ratio"] for m in seen}) == 8

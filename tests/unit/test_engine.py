@@ -8,24 +8,25 @@ import numpy as np
 import pytest
 import torch
 
+from dydit_cli.artifacts.run import StepMetrics
 from dydit_cli.data.load import load_data
+from dydit_cli.distributed import Distributed
 from dydit_cli.errors import DyditError
 from dydit_cli.model.config import DyDiTConfig, config_from_dict
 from dydit_cli.model.dit import DiT
 from dydit_cli.model.dydit import DyDiT, DynamicBlock, is_router
 from dydit_cli.model.routers import GateNoise
-from dydit_cli.train.batch import Batch, Draw, complete_samples
-from dydit_cli.train.engine import Engine
-from dydit_cli.train.loop import StepMetrics, frozen, train
-from dydit_cli.train.losses import Objective, SampleLosses, Weights
+from dydit_cli.train.batch import Batch, TrainingBatches, complete_samples
+from dydit_cli.train.loop import frozen, train
+from dydit_cli.train.objective import Objective, SampleLosses, Weights
 from dydit_cli.train.recipe import Recipe, RoutingRecipe, with_settings
-from dydit_cli.train.team import Team
+from dydit_cli.train.step import Trainer
 from tests.conftest import randomize
 from tests.unit.test_train import DIGITS, digits_dydit, quick
 
 
 def a_batch(model: DiT, size: int = 8, **routing: object) -> Batch:
-    return Draw(load_data("digits"), model.config, with_settings(quick(9, **routing), {"train.batch_size": size}))(0)
+    return TrainingBatches(load_data("digits"), model.config, with_settings(quick(9, **routing), {"train.batch_size": size}))(0)
 
 
 def gradients(model: DiT, loss: torch.Tensor) -> list[torch.Tensor]:
@@ -148,7 +149,7 @@ def test_noise_from_outside_is_what_the_model_draws_itself() -> None:
 def test_parts_of_a_draw_are_the_whole_draw() -> None:
     recipe = with_settings(quick(9, complete_steps=9, complete_share=0.5, noise_off_steps=6), {"train.batch_size": 8})
     config, data = digits_dydit().config, load_data("digits")
-    draws = [Draw(data, config, recipe, part) for part in (slice(None), slice(0, 4), slice(4, 8))]
+    draws = [TrainingBatches(data, config, recipe, part) for part in (slice(None), slice(0, 4), slice(4, 8))]
     for step in range(3):
         whole, *parts = (draw(step) for draw in draws)
         for name in ("x0", "t", "y", "noise", "complete"):
@@ -192,7 +193,7 @@ def test_checkpointed_gradients_are_the_same() -> None:
     )
     assert largest_difference(plain, checkpointed) == 0
     model, calls = digits_dydit(), list[int]()
-    engine = Engine(model, with_settings(recipe, {"train.gradient_checkpointing": True}), Team())
+    engine = Trainer(model, with_settings(recipe, {"train.gradient_checkpointing": True}), Distributed())
     block = model.blocks[0]
     assert isinstance(block, DynamicBlock)
     block.attn.register_forward_pre_hook(lambda module, inputs: calls.append(1))

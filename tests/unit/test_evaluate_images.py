@@ -16,16 +16,13 @@ from PIL import Image
 from dydit_cli.checkpoint.read import read
 from dydit_cli.diffusion.sampler import SamplerSettings
 from dydit_cli.errors import DyditError
-from dydit_cli.evaluate.drawn import DrawnImages
+from dydit_cli.evaluate.evaluate import find_extractor, find_images
 from dydit_cli.evaluate.feature_network import network_extractor
 from dydit_cli.evaluate.features import Pixels
-from dydit_cli.evaluate.find import find_extractor, find_images
-from dydit_cli.evaluate.fit import RESIZED, UNDONE, Fitter
-from dydit_cli.evaluate.images import Images, open_folder, real_images
-from dydit_cli.evaluate.npz import open_npz, read_gaussians
-from dydit_cli.evaluate.reference import open_reference
+from dydit_cli.evaluate.images import RESIZED, UNDONE, GeneratedImages, Images, Preprocessor, open_folder, real_images
+from dydit_cli.evaluate.reference import open_npz, open_reference, read_gaussians
 from dydit_cli.sampling.images import sample_images
-from dydit_cli.sampling.painter import Drawing
+from dydit_cli.sampling.sampler import SamplingConfig
 from dydit_cli.sampling.shards import sample_npz
 
 
@@ -33,9 +30,9 @@ def noise(*shape: int, seed: int = 0) -> Pixels:
     return np.random.default_rng(seed).integers(0, 256, shape).astype(np.uint8)
 
 
-def everything(images: Images, fitter: Fitter, size: int = 4) -> tuple[Pixels, list[int]]:
+def everything(images: Images, preprocess: Preprocessor, size: int = 4) -> tuple[Pixels, list[int]]:
     work: list[int] = []
-    parts = list(images.batches(size, fitter, work.append))
+    parts = list(images.batches(size, preprocess, work.append))
     assert sum(len(part) for part in parts) == images.count
     assert sum(work) == images.count * images.per
     return np.concatenate(parts), [len(part) for part in parts]
@@ -47,34 +44,34 @@ def save(folder: Path, name: str, pixels: Pixels) -> None:
 
 
 def test_an_image_of_the_right_size_is_left_alone() -> None:
-    x, fitter = noise(3, 8, 8, 3), Fitter(None, 3)
-    assert np.array_equal(fitter(x), x)
-    assert (fitter.side, fitter.resize) == (8, "none")
+    x, preprocess = noise(3, 8, 8, 3), Preprocessor(None, 3)
+    assert np.array_equal(preprocess(x), x)
+    assert (preprocess.side, preprocess.resize) == (8, "none")
 
 
 def test_enlarged_squares_come_back_exactly() -> None:
-    x, fitter = noise(3, 8, 8, 1), Fitter(8, 1)
-    assert np.array_equal(fitter(x.repeat(8, axis=1).repeat(8, axis=2)), x)
-    assert fitter.resize == UNDONE
+    x, preprocess = noise(3, 8, 8, 1), Preprocessor(8, 1)
+    assert np.array_equal(preprocess(x.repeat(8, axis=1).repeat(8, axis=2)), x)
+    assert preprocess.resize == UNDONE
 
 
 def test_other_sizes_are_resized_with_pillow() -> None:
-    x, fitter = noise(1, 12, 12, 3), Fitter(8, 3)
+    x, preprocess = noise(1, 12, 12, 3), Preprocessor(8, 3)
     expected = np.asarray(Image.fromarray(x[0]).resize((8, 8), Image.Resampling.BICUBIC))
-    assert np.array_equal(fitter(x)[0], expected)
-    assert fitter.resize == RESIZED
-    assert fitter(noise(2, 16, 24, 3)).shape == (2, 8, 8, 3)
-    fitter(noise(1, 4, 4, 3).repeat(4, axis=1).repeat(4, axis=2))  # squares, but not of one pixel of 8 x 8 each
-    assert fitter.resize == f"{RESIZED}; {UNDONE}"
+    assert np.array_equal(preprocess(x)[0], expected)
+    assert preprocess.resize == RESIZED
+    assert preprocess(noise(2, 16, 24, 3)).shape == (2, 8, 8, 3)
+    preprocess(noise(1, 4, 4, 3).repeat(4, axis=1).repeat(4, axis=2))  # squares, but not of one pixel of 8 x 8 each
+    assert preprocess.resize == f"{RESIZED}; {UNDONE}"
 
 
 def test_colours_come_and_go() -> None:
     grey = noise(2, 8, 8, 1)
-    colours = Fitter(8, 3)(grey)
+    colours = Preprocessor(8, 3)(grey)
     assert colours.shape == (2, 8, 8, 3)
-    assert np.array_equal(Fitter(8, 1)(colours), grey)
+    assert np.array_equal(Preprocessor(8, 1)(colours), grey)
     x = noise(1, 8, 8, 3)
-    assert np.array_equal(Fitter(8, 1)(x)[0, ..., 0], np.asarray(Image.fromarray(x[0]).convert("L")))
+    assert np.array_equal(Preprocessor(8, 1)(x)[0, ..., 0], np.asarray(Image.fromarray(x[0]).convert("L")))
 
 
 def test_a_folder_in_the_order_of_its_names(tmp_path: Path) -> None:
@@ -84,7 +81,7 @@ def test_a_folder_in_the_order_of_its_names(tmp_path: Path) -> None:
     (tmp_path / "notes.txt").write_text("no picture")
     images = find_images(tmp_path)
     assert images is not None
-    pixels, sizes = everything(images, Fitter(8, 1), 2)
+    pixels, sizes = everything(images, Preprocessor(8, 1), 2)
     assert np.array_equal(pixels, x)
     assert sizes == [2, 2, 1]
     assert images.labels is not None
@@ -100,25 +97,25 @@ def test_a_folder_without_classes_and_with_folders_in_it(tmp_path: Path) -> None
     save(tmp_path, "b/2.png", noise(12, 10, 3))
     images = open_folder(tmp_path)
     assert (images.count, images.labels) == (2, None)
-    assert everything(images, Fitter(None, 3))[0].shape == (2, 9, 9, 3)
+    assert everything(images, Preprocessor(None, 3))[0].shape == (2, 9, 9, 3)
 
 
 def test_samples_that_dydit_wrote(tmp_path: Path) -> None:
     """Pictures, the array and the checkpoint itself are the same images, classes and record."""
-    how = Drawing(settings=SamplerSettings(steps=2), classes=[3, 1], batch=2, device="cpu")
+    how = SamplingConfig(settings=SamplerSettings(steps=2), classes=[3, 1], batch=2, device="cpu")
     sample_images("digits-dit", tmp_path / "pictures", how, num=5)
     sample_npz("digits-dit", tmp_path / "array", how, num=5, shard_size=2)
     sources: list[Any] = [find_images(tmp_path / name) for name in ("pictures", "array", "array/samples.npz")]
-    sources.append(DrawnImages(read("digits-dit"), how, 5))
-    fitters = [Fitter(8, 1) for _ in sources]
-    pixels = [everything(source, fitter)[0] for source, fitter in zip(sources, fitters, strict=True)]
+    sources.append(GeneratedImages(read("digits-dit"), how, 5))
+    fitters = [Preprocessor(8, 1) for _ in sources]
+    pixels = [everything(source, preprocess)[0] for source, preprocess in zip(sources, fitters, strict=True)]
     for source, one in zip(sources, pixels, strict=True):
         assert np.array_equal(one, pixels[0])
         assert source.labels.tolist() == [3, 1, 3, 1, 3]
         assert {name: source.record[name] for name in ("sampler", "steps", "cfg", "seed", "dtype", "images")} == {
             "sampler": "ddim", "steps": 2, "cfg": 1.5, "seed": 0, "dtype": "fp32", "images": 5,
         }  # fmt: skip
-    assert [fitter.resize for fitter in fitters] == [UNDONE, "none", "none", "none"]
+    assert [preprocess.resize for preprocess in fitters] == [UNDONE, "none", "none", "none"]
 
 
 def test_an_unfinished_array_and_empty_places(tmp_path: Path) -> None:
@@ -138,10 +135,10 @@ def test_a_damaged_picture_is_named(tmp_path: Path) -> None:
     save(tmp_path, "1.png", noise(8, 8, 3))
     (tmp_path / "2.png").write_bytes((tmp_path / "1.png").read_bytes()[:60])
     with pytest.raises(DyditError, match=r"2.png: not readable as an image"):
-        everything(open_folder(tmp_path), Fitter(None, 3))
+        everything(open_folder(tmp_path), Preprocessor(None, 3))
     save(tmp_path, "2.png", noise(1, 400, 3))
     with pytest.raises(DyditError, match=r"2.png: 400 x 1 pixels, too long for a square; crop it"):
-        everything(open_folder(tmp_path), Fitter(None, 3))
+        everything(open_folder(tmp_path), Preprocessor(None, 3))
 
 
 @pytest.mark.parametrize("writer", [np.savez, np.savez_compressed])
@@ -149,7 +146,7 @@ def test_an_array_is_read_in_batches(tmp_path: Path, writer: Any) -> None:
     x = noise(11, 6, 6, 3)
     writer(tmp_path / "x.npz", x, np.arange(11) * 90)
     images = open_npz(tmp_path / "x.npz")
-    pixels, sizes = everything(images, Fitter(None, 3))
+    pixels, sizes = everything(images, Preprocessor(None, 3))
     assert np.array_equal(pixels, x)
     assert sizes == [4, 4, 3]
     assert images.labels is not None  # arr_1, as in ADM's sample files
@@ -190,7 +187,7 @@ def test_damaged_arrays(tmp_path: Path) -> None:
     with zipfile.ZipFile(path, "w") as archive:
         archive.writestr("arr_0.npy", short)
     with pytest.raises(DyditError, match="damaged: arr_0 ends after image 4"):
-        everything(open_npz(path), Fitter(None, 3))
+        everything(open_npz(path), Preprocessor(None, 3))
     np.savez(tmp_path / "objects.npz", mu=np.array([{}], dtype=object), sigma=np.eye(1))
     with pytest.raises(DyditError, match=r"mu is damaged .*allow_pickle"):
         read_gaussians(tmp_path / "objects.npz")

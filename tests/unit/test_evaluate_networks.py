@@ -17,12 +17,12 @@ from numpy.typing import NDArray
 
 from dydit_cli.errors import DyditError
 from dydit_cli.evaluate import feature_training
+from dydit_cli.evaluate.evaluate import evaluate
 from dydit_cli.evaluate.feature_network import network_extractor, shipped
-from dydit_cli.evaluate.features import Features, Pixels, look
+from dydit_cli.evaluate.features import Features, Pixels, extract_features
 from dydit_cli.evaluate.images import ArrayImages, real_images
 from dydit_cli.evaluate.inception import WEIGHTS_FILE, fidelity_module, inception_extractor
 from dydit_cli.evaluate.metrics import Gaussian, frechet_distance, gaussian_of, inception_score
-from dydit_cli.evaluate.run import evaluate
 
 CPU = torch.device("cpu")
 
@@ -227,7 +227,7 @@ def test_inception_features_are_in_adms_order(fidelity: Path) -> None:
     np.testing.assert_allclose(features.probabilities.sum(axis=1), 1, rtol=1e-5)
     assert len(extractor.facts["features_sha256"]) == 64
     assert "torch_fidelity" not in sys.modules
-    assert look(extractor, [x]).spatial is not None
+    assert extract_features(extractor, [x]).spatial is not None
 
 
 def test_mistakes_with_inception(fidelity: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -13,26 +13,27 @@ import pytest
 from PIL import Image
 from typer.testing import CliRunner
 
-from dydit_cli.bench.run import BenchSettings, bench
+from dydit_cli.artifacts.bench import BenchSettings
+from dydit_cli.artifacts.profile import Profile, read_profile
+from dydit_cli.bench.bench import bench
 from dydit_cli.checkpoint.checkpoint import Checkpoint
 from dydit_cli.checkpoint.native import write
 from dydit_cli.cli.app import app
 from dydit_cli.diffusion.sampler import SamplerSettings
 from dydit_cli.errors import DyditError
-from dydit_cli.evaluate.losses import LossSettings, measure_losses
+from dydit_cli.evaluate.timestep_loss import LossSettings, measure_losses
 from dydit_cli.figures.catalogue import FIGURES, SOURCES, figures_of
 from dydit_cli.figures.losses import normalised
-from dydit_cli.figures.sample_rows import read_rows
-from dydit_cli.figures.samples import samples_table
+from dydit_cli.figures.samples import read_rows, samples_table
 from dydit_cli.figures.style import styled
 from dydit_cli.figures.tokens import SHARE, spans
 from dydit_cli.figures.visualize import load, visualize
 from dydit_cli.model.config import DiTConfig, DyDiTConfig
 from dydit_cli.model.dit import DiT
 from dydit_cli.model.dydit import DyDiT
-from dydit_cli.profiling.profile import Profile, profile, read_profile
+from dydit_cli.profiling.profile import profile
 from dydit_cli.sampling.images import sample_images
-from dydit_cli.sampling.painter import Drawing
+from dydit_cli.sampling.sampler import SamplingConfig
 from tests.conftest import randomize
 
 DIGITS = DiTConfig(input_size=8, patch_size=2, in_channels=1, hidden_size=24, depth=2, num_heads=3, num_classes=10)
@@ -52,7 +53,7 @@ def inputs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     quick = BenchSettings(batch=2, steps=4, measured=1, repeats=1)
     (room / "bench.json").write_text(json.dumps(bench(room / "dynamic", settings=quick, device="cpu").to_dict()))
     for name in ("small", "large"):
-        how = Drawing(settings=SamplerSettings(steps=2), device="cpu")
+        how = SamplingConfig(settings=SamplerSettings(steps=2), device="cpu")
         sample_images(room / name, room / f"samples-{name}", how, num=4)
     (room / "run").mkdir()
     rows = [{"step": i, "mse": 1 / i, "vb": 0.1, "ratio": 0.9, "target": 0.8, "skipped": i == 3} for i in range(1, 9)]
@@ -261,7 +262,9 @@ def test_sample_folders_side_by_side(inputs: dict[str, Path], tmp_path: Path) ->
 
 def test_samples_drawn_otherwise_are_not_set_side_by_side(inputs: dict[str, Path], tmp_path: Path) -> None:
     room = inputs["losses"].parent
-    sample_images(room / "small", tmp_path / "other", Drawing(settings=SamplerSettings(steps=2), seed=1, device="cpu"), num=2)
+    sample_images(
+        room / "small", tmp_path / "other", SamplingConfig(settings=SamplerSettings(steps=2), seed=1, device="cpu"), num=2
+    )
     with pytest.raises(
         DyditError, match=r"other: drawn with seed 1, .*samples-large with 0; sample both with the same settings"
     ):

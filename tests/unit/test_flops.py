@@ -55,7 +55,7 @@ def test_static_model_equals_fvcore(tiny_static: DiT, batch: int) -> None:
 @settings(max_examples=12, deadline=None)
 @given(
     heads=st.sampled_from([2, 3, 4]),
-    head_width=st.sampled_from([4, 8]),
+    head_dim=st.sampled_from([4, 8]),
     depth=st.integers(1, 3),
     side=st.sampled_from([2, 4]),
     patch=st.sampled_from([1, 2]),
@@ -64,14 +64,14 @@ def test_static_model_equals_fvcore(tiny_static: DiT, batch: int) -> None:
     seed=st.integers(0, 99),
 )
 def test_sparse_model_equals_fvcore_and_torch(
-    heads: int, head_width: int, depth: int, side: int, patch: int, batch: int, timestep: int, seed: int
+    heads: int, head_dim: int, depth: int, side: int, patch: int, batch: int, timestep: int, seed: int
 ) -> None:
     """Whatever the routers choose, the closed form over Routing is the integer that fvcore counts of the sparse run."""
     config = DyDiTConfig(
         input_size=side * patch,
         patch_size=patch,
         in_channels=2,
-        hidden_size=heads * head_width,
+        hidden_size=heads * head_dim,
         depth=depth,
         num_heads=heads,
         num_classes=4,

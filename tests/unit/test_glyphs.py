@@ -13,7 +13,7 @@ from dydit_cli.data import glyphs
 from dydit_cli.data.glyphs import CHARACTERS, FONTS, SIDE, load_glyphs_split
 from dydit_cli.data.load import load_data
 from dydit_cli.errors import DyditError
-from dydit_cli.evaluate.judge import classifier
+from dydit_cli.evaluate.classifier import classifier
 from tests.conftest import TINY
 
 

@@ -7,9 +7,9 @@ from torch import nn
 
 from dydit_cli.data.load import load_data
 from dydit_cli.model.dydit import DyDiT, DynamicBlock
-from dydit_cli.model.plan import width_masks
-from dydit_cli.train.importance import measure_importance, start_by_importance
+from dydit_cli.model.planning import width_masks
 from dydit_cli.train.loop import train
+from dydit_cli.train.router_init import measure_importance, start_by_importance
 from tests.conftest import randomize
 from tests.unit.test_train import digits_dydit, quick
 

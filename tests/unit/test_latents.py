@@ -11,8 +11,8 @@ import torch
 
 from dydit_cli.data.imagefolder import ImageFolder
 from dydit_cli.data.latents import LatentData
+from dydit_cli.data.vae import load_encoder
 from dydit_cli.model.config import DiTConfig
-from dydit_cli.sampling.vae import load_encoder
 from tests.datasets import LATENTS, refusal
 
 

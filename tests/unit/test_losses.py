@@ -11,6 +11,7 @@ import pytest
 import torch
 from typer.testing import CliRunner
 
+from dydit_cli.artifacts.losses import Losses, mean_and_error, read_losses
 from dydit_cli.checkpoint.checkpoint import Checkpoint
 from dydit_cli.checkpoint.native import write
 from dydit_cli.cli.app import app
@@ -19,12 +20,11 @@ from dydit_cli.data.digits import load_digits_split
 from dydit_cli.diffusion.objective import loss_terms
 from dydit_cli.diffusion.schedule import TRAIN_STEPS, linear_schedule
 from dydit_cli.errors import DyditError
-from dydit_cli.evaluate.losses import LossSettings, chosen, distinct, measure_losses
+from dydit_cli.evaluate.timestep_loss import LossSettings, chosen, distinct, measure_losses
 from dydit_cli.figures.losses import loss_gap_table
 from dydit_cli.model.config import DiTConfig, DyDiTConfig
 from dydit_cli.model.dit import DiT
 from dydit_cli.model.dydit import DyDiT
-from dydit_cli.profiling.losses import Losses, mean_and_error, read_losses
 from tests.conftest import randomize
 
 CONFIG = DiTConfig(input_size=8, patch_size=2, in_channels=1, hidden_size=24, depth=2, num_heads=3, num_classes=10)

@@ -12,11 +12,11 @@ import pytest
 import torch
 
 from dydit_cli.checkpoint.checkpoint import Checkpoint
-from dydit_cli.checkpoint.convert import convert
 from dydit_cli.checkpoint.export import export
 from dydit_cli.checkpoint.infer import Hints, infer
 from dydit_cli.checkpoint.native import write
-from dydit_cli.checkpoint.read import Reading, read
+from dydit_cli.checkpoint.read import LoadOptions, read
+from dydit_cli.compress.convert import convert
 from dydit_cli.errors import DyditError
 from dydit_cli.flops import analytic
 from dydit_cli.flops.executed import count_executed
@@ -25,8 +25,8 @@ from dydit_cli.model.config import DiTConfig, DyDiTConfig, config_from_dict, nam
 from dydit_cli.model.dit import DiT
 from dydit_cli.model.dydit import DyDiT
 from dydit_cli.model.routing import Routing
-from dydit_cli.model.slices import WeightAccess
 from dydit_cli.model.sparse import SparseDyDiT
+from dydit_cli.model.weight_cache import WeightAccess
 from tests.conftest import TINY, inputs, randomize
 
 NARROW = replace(TINY, num_heads=2, attention_width=16, mlp_width=50)
@@ -124,7 +124,7 @@ def test_a_narrow_state_dict_is_read_back(narrow_folder: Path, tmp_path: Path) -
     export(narrow_folder, tmp_path / "narrow.pt", format="dit")
     with pytest.raises(DyditError, match="say them with --num-heads N, one of 1, 2, 4, 8, 16"):
         read(tmp_path / "narrow.pt")
-    back = read(tmp_path / "narrow.pt", Reading(num_heads=2))
+    back = read(tmp_path / "narrow.pt", LoadOptions(num_heads=2))
     assert back.config == NARROW
     assert "attention 16 and MLP 50 wide in a model of width 24" in back.notes
     x, t, y = inputs(NARROW)
@@ -157,7 +157,7 @@ def test_conversion_wants_equal_groups(narrow_folder: Path, tmp_path: Path) -> N
     assert report.max_difference < 1e-4
     assert read(tmp_path / "dynamic").config == DyDiTConfig.from_static(NARROW)
     export(tmp_path / "dynamic", tmp_path / "dynamic.pt", format="dydit")
-    assert read(tmp_path / "dynamic.pt", Reading(num_heads=2)).config.static() == NARROW
+    assert read(tmp_path / "dynamic.pt", LoadOptions(num_heads=2)).config.static() == NARROW
     odd = replace(NARROW, mlp_width=49)
     write(Checkpoint.of(DiT(odd), []), tmp_path / "odd")
     with pytest.raises(DyditError, match=r"odd: model configuration: the MLP's 49 channels cannot be cut into 2 equal groups"):

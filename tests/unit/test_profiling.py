@@ -11,6 +11,7 @@ import pytest
 import torch
 from PIL import Image
 
+from dydit_cli.artifacts.profile import FILES, Profile, phase_table, read_profile
 from dydit_cli.checkpoint.checkpoint import Checkpoint
 from dydit_cli.checkpoint.native import write
 from dydit_cli.checkpoint.read import read
@@ -18,15 +19,13 @@ from dydit_cli.diffusion.generate import cycle_labels, generate
 from dydit_cli.diffusion.sampler import SamplerSettings
 from dydit_cli.errors import DyditError
 from dydit_cli.figures.catalogue import FIGURES
-from dydit_cli.figures.grid import make_grid, picture, to_pixels
 from dydit_cli.figures.tokens import displayable, token_share
 from dydit_cli.figures.visualize import visualize
 from dydit_cli.flops import analytic
 from dydit_cli.model.dit import DiT
 from dydit_cli.model.dydit import DyDiT
-from dydit_cli.profiling.compare import compare_table, names_of
-from dydit_cli.profiling.profile import FILES, Profile, profile, read_profile
-from dydit_cli.profiling.table import phase_table
+from dydit_cli.pixels import make_grid, picture, to_pixels
+from dydit_cli.profiling.profile import compare_table, names_of, profile
 from dydit_cli.profiling.width import profile_width
 from tests.conftest import TINY
 
@@ -164,7 +163,7 @@ def test_a_wrong_formula_is_noticed(checkpoint: Path, monkeypatch: pytest.Monkey
 
 def test_blocks_and_images_add_up_to_the_timesteps(profiled: Profile, tiny_dynamic: DyDiT) -> None:
     table, blocks, images = profiled.table, profiled.blocks, profiled.images
-    frame = analytic.frame_macs(tiny_dynamic.config)
+    frame = analytic.embed_and_head_macs(tiny_dynamic.config)
     assert len(blocks) == 4 * 3 * 2
     by_step = blocks.groupby("step")["total_macs"].sum() / 2 + frame
     assert by_step.to_list() == pytest.approx(table["dynamic_macs"].to_list())

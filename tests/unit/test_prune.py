@@ -11,12 +11,23 @@ import torch
 from torch import Tensor
 
 import dydit_cli
-from dydit_cli.baselines.gradients import BatchLosses, contributing, diff, spread_timesteps, taylor
-from dydit_cli.baselines.importance import Evidence, Scores, magnitude, random, structure_sums, structured
-from dydit_cli.baselines.prune import CRITERIA, chosen, narrowed, narrower, prune
 from dydit_cli.checkpoint.checkpoint import Checkpoint
 from dydit_cli.checkpoint.native import write
 from dydit_cli.checkpoint.read import read
+from dydit_cli.compress.criteria import (
+    BatchLosses,
+    CalibrationData,
+    Scores,
+    contributing,
+    diff,
+    magnitude,
+    random,
+    spread_timesteps,
+    structure_sums,
+    structured,
+    taylor,
+)
+from dydit_cli.compress.prune import CRITERIA, chosen, narrowed, narrower, prune
 from dydit_cli.data.dataset import ImageData
 from dydit_cli.errors import DyditError
 from dydit_cli.model.config import DiTConfig
@@ -27,7 +38,7 @@ from tests.conftest import TINY, inputs, randomize
 SMALLEST = DiTConfig(input_size=2, patch_size=1, in_channels=1, hidden_size=4, depth=1, num_heads=2, num_classes=2, mlp_width=3)
 NOISE = torch.rand(20, 1, 4, 4, generator=torch.Generator().manual_seed(3)) * 2 - 1
 IMAGES = ImageData("noise", NOISE, torch.arange(20) % 10, 10)
-EVIDENCE = Evidence(data=IMAGES, batch_size=4, timesteps=5)
+EVIDENCE = CalibrationData(data=IMAGES, batch_size=4, timesteps=5)
 
 
 def zeros() -> dict[str, Tensor]:
@@ -69,13 +80,13 @@ def test_magnitude_is_the_l2_norm() -> None:
         model.get_parameter("blocks.0.attn.proj.weight")[0, 1] = 4.0
         model.get_parameter("blocks.0.mlp.fc1.bias")[2] = 5.0
         model.get_parameter("blocks.0.mlp.fc2.weight")[1, 2] = -12.0
-    scores = magnitude(model, Evidence())
+    scores = magnitude(model, CalibrationData())
     assert scores.heads.tolist() == [[5.0, 0.0]]
     assert scores.channels.tolist() == [[0.0, 0.0, 13.0]]
 
 
 def test_random_is_the_seeds(tiny_static: DiT) -> None:
-    first, again, other = (random(tiny_static, Evidence(seed=seed)) for seed in (0, 0, 1))
+    first, again, other = (random(tiny_static, CalibrationData(seed=seed)) for seed in (0, 0, 1))
     assert first.heads.shape == (3, 3)
     assert first.channels.shape == (3, 96)
     assert torch.equal(first.heads, again.heads)
@@ -254,7 +265,7 @@ def static_folder(tmp_path: Path, tiny_static: DiT) -> Path:
 def test_a_pruned_folder_holds_the_kept_weights_bit_for_bit(static_folder: Path, tmp_path: Path, tiny_static: DiT) -> None:
     report = prune(static_folder, tmp_path / "pruned", method="random", keep=0.6, seed=4)
     back = read(tmp_path / "pruned")
-    heads, channels = chosen(random(tiny_static, Evidence(seed=4)), narrower(TINY, 0.6))
+    heads, channels = chosen(random(tiny_static, CalibrationData(seed=4)), narrower(TINY, 0.6))
     expected = narrowed(tiny_static.state_dict(), TINY, heads, channels)
     assert back.config == narrower(TINY, 0.6)
     assert (back.config.num_heads, back.config.attention_width, back.config.mlp_width) == (2, 16, report.mlp_width)

@@ -12,6 +12,7 @@ import pytest
 import torch
 import typer.main
 
+from dydit_cli.artifacts.run import StepMetrics
 from dydit_cli.checkpoint.checkpoint import Checkpoint
 from dydit_cli.checkpoint.native import write
 from dydit_cli.checkpoint.read import read
@@ -22,10 +23,10 @@ from dydit_cli.errors import DyditError
 from dydit_cli.model.config import DiTConfig, DyDiTConfig
 from dydit_cli.model.dit import DiT
 from dydit_cli.model.dydit import DyDiT
-from dydit_cli.tradeoff.recipe import read_study
-from dydit_cli.tradeoff.run import study
-from dydit_cli.train.bases import read_merged
-from dydit_cli.train.loop import StepMetrics, train
+from dydit_cli.recipe_files import read_merged
+from dydit_cli.studies.recipe import read_study
+from dydit_cli.studies.study import study
+from dydit_cli.train.loop import train
 from dydit_cli.train.recipe import Recipe, read_recipe, with_settings, with_steps
 from tests.conftest import ROOT, randomize
 

@@ -15,14 +15,15 @@ from typing import Any
 import pytest
 from typer.testing import CliRunner, Result
 
+from dydit_cli.artifacts.run import StepMetrics
 from dydit_cli.checkpoint.read import read
 from dydit_cli.cli.app import app
 from dydit_cli.cli.training import Display
 from dydit_cli.errors import DyditError
-from dydit_cli.train.loop import StepMetrics, TrainResult
+from dydit_cli.train.loop import TrainResult
 from dydit_cli.train.recipe import Recipe, recipe_from_dict, with_settings
 from dydit_cli.train.run import finetune, pretrain, resume
-from dydit_cli.train.state import StateFolder
+from dydit_cli.train.run_folder import StateFolder
 from tests.kill_resume import RECIPE, kill_and_resume, make_start, result_of
 
 pytestmark = pytest.mark.usefixtures("one_thread")

@@ -74,7 +74,7 @@ def test_kill_nine_during_a_write_leaves_a_whole_checkpoint(tmp_path: Path) -> N
 WATCHER = """
 import sys, threading, time
 from dydit_cli.checkpoint.convert import convert
-from dydit_cli.checkpoint.read import Reading, read
+from dydit_cli.checkpoint.read import LoadOptions, read
 def resident():
     return int(next(line for line in open("/proc/self/status") if line.startswith({kind!r})).split()[1]) * 1024
 convert("digits-dit", {path!r} + ".warm")  # what a first conversion imports is not the file's
@@ -126,7 +126,7 @@ def test_reading_maps_files_and_copies_little(tmp_path: Path, name: str) -> None
         torch.save({"model": weights, "ema": weights, "opt": {"exp_avg": torch.zeros(size // 2)}}, path)
     else:
         save_file(weights, path)
-    assert peak_memory(path, f"checkpoint = read({str(path)!r}, Reading(num_heads=8))", "RssAnon") < size / 4
+    assert peak_memory(path, f"checkpoint = read({str(path)!r}, LoadOptions(num_heads=8))", "RssAnon") < size / 4
 
 
 @NEEDS_PROC
@@ -137,7 +137,7 @@ def test_converting_takes_little_more_than_the_file(tmp_path: Path) -> None:
     """
     weights, size = large_weights(depth=56)
     torch.save(weights, tmp_path / "a.pt")
-    work = f"convert({str(tmp_path / 'a.pt')!r}, {str(tmp_path / 'out')!r}, reading=Reading(num_heads=8))"
+    work = f"convert({str(tmp_path / 'a.pt')!r}, {str(tmp_path / 'out')!r}, reading=LoadOptions(num_heads=8))"
     assert peak_memory(tmp_path / "a.pt", work, "VmRSS") < 1.3 * size
 
 

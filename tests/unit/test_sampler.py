@@ -11,11 +11,13 @@ import pytest
 import torch
 from torch import Tensor
 
+from dydit_cli.artifacts.samples import read_npz, rgb, write_npz
 from dydit_cli.checkpoint.checkpoint import Checkpoint
 from dydit_cli.checkpoint.export import DTYPES
 from dydit_cli.checkpoint.native import write
 from dydit_cli.cli import console
 from dydit_cli.cli.options import parse_interval, sampler_settings
+from dydit_cli.data.vae import load_vae
 from dydit_cli.diffusion.generate import cycle_labels, generate
 from dydit_cli.diffusion.sampler import ALWAYS, SamplerSettings
 from dydit_cli.diffusion.schedule import linear_schedule, spaced_timesteps
@@ -23,9 +25,7 @@ from dydit_cli.errors import DyditError
 from dydit_cli.model.dit import DiT
 from dydit_cli.model.dydit import DyDiT
 from dydit_cli.profiling.profile import profile
-from dydit_cli.sampling.npz import read_npz, rgb, write_npz
-from dydit_cli.sampling.painter import Drawing, open_painter
-from dydit_cli.sampling.vae import load_vae
+from dydit_cli.sampling.sampler import SamplingConfig, open_sampler
 
 LABELS = cycle_labels([0, 3, 7], 5)
 SHAPE = (1, 4, 4)
@@ -162,17 +162,17 @@ def test_the_samplers_state_stays_float32(tiny_static: DiT, dtype: torch.dtype, 
 @pytest.mark.parametrize("dtype", ["fp32", "bf16", "fp16"])
 def test_a_painter_runs_in_its_dtype(tiny_dynamic: DyDiT, dtype: Any) -> None:
     loaded = Checkpoint.of(tiny_dynamic, [])
-    how = Drawing(settings=SamplerSettings(steps=2), classes=[4, 2], dtype=dtype, device="cpu", batch=2)
-    painter = open_painter(loaded, how)
-    assert painter.labels(1, 3).tolist() == [2, 4, 2]
-    assert {weight.dtype for weight in painter.model.parameters()} == {DTYPES[dtype]}
-    pixels = painter.pixels(painter.samples(0, 3))
+    how = SamplingConfig(settings=SamplerSettings(steps=2), classes=[4, 2], dtype=dtype, device="cpu", batch=2)
+    image_sampler = open_sampler(loaded, how)
+    assert image_sampler.labels(1, 3).tolist() == [2, 4, 2]
+    assert {weight.dtype for weight in image_sampler.model.parameters()} == {DTYPES[dtype]}
+    pixels = image_sampler.pixels(image_sampler.samples(0, 3))
     assert pixels.shape == (3, 4, 4, 1)
     assert pixels.dtype == np.uint8
     with pytest.raises(DyditError, match="class 10: the model has classes 0 to 9"):
-        open_painter(loaded, Drawing(classes=[10]))
+        open_sampler(loaded, SamplingConfig(classes=[10]))
     with pytest.raises(DyditError, match="no dtype 'fp8'; choose one of fp32, bf16, fp16"):
-        Drawing(dtype="fp8")  # type: ignore[arg-type]
+        SamplingConfig(dtype="fp8")  # type: ignore[arg-type]
 
 
 def test_npz_is_what_numpy_reads_and_the_same_bytes_again(tmp_path: Path) -> None:

@@ -13,11 +13,10 @@ from dydit_cli.errors import DyditError
 from dydit_cli.model.config import DyDiTConfig
 from dydit_cli.model.dit import DiT
 from dydit_cli.model.dydit import DyDiT, DynamicBlock
-from dydit_cli.model.modulation import with_gains
-from dydit_cli.model.plan import plan_width, runs_of
-from dydit_cli.model.pointwise import compiled
-from dydit_cli.model.slices import WeightSlices
-from dydit_cli.model.sparse import SparseDyDiT, executor, run_block
+from dydit_cli.model.execution import executor
+from dydit_cli.model.planning import plan_width, runs_of, with_gains
+from dydit_cli.model.sparse import SparseDyDiT, compiled, run_block
+from dydit_cli.model.weight_cache import WeightSlices
 from tests.conftest import TINY, inputs, randomize
 
 

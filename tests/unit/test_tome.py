@@ -13,7 +13,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 import dydit_cli
-from dydit_cli.bench.run import BenchSettings
+from dydit_cli.artifacts.bench import BenchSettings
+from dydit_cli.artifacts.profile import read_profile
 from dydit_cli.bench.tome import PARTS, bench_tome
 from dydit_cli.checkpoint.checkpoint import Checkpoint
 from dydit_cli.checkpoint.native import write
@@ -25,11 +26,11 @@ from dydit_cli.flops.fvcore import count
 from dydit_cli.model.config import DiTConfig, named_config
 from dydit_cli.model.dit import Block, DiT
 from dydit_cli.model.dydit import DyDiT
+from dydit_cli.model.execution import executor
 from dydit_cli.model.layers import Attention, modulate
 from dydit_cli.model.routing import Routing
-from dydit_cli.model.sparse import executor
 from dydit_cli.model.tome import Merging, TomeDiT, match, merge, unmerge
-from dydit_cli.profiling.profile import profile, read_profile
+from dydit_cli.profiling.profile import profile
 from tests.conftest import TINY, inputs, randomize
 
 SHORT = SamplerSettings(steps=3)

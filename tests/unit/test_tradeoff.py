@@ -23,14 +23,14 @@ from dydit_cli.diffusion.objective import loss_terms
 from dydit_cli.diffusion.schedule import linear_schedule
 from dydit_cli.errors import DyditError
 from dydit_cli.model.dit import DiT
-from dydit_cli.model.sparse import executor
-from dydit_cli.tradeoff import runner
-from dydit_cli.tradeoff.folder import StudyFolder
-from dydit_cli.tradeoff.measure import held_out_loss
-from dydit_cli.tradeoff.recipe import StudyRecipe, read_study
-from dydit_cli.tradeoff.rows import Row, rows_of
-from dydit_cli.tradeoff.run import Study, study
-from dydit_cli.tradeoff.tables import COLUMNS, make_tables
+from dydit_cli.model.execution import executor
+from dydit_cli.studies import runner
+from dydit_cli.studies.folder import StudyFolder
+from dydit_cli.studies.measure import held_out_loss
+from dydit_cli.studies.recipe import StudyRecipe, read_study
+from dydit_cli.studies.rows import Row, rows_of
+from dydit_cli.studies.study import Study, study
+from dydit_cli.studies.tables import COLUMNS, make_tables
 from tests.conftest import TINY, randomize
 
 SMALL = replace(TINY, input_size=8, patch_size=2, depth=2)

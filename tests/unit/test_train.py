@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from dydit_cli.artifacts.run import StepMetrics
 from dydit_cli.data.dataset import batches
 from dydit_cli.data.digits import load_digits_split
 from dydit_cli.data.load import load_data
@@ -17,11 +18,10 @@ from dydit_cli.errors import DyditError
 from dydit_cli.model.config import DiTConfig, DyDiTConfig
 from dydit_cli.model.dit import DiT
 from dydit_cli.model.dydit import DyDiT
-from dydit_cli.train.batch import Draw, stratified_timesteps
-from dydit_cli.train.ema import Ema
-from dydit_cli.train.engine import learning_rate, make_optimizer
-from dydit_cli.train.loop import StepMetrics, train
+from dydit_cli.train.batch import TrainingBatches, stratified_timesteps
+from dydit_cli.train.loop import train
 from dydit_cli.train.recipe import Recipe, RoutingRecipe, TrainRecipe, read_recipe, recipe_from_dict, with_settings, with_steps
+from dydit_cli.train.step import Ema, learning_rate, make_optimizer
 from tests.conftest import TINY
 
 DIGITS = DiTConfig(input_size=8, patch_size=2, in_channels=1, hidden_size=32, depth=2, num_heads=4, num_classes=10)
@@ -106,7 +106,7 @@ def test_timesteps_cover_every_stratum() -> None:
 
 
 def test_labels_are_dropped_to_the_null_class() -> None:
-    y = Draw(load_data("digits"), DIGITS, with_settings(quick(), {"train.batch_size": 20_000}))(0).y
+    y = TrainingBatches(load_data("digits"), DIGITS, with_settings(quick(), {"train.batch_size": 20_000}))(0).y
     assert set(y.tolist()) == set(range(11))
     assert (y == 10).float().mean().item() == pytest.approx(0.1, abs=0.01)
 

@@ -11,9 +11,10 @@ import pytest
 from PIL import Image
 from typer.testing import CliRunner
 
+from dydit_cli.artifacts.run import read_metrics
 from dydit_cli.cli.app import app
 from dydit_cli.errors import DyditError
-from dydit_cli.figures.training import draw_training, read_metrics
+from dydit_cli.figures.training import draw_training
 
 
 def a_run(folder: Path, steps: int = 200, **values: Any) -> Path:

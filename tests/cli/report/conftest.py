@@ -9,21 +9,21 @@ from typing import Any
 
 import pytest
 
-from dydit_cli.bench.run import BenchSettings, bench
+from dydit_cli.artifacts.bench import BenchSettings
+from dydit_cli.bench.bench import bench
 from dydit_cli.checkpoint.checkpoint import Checkpoint
 from dydit_cli.checkpoint.native import write
 from dydit_cli.checkpoint.read import read
 from dydit_cli.diffusion.sampler import SamplerSettings
-from dydit_cli.evaluate.losses import LossSettings, measure_losses
+from dydit_cli.evaluate.timestep_loss import LossSettings, measure_losses
 from dydit_cli.model.config import DiTConfig, DyDiTConfig
 from dydit_cli.model.dit import DiT
 from dydit_cli.model.dydit import DyDiT
-from dydit_cli.profiling.compare import write_comparison
-from dydit_cli.profiling.profile import profile
+from dydit_cli.profiling.profile import profile, write_comparison
 from dydit_cli.profiling.width import profile_width
-from dydit_cli.reporting.report import report
+from dydit_cli.reports.report import report
 from dydit_cli.sampling.images import sample_images
-from dydit_cli.sampling.painter import Drawing
+from dydit_cli.sampling.sampler import SamplingConfig
 from dydit_cli.train.recipe import read_recipe
 from tests.conftest import randomize
 from tests.unit.test_figures import a_study
@@ -61,7 +61,7 @@ def room(tmp_path_factory: pytest.TempPathFactory) -> Path:
     settings = LossSettings(images=2, timesteps=4, maps_at=(100,), map_images=1, map_noises=1)
     measure_losses([room / "static", room / "tuned"], room / "losses", settings=settings, device="cpu")
     for name in ("static", "tuned"):
-        sample_images(room / name, room / f"samples-{name}", Drawing(settings=QUICK, device="cpu"), num=3)
+        sample_images(room / name, room / f"samples-{name}", SamplingConfig(settings=QUICK, device="cpu"), num=3)
     quick = BenchSettings(batch=2, steps=2, measured=1, repeats=1, masked=False)
     (room / "bench.json").write_text(json.dumps(bench(room / "tuned", settings=quick, device="cpu").to_dict()))
     evaluation = {

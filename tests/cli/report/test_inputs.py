@@ -11,17 +11,17 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
+from dydit_cli.artifacts.samples import write_npz
 from dydit_cli.cli.app import app
 from dydit_cli.errors import DyditError
-from dydit_cli.evaluate.losses import LossSettings, measure_losses
+from dydit_cli.evaluate.timestep_loss import LossSettings, measure_losses
 from dydit_cli.figures.catalogue import FIGURES
-from dydit_cli.reporting.collect import KINDS, collect
-from dydit_cli.reporting.page import joined, render
-from dydit_cli.reporting.pictures import first_images
-from dydit_cli.reporting.section import TIMES
-from dydit_cli.reporting.wording import scrubbed, short
-from dydit_cli.sampling.npz import write_npz
-from dydit_cli.tradeoff.recipe import read_study
+from dydit_cli.reports.format import scrubbed, short
+from dydit_cli.reports.page import joined, render
+from dydit_cli.reports.pictures import first_images
+from dydit_cli.reports.report import KINDS, collect
+from dydit_cli.reports.section import TIMES
+from dydit_cli.studies.recipe import read_study
 from dydit_cli.train.recipe import read_recipe, recipe_from_dict
 from tests.cli.report.outline import Outline
 

@@ -10,7 +10,7 @@ import pytest
 
 import dydit_cli
 from dydit_cli.figures.catalogue import FIGURES
-from dydit_cli.reporting.page import PARTS
+from dydit_cli.reports.page import PARTS
 from tests.cli.report.conftest import HOSTILE
 from tests.cli.report.outline import Outline
 

@@ -1,0 +1,174 @@
+"""What `dydit bench --json` prints: times of a sampling run, and what they were taken with."""
+
+from __future__ import annotations
+
+import json
+import statistics
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from dydit_cli.devices import describe_device
+from dydit_cli.diffusion.schedule import spaced_timesteps
+from dydit_cli.errors import DyditError
+from dydit_cli.model.weight_cache import SliceStats, WeightAccess
+from dydit_cli.version import __version__
+
+if TYPE_CHECKING:
+    pass
+
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+@dataclass(frozen=True)
+class BenchSettings:
+    """`batch` is what the model sees (guidance's two halves included); `measured` of the `steps` sampling timesteps are
+    run, spread evenly, `repeats` times over; `compile` adds the static model under torch.compile and the sparse one with
+    its elementwise work fused."""
+
+    batch: int = 4
+    steps: int = 50
+    measured: int = 10
+    repeats: int = 3
+    dtype: str = "fp32"
+    compile: bool = False
+    masked: bool = True
+    access: WeightAccess | None = None
+    plan_memory: int | None = None
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        spaced_timesteps(self.steps)
+        for name, value in (("batch", self.batch), ("measured steps", self.measured), ("repeats", self.repeats)):
+            if value < 1:
+                raise DyditError(f"{name} {value}; it must be 1 or more")
+        if self.dtype not in DTYPES:
+            raise DyditError(f"no dtype {self.dtype!r}; choose one of {', '.join(DTYPES)}")
+
+    @property
+    def timesteps(self) -> list[int]:
+        """The sampling timesteps that are run."""
+        every = spaced_timesteps(self.steps)
+        count = min(self.measured, self.steps)
+        return [every[round(i * (len(every) - 1) / max(1, count - 1))] for i in range(count)]
+
+
+@dataclass(frozen=True)
+class Spread:
+    """Median and quartiles."""
+
+    median: float
+    low: float
+    high: float
+
+    @classmethod
+    def of(cls, values: list[float]) -> Spread:
+        if len(values) < 2:
+            return cls(values[0], values[0], values[0])
+        low, _, high = statistics.quantiles(values, n=4, method="inclusive")
+        return cls(statistics.median(values), low, high)
+
+
+@dataclass(frozen=True)
+class BenchResult:
+    """Seconds are of a whole sampling run of `steps` model evaluations, planning included.
+
+    `speedup` is of the faster sparse variant (`subject`) against the fastest static one (`baseline`), and
+    `realised_efficiency` is `speedup` times `flops_ratio`; `efficiencies` holds it against every static variant. `tome`
+    is the share of merged tokens where that was timed, and not sparse execution.
+    """
+
+    model: str
+    settings: BenchSettings
+    device: str
+    seconds: dict[str, Spread]
+    subject: str
+    baseline: str
+    flops_ratio: float
+    speedup: Spread
+    realised_efficiency: Spread
+    efficiencies: dict[str, Spread]
+    plan_seconds: float
+    slices: SliceStats
+    peak_bytes: dict[str, int] = field(default_factory=dict)
+    parts: dict[str, dict[str, float]] = field(default_factory=dict)
+    tome: float | None = None
+
+    @classmethod
+    def of(
+        cls,
+        name: str,
+        settings: BenchSettings,
+        place: torch.device,
+        seconds: dict[str, list[float]],
+        kind: str,
+        flops_ratio: float,
+        *,
+        slices: SliceStats,
+        peaks: dict[str, int],
+        parts: dict[str, dict[str, float]],
+        plan_seconds: float = 0.0,
+        tome: float | None = None,
+    ) -> BenchResult:
+        """From what each variant's runs took: those whose names begin with `kind` against those with `static`, run by run."""
+
+        def fastest(which: str) -> str:
+            return min((one for one in seconds if one.startswith(which)), key=lambda one: statistics.median(seconds[one]))
+
+        subject, baseline = fastest(kind), fastest("static")
+
+        def speedup_over(other: str, times: float = 1) -> Spread:
+            return Spread.of([a / b * times for a, b in zip(seconds[other], seconds[subject], strict=True)])
+
+        return cls(
+            model=name,
+            settings=settings,
+            device=describe_device(place),
+            seconds={one: Spread.of(values) for one, values in seconds.items()},
+            subject=subject,
+            baseline=baseline,
+            flops_ratio=flops_ratio,
+            speedup=speedup_over(baseline),
+            realised_efficiency=speedup_over(baseline, flops_ratio),
+            efficiencies={one: speedup_over(one, flops_ratio) for one in seconds if one.startswith("static")},
+            plan_seconds=plan_seconds,
+            slices=slices,
+            peak_bytes=peaks if place.type == "cuda" else {},
+            parts=parts,
+            tome=tome,
+        )
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values for JSON; `speedup` and `realised_efficiency` are medians, their quartiles beside them."""
+        values = asdict(self)
+        for name in ("speedup", "realised_efficiency"):
+            spread = values.pop(name)
+            values |= {name: spread["median"], f"{name}_quartiles": [spread["low"], spread["high"]]}
+        return {**values, "versions": {"dydit": __version__, "torch": torch.__version__}}
+
+
+NEEDED = ("parts", "settings", "flops_ratio", "device", "model", "speedup", "realised_efficiency")
+
+
+def read_bench(path: str | Path) -> dict[str, Any]:
+    """What `dydit bench --json` printed, from a file; raises `DyditError` where it is something else."""
+    hint = "write one with: dydit bench --json > bench.json"
+    try:
+        result = json.loads(Path(path).read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise DyditError(f"{path}: no such file; {hint}") from None
+    except OSError as error:
+        raise DyditError(f"{path}: not a bench's JSON file ({error.strerror}); {hint}") from None
+    except ValueError as error:
+        raise DyditError(f"{path}: not readable as a bench's JSON ({error}); {hint}") from None
+    missing = [name for name in NEEDED if not isinstance(result, dict) or name not in result]
+    if missing:
+        raise DyditError(f"{path}: not a bench's JSON: it has no {missing[0]!r}; {hint}")
+    return dict(result)
+
+
+def subject_of(result: dict[str, Any]) -> str:
+    """What was timed against the static model: `sparse`, or `tome`."""
+    return "tome" if result.get("tome") else "sparse"

@@ -1,0 +1,104 @@
+"""The diffusion loss at every timestep, and by patch at some: what figure 1 of the DyDiT paper is drawn from.
+
+Legend: K models, T timesteps, M images, A timesteps with maps, R images with maps, S patches and P pixels a side, C channels.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import zipfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+
+from dydit_cli.errors import DyditError
+from dydit_cli.files import atomic_folder, write_json
+
+FORMAT, FORMAT_VERSION = "dydit-losses", 1
+
+SUMMARY_FILE, TABLE_FILE, ARRAYS_FILE = "losses.json", "losses.csv", "losses.npz"
+
+FILES = (SUMMARY_FILE, TABLE_FILE, ARRAYS_FILE)
+
+ARRAYS = ("timesteps", "mse", "patch_timesteps", "patches", "images", "labels")
+
+HINT = "make one with: dydit losses SMALL LARGE --out DIR"
+
+
+@dataclass(frozen=True)
+class Losses:
+    """Mean squared errors of the predicted noise; nothing of the variance's term is in them.
+
+    `mse` is K T M at `timesteps` (T, ascending). `patches` is A R S S, the last model's means over several noises and
+    the pixels of a patch, at `patch_timesteps` (A, ascending), for `images` (R C P P) of the classes `labels` (R).
+    `summary` is losses.json.
+    """
+
+    summary: dict[str, Any]
+    timesteps: NDArray[np.int64]
+    mse: NDArray[np.float32]
+    patch_timesteps: NDArray[np.int64]
+    patches: NDArray[np.float32]
+    images: NDArray[np.float32]
+    labels: NDArray[np.int64]
+
+    @property
+    def names(self) -> list[str]:
+        """The models' short names, in the order in which they were given."""
+        return [str(model["name"]) for model in self.summary["models"]]
+
+    @property
+    def table(self) -> pd.DataFrame:
+        """One row a model and timestep: the loss's mean over images and the standard error of that mean."""
+        frames = [
+            pd.DataFrame({"model": name, "timestep": self.timesteps, "mse": mean, "mse_standard_error": error})
+            for name, (mean, error) in zip(self.names, map(mean_and_error, self.mse), strict=True)
+        ]
+        return pd.concat(frames, ignore_index=True)
+
+    def excess(self, model: int) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+        """(T,) means over images of `model`'s loss less the last model's, and their standard errors: all saw the same
+        noise, so the errors are those of the pairs."""
+        return mean_and_error(self.mse[model].astype(np.float64) - self.mse[-1])
+
+    def write(self, folder: str | Path) -> None:
+        """Writes losses.json, losses.csv and losses.npz at once."""
+        with atomic_folder(folder) as temporary:
+            self.table.to_csv(temporary / TABLE_FILE, index=False)
+            np.savez_compressed(temporary / ARRAYS_FILE, **{name: getattr(self, name) for name in ARRAYS})
+            write_json(temporary / SUMMARY_FILE, {"format": FORMAT, "format_version": FORMAT_VERSION, **self.summary})
+
+
+def mean_and_error(values: NDArray[Any]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """T M to (T,) means and their standard errors, which one image alone has not: NaN."""
+    wide = values.astype(np.float64)
+    images = wide.shape[1]
+    error = wide.std(axis=1, ddof=1) / math.sqrt(images) if images > 1 else np.full(len(wide), np.nan)
+    return wide.mean(axis=1), error
+
+
+def read_losses(folder: str | Path) -> Losses:
+    """Reads what `Losses.write` wrote; raises `DyditError` in one line where it is missing, damaged or of another version."""
+    folder = Path(folder)
+    missing = [name for name in FILES if not (folder / name).is_file()]
+    if missing:
+        raise DyditError(f"{folder}: not a folder of losses: it has no {missing[0]}; {HINT}")
+    try:
+        summary = json.loads((folder / SUMMARY_FILE).read_text(encoding="utf-8"))
+        if not isinstance(summary, dict) or summary.get("format") != FORMAT:
+            raise DyditError(f"{folder / SUMMARY_FILE}: not losses of dydit; {HINT}")
+        if summary.get("format_version") != FORMAT_VERSION:
+            version = summary.get("format_version")
+            raise DyditError(f"{folder}: losses of version {version!r}, this dydit reads {FORMAT_VERSION}; measure again")
+        with np.load(folder / ARRAYS_FILE, allow_pickle=False) as arrays:
+            result = Losses(summary, *(arrays[name] for name in ARRAYS))
+        if result.mse.shape[:2] != (len(result.names), len(result.timesteps)):
+            raise ValueError(f"mse is {result.mse.shape}")
+        return result
+    except (OSError, ValueError, KeyError, TypeError, EOFError, zipfile.BadZipFile) as error:
+        raise DyditError(f"{folder}: damaged losses ({error}); measure again") from None

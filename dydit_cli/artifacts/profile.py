@@ -1,0 +1,257 @@
+"""What `dydit profile` leaves: a sampling run's routing and MACs, as tables and arrays.
+
+Legend: T sampling steps, L depth, H heads (and groups), N tokens, M images, K of them with masks, G guidance halves."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+from numpy.typing import NDArray
+
+from dydit_cli.errors import DyditError
+from dydit_cli.files import atomic_folder, write_json
+from dydit_cli.flops.analytic import (
+    BlockMacs,
+    attention_macs,
+    embed_and_head_macs,
+    macs_of_counts,
+    mlp_macs,
+    static_macs,
+)
+from dydit_cli.model.config import DiTConfig, config_from_dict
+from dydit_cli.model.routing import Routing
+from dydit_cli.model.tome import Merging
+
+FORMAT, FORMAT_VERSION = "dydit-profile", 2
+
+SUMMARY_FILE, TABLE_FILE, BLOCKS_FILE, IMAGES_FILE = "profile.json", "timesteps.csv", "blocks.csv", "images.csv"
+
+ROUTING_FILE = "routing.npz"
+
+FILES = (SUMMARY_FILE, TABLE_FILE, BLOCKS_FILE, IMAGES_FILE, ROUTING_FILE)
+
+
+@dataclass(frozen=True)
+class Profile:
+    """`summary` is profile.json, `table` timesteps.csv; samples (M C S S, float32) and labels (M,) are what was drawn.
+
+    `blocks` and `images`, blocks.csv and images.csv, are counted from the record when they are asked for.
+    """
+
+    summary: dict[str, Any]
+    table: pd.DataFrame
+    record: RoutingRecord
+    samples: NDArray[np.float32]
+    labels: NDArray[np.int64]
+
+    @property
+    def config(self) -> DiTConfig:
+        return config_from_dict(self.summary["model"])
+
+    @property
+    def phases(self) -> pd.DataFrame:
+        return phase_table(self.table)
+
+    @property
+    def blocks(self) -> pd.DataFrame:
+        return block_table(self.record, self.config)
+
+    @property
+    def images(self) -> pd.DataFrame:
+        return image_table(self.record, self.config, self.labels)
+
+    def write(self, folder: str | Path) -> None:
+        """Writes all files at once."""
+        with atomic_folder(folder) as temporary:
+            self.table.to_csv(temporary / TABLE_FILE, index=False)
+            self.blocks.to_csv(temporary / BLOCKS_FILE, index=False)
+            self.images.to_csv(temporary / IMAGES_FILE, index=False)
+            record = self.record
+            np.savez_compressed(
+                temporary / ROUTING_FILE,
+                timesteps=record.timesteps,
+                heads=record.heads,
+                groups=record.groups,
+                token_counts=record.token_counts,
+                tokens_bits=np.packbits(record.tokens, axis=-1),
+                tokens_shape=np.array(record.tokens.shape),
+                samples=self.samples,
+                labels=self.labels,
+            )
+            write_json(temporary / SUMMARY_FILE, self.summary)
+
+
+def read_profile(folder: str | Path) -> Profile:
+    """Reads what `Profile.write` wrote; raises `DyditError` in one line where it is missing, damaged or of another version."""
+    folder = Path(folder)
+    missing = [name for name in FILES if not (folder / name).is_file()]
+    if missing:
+        raise DyditError(f"{folder}: not a profile: it has no {missing[0]}; make one with: dydit profile CKPT --out DIR")
+    try:
+        summary = json.loads((folder / SUMMARY_FILE).read_text(encoding="utf-8"))
+        if not isinstance(summary, dict) or summary.get("format") != FORMAT:
+            raise DyditError(f"{folder / SUMMARY_FILE}: not a dydit profile; make one with: dydit profile CKPT --out DIR")
+        if summary.get("format_version") != FORMAT_VERSION:
+            version = summary.get("format_version")
+            raise DyditError(f"{folder}: profile version {version!r}, this dydit reads {FORMAT_VERSION}; profile again")
+        table = pd.read_csv(folder / TABLE_FILE)
+        with np.load(folder / ROUTING_FILE, allow_pickle=False) as arrays:
+            shape = tuple(int(n) for n in arrays["tokens_shape"])
+            tokens = np.unpackbits(arrays["tokens_bits"], axis=-1, count=shape[-1]).reshape(shape).astype(bool)
+            steps, heads, groups = (arrays[name] for name in ("timesteps", "heads", "groups"))
+            tome = summary.get("tome")
+            merging = None if tome is None else Merging.of(config_from_dict(summary["model"]), tome)
+            record = RoutingRecord(steps, heads, groups, arrays["token_counts"], tokens, merging)
+            return Profile(summary, table, record, arrays["samples"], arrays["labels"])
+    except (OSError, ValueError, TypeError, KeyError, IndexError, EOFError) as error:
+        raise DyditError(f"{folder}: damaged profile ({error}); profile again") from None
+
+
+BoolArray = NDArray[np.bool_]
+
+
+@dataclass(frozen=True)
+class RoutingRecord:
+    """heads, groups: T L H, the same for every image; token_counts: T L G M; tokens: T L G K N, the masks of the first
+    K images; timesteps: T, the noisiest first. `merging` is what a `TomeDiT` did in every attention."""
+
+    timesteps: NDArray[np.int64]
+    heads: BoolArray
+    groups: BoolArray
+    token_counts: NDArray[np.int32]
+    tokens: BoolArray
+    merging: Merging | None = None
+
+    @property
+    def images(self) -> int:
+        return self.token_counts.shape[3]
+
+    def block_macs(self, step: int, config: DiTConfig) -> BlockMacs:
+        """The step's MACs; L x G * M in every field, the labelled half first."""
+        tokens = torch.from_numpy(self.token_counts[step]).long().flatten(1)  # L GM
+        heads, groups = (
+            torch.from_numpy(masks[step].sum(axis=1)).long()[:, None].expand_as(tokens) for masks in (self.heads, self.groups)
+        )
+        return macs_of_counts(heads, groups, tokens, config, self.merging)
+
+    def routing(self, step: int) -> Routing:
+        """The step's masks for a batch of G * K samples, the labelled half first."""
+        _T, L, G, K, N = self.tokens.shape
+        tokens = torch.from_numpy(self.tokens[step].reshape(L, G * K, N)).float()
+        heads, groups = (
+            torch.from_numpy(masks[step]).float()[:, None].expand(-1, G * K, -1) for masks in (self.heads, self.groups)
+        )  # each L GK H
+        return Routing(heads, groups, tokens)
+
+
+PARTS = ("attention", "mlp", "routers", "modulation", "norms")
+
+PHASES = 4
+
+HALVES = ("labelled", "unlabelled")
+
+
+def timestep_table(record: RoutingRecord, config: DiTConfig) -> pd.DataFrame:
+    """One row a sampling step: step, timestep, static_macs, dynamic_macs with its spread over images and halves, ratio,
+    the share of heads, groups and tokens that is active, `routed_ratio` (attention and MLP alone, what fine-tuning
+    steers), MACs by part, and with guidance `dynamic_macs` of each half."""
+    static, frame = static_macs(config), embed_and_head_macs(config)
+    everything = config.depth * (attention_macs(config) + mlp_macs(config))
+    rows = []
+    for step, timestep in enumerate(record.timesteps.tolist()):
+        blocks = record.block_macs(step, config)
+        total = blocks.total.sum(dim=0).double() + frame  # GM
+        halves = total.view(record.token_counts.shape[2], -1).mean(dim=1).tolist()
+        parts = {f"{part}_macs": _mean(blocks, part) for part in PARTS}
+        rows.append(
+            {
+                "step": step,
+                "timestep": timestep,
+                "static_macs": static,
+                "dynamic_macs": total.mean().item(),
+                "dynamic_macs_std": total.std(correction=0).item(),
+                "dynamic_macs_min": int(total.min()),
+                "dynamic_macs_max": int(total.max()),
+                "ratio": total.mean().item() / static,
+                "routed_ratio": (parts["attention_macs"] + parts["mlp_macs"]) / everything,
+                "active_heads_share": float(record.heads[step].mean()),
+                "active_groups_share": float(record.groups[step].mean()),
+                "active_tokens_share": float(record.token_counts[step].mean()) / config.num_tokens,
+                **parts,
+                "frame_macs": frame,
+                **({f"dynamic_macs_{half}": value for half, value in zip(HALVES, halves, strict=True)} if halves[1:] else {}),
+            }
+        )
+    return pd.DataFrame(rows)
+
+
+def block_table(record: RoutingRecord, config: DiTConfig) -> pd.DataFrame:
+    """One row a sampling step, block and guidance half: active heads, groups and tokens (mean, spread and extremes over
+    images) and MACs by part."""
+    frames = []
+    for step, timestep in enumerate(record.timesteps.tolist()):
+        L, G, M = record.token_counts[step].shape
+        tokens = record.token_counts[step].reshape(L * G, M).astype(np.int64)
+        blocks = record.block_macs(step, config)
+        frames.append(
+            pd.DataFrame(
+                {
+                    "step": step,
+                    "timestep": timestep,
+                    "block": np.repeat(np.arange(L), G),
+                    "half": list(HALVES[:G]) * L,
+                    "active_heads": np.repeat(record.heads[step].sum(axis=1), G),
+                    "active_groups": np.repeat(record.groups[step].sum(axis=1), G),
+                    "active_tokens_mean": tokens.mean(axis=1),
+                    "active_tokens_std": tokens.std(axis=1),
+                    "active_tokens_min": tokens.min(axis=1),
+                    "active_tokens_max": tokens.max(axis=1),
+                    **{
+                        f"{part}_macs": getattr(blocks, part).view(L * G, M).double().mean(dim=1).numpy()
+                        for part in (*PARTS, "total")
+                    },
+                }
+            )
+        )
+    return pd.concat(frames, ignore_index=True)
+
+
+def image_table(record: RoutingRecord, config: DiTConfig, labels: NDArray[np.int64]) -> pd.DataFrame:
+    """One row an image: its class, the MACs of generating it (all steps and halves), their ratio to the static model's,
+    and the share of its tokens that the MLPs saw, by half."""
+    T, _L, G, M = record.token_counts.shape
+    macs = torch.zeros(M, dtype=torch.int64)
+    for step in range(T):
+        macs += record.block_macs(step, config).total.sum(dim=0).view(G, M).sum(dim=0) + G * embed_and_head_macs(config)
+    shares = record.token_counts.mean(axis=(0, 1), dtype=np.float64) / config.num_tokens  # G M
+    columns = {f"active_tokens_share_{half}": share for half, share in zip(HALVES, shares, strict=False)}
+    return pd.DataFrame(
+        {
+            "image": np.arange(M),
+            "label": labels,
+            "macs_per_image": macs.numpy(),
+            "ratio": macs.numpy() / (T * G * static_macs(config)),
+            **columns,
+        }
+    )
+
+
+def phase_table(table: pd.DataFrame, train_steps: int = 1000) -> pd.DataFrame:
+    """Means of `timestep_table` over four equal phases of the schedule, the noisiest first; `phase` names timesteps."""
+    width = train_steps // PHASES
+    phase = (table["timestep"] // width).clip(upper=PHASES - 1)
+    means = table.drop(columns=["step", "timestep"]).groupby(phase).mean().sort_index(ascending=False)
+    means.insert(0, "phase", [f"{(i + 1) * width - 1} to {i * width}" for i in means.index])
+    means.insert(1, "steps", table.groupby(phase).size().reindex(means.index))
+    return means.reset_index(drop=True)
+
+
+def _mean(blocks: BlockMacs, part: str) -> float:
+    values: torch.Tensor = getattr(blocks, part)
+    return values.sum(dim=0).double().mean().item()

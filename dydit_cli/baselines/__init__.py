@@ -1,1 +1,0 @@
-"""What DyDiT is compared with: static models that are narrower for good, by structural pruning."""

@@ -1,0 +1,215 @@
+"""diffusers' layouts: a DiTTransformer2DModel folder, and a DiTPipeline folder with one in it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import torch
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from dydit_cli.checkpoint import keys
+from dydit_cli.checkpoint.checkpoint import Checkpoint
+from dydit_cli.checkpoint.native import parse_labels
+from dydit_cli.checkpoint.tensors import INDEX_ENDING, read_pickle, read_safetensors, read_shards, state_dict_in
+from dydit_cli.errors import DyditError
+from dydit_cli.files import atomic_folder, read_json, write_json
+from dydit_cli.model.config import DiTConfig, TimestepVariant
+from dydit_cli.model.dit import DiT
+from dydit_cli.model.execution import Executable, Execution, executor
+from dydit_cli.model.layers import sincos_positions
+
+CLASS, PIPELINE_CLASS = "DiTTransformer2DModel", "DiTPipeline"
+
+STEM = "diffusion_pytorch_model"
+
+NORM_EPS = 1e-5  # diffusers' default, and what its norm before the MLP uses
+
+# what the public DiT is; another value is another function
+FIXED = {
+    "activation_fn": "gelu-approximate",
+    "norm_type": "ada_norm_zero",
+    "attention_bias": True,
+    "norm_elementwise_affine": False,
+}
+
+
+def read_pipeline(folder: Path, variant: TimestepVariant | None) -> Checkpoint:
+    """The transformer of a whole pipeline, with its class names, and the VAE beside it."""
+    index = read_json(folder / "model_index.json")
+    if not isinstance(index, dict) or index.get("_class_name") != PIPELINE_CLASS:
+        name = index.get("_class_name") if isinstance(index, dict) else None
+        raise DyditError(f"{folder}: a pipeline of class {name!r}; dydit reads {PIPELINE_CLASS}")
+    transformer = folder / "transformer"
+    if not (transformer / "config.json").is_file():
+        raise DyditError(f"{folder}: a pipeline without transformer/config.json")
+    inner = read_transformer(transformer, read_json(transformer / "config.json"), variant)
+    try:
+        labels = parse_labels(index["id2label"]) if index.get("id2label") else None
+    except DyditError as error:
+        raise DyditError(f"{folder / 'model_index.json'}: {error}") from None
+    vae = folder / "vae" if (folder / "vae" / "config.json").is_file() else None
+    notes = (*inner.notes, f"VAE in {vae}" if vae else "no VAE beside it", _scheduler(folder))
+    return replace(inner, found="diffusers DiTPipeline folder", notes=notes, labels=labels, vae=vae)
+
+
+def _scheduler(folder: Path) -> str:
+    """The pipeline's scheduler as a phrase; dydit samples with the one that its options name."""
+    path = folder / "scheduler" / "scheduler_config.json"
+    values = read_json(path) if path.is_file() else None
+    if not isinstance(values, dict):
+        return "no scheduler beside it"
+    spacing = values.get("timestep_spacing", "leading")
+    return f"scheduler {values.get('_class_name')} with {spacing} timesteps (dydit sample --spacing {spacing})"
+
+
+def read_transformer(folder: Path, config: Any, variant: TimestepVariant | None) -> Checkpoint:
+    """A DiTTransformer2DModel folder whose parsed config.json is `config`.
+
+    It is read as diffusers runs it, unless `variant` is `original`: then as the DiT authors' code runs it.
+    """
+    ours = _config(folder / "config.json", config, variant or "diffusers")
+    theirs, file = _weights(folder)
+    try:
+        weights = keys.from_diffusers(theirs)
+        weights["pos_embed"] = sincos_positions(ours.hidden_size, ours.input_size // ours.patch_size)
+        runs = "diffusers'" if ours.timestep_variant == "diffusers" else "the DiT authors'"
+        notes = (f"timestep sinusoid and norm2 eps are {runs} (--timestep-variant says which)",)
+        return Checkpoint(ours, weights, [], f"diffusers {CLASS} folder", notes, file=file).check()
+    except DyditError as error:
+        raise DyditError(f"{file}: {error}") from None
+
+
+def _config(path: Path, values: Any, variant: TimestepVariant) -> DiTConfig:
+    def whole(name: str) -> int:
+        value = values.get(name)
+        if isinstance(value, bool) or not isinstance(value, int):
+            raise DyditError(f"{path}: {name} is {value!r}; it must be a whole number")
+        return value
+
+    for name, wanted in FIXED.items():
+        if values.get(name, wanted) != wanted:
+            raise DyditError(f"{path}: {name} is {values[name]!r}; a DiT has {wanted!r}")
+    channels = whole("in_channels")
+    out = channels if values.get("out_channels") is None else whole("out_channels")
+    if out not in (channels, 2 * channels):
+        raise DyditError(f"{path}: out_channels {out} is neither in_channels {channels} nor twice that")
+    eps = values.get("norm_eps", NORM_EPS)
+    try:
+        return DiTConfig(
+            input_size=whole("sample_size"),
+            patch_size=whole("patch_size"),
+            in_channels=channels,
+            hidden_size=whole("num_attention_heads") * whole("attention_head_dim"),
+            depth=whole("num_layers"),
+            num_heads=whole("num_attention_heads"),
+            num_classes=whole("num_embeds_ada_norm"),
+            learn_sigma=out == 2 * channels,
+            timestep_variant=variant,
+            norm2_eps=eps if variant == "diffusers" else 1e-6,
+        )
+    except DyditError as error:
+        raise error if str(error).startswith(str(path)) else DyditError(f"{path}: {error}") from None
+
+
+def _weights(folder: Path) -> tuple[dict[str, Tensor], Path]:
+    for pattern in (f"{STEM}.safetensors", f"{STEM}{INDEX_ENDING}", f"{STEM}.fp16.safetensors", f"{STEM}.bin"):
+        path = folder / pattern
+        if path.is_file():
+            if pattern.endswith(INDEX_ENDING):
+                return read_shards(path), path
+            if pattern.endswith(".bin"):
+                return state_dict_in(read_pickle(path), path), path
+            return read_safetensors(path), path
+    raise DyditError(f"{folder}: has no weights: {STEM}.safetensors is missing")
+
+
+def write_transformer(checkpoint: Checkpoint, folder: Path) -> None:
+    """Writes a static checkpoint as a DiTTransformer2DModel folder; raises `DyditError` where diffusers' class lacks a
+    setting that the model needs."""
+    config = checkpoint.config
+    if (config.attention_hidden, config.mlp_hidden) != (config.hidden_size, 4 * config.hidden_size):
+        raise DyditError(
+            f"diffusers' {CLASS} has attention as wide as the model and an MLP 4 times as wide; of width {config.hidden_size}, "
+            f"this one has {config.attention_hidden} and {config.mlp_hidden}: use --format native"
+        )
+    values = {
+        "_class_name": CLASS,
+        **FIXED,
+        "attention_head_dim": config.head_dim,
+        "dropout": 0.0,
+        "in_channels": config.in_channels,
+        "norm_eps": config.norm2_eps,
+        "norm_num_groups": 32,
+        "num_attention_heads": config.num_heads,
+        "num_embeds_ada_norm": config.num_classes,
+        "num_layers": config.depth,
+        "out_channels": config.out_channels,
+        "patch_size": config.patch_size,
+        "sample_size": config.input_size,
+        "upcast_attention": False,
+    }
+    weights = keys.to_diffusers({name: w for name, w in checkpoint.weights.items() if name != "pos_embed"}, config.depth)
+    with atomic_folder(folder) as temporary:
+        save_file(weights, temporary / f"{STEM}.safetensors", metadata={"format": "pt"})
+        write_json(temporary / "config.json", values)
+
+
+PIPELINE_NULL_CLASS = 1000  # written into DiTPipeline
+
+
+@dataclass
+class TransformerOutput:
+    """As diffusers': the prediction is in `sample`."""
+
+    sample: Tensor
+
+
+class DiffusersTransformer(nn.Module):
+    """`model` with the interface of DiTTransformer2DModel, for `DiTPipeline(transformer=..., vae=..., scheduler=...)`.
+
+    The pipeline's class 1000, which it takes for "no class", becomes the model's null class. Raises `DyditError` for a
+    model of more than 1,000 classes, in which 1000 is a class.
+    """
+
+    def __init__(self, model: Executable) -> None:
+        super().__init__()
+        config = model.config
+        if config.num_classes > PIPELINE_NULL_CLASS:
+            raise DyditError(
+                f"the model has {config.num_classes} classes, and DiTPipeline takes class {PIPELINE_NULL_CLASS} for none; "
+                "sample it with dydit sample"
+            )
+        self.model = model
+        self.null_class = config.null_class
+        self.config = SimpleNamespace(
+            sample_size=config.input_size,
+            in_channels=config.in_channels,
+            out_channels=config.out_channels,
+            patch_size=config.patch_size,
+            num_embeds_ada_norm=config.num_classes,
+        )
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return next(self.model.parameters()).dtype
+
+    @property
+    def device(self) -> torch.device:
+        return next(self.model.parameters()).device
+
+    def forward(
+        self, hidden_states: Tensor, timestep: Tensor, class_labels: Tensor, return_dict: bool = True, **unused: Any
+    ) -> TransformerOutput | tuple[Tensor]:
+        """hidden_states: B C S S; timestep, class_labels: B -> sample B Cout S S."""
+        labels = class_labels.masked_fill(class_labels == PIPELINE_NULL_CLASS, self.null_class)
+        sample = self.model(hidden_states, timestep, labels)
+        return TransformerOutput(sample) if return_dict else (sample,)
+
+
+def as_diffusers(model: Executable, execution: Execution = "sparse") -> DiffusersTransformer:
+    """What `load` returned, ready to be a DiTPipeline's transformer; a DyDiT is run as `execution` says."""
+    return DiffusersTransformer(executor(model, execution) if isinstance(model, DiT) else model)

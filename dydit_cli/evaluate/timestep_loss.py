@@ -1,0 +1,196 @@
+"""`dydit losses`: the diffusion loss of models at every timestep on the same real images and noise, and by patch.
+
+Legend: T timesteps, M images, A timesteps with maps, R images with maps, S patches and P pixels a side, C channels, B batch.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from dydit_cli.artifacts.losses import Losses
+from dydit_cli.checkpoint.checkpoint import Checkpoint
+from dydit_cli.checkpoint.read import CheckpointLike, LoadOptions, read
+from dydit_cli.data.dataset import Dataset
+from dydit_cli.data.load import BUNDLED, load_data
+from dydit_cli.devices import pick_device
+from dydit_cli.diffusion.schedule import TRAIN_STEPS, linear_schedule, spaced_timesteps
+from dydit_cli.errors import DyditError
+from dydit_cli.files import check_output
+from dydit_cli.model.execution import Executable, executor
+from dydit_cli.model.sparse import SparseDyDiT
+from dydit_cli.profiling.profile import names_of
+from dydit_cli.version import __version__
+
+MAPS_AT = (20, 100, 250, 500, 750, 950)
+
+MAP_SEEDS = 1 << 32  # keeps the maps' noises apart from the curves'
+
+OnStage = Callable[[str, int, str], None]
+
+OnWork = Callable[[int], None]
+
+
+@dataclass(frozen=True)
+class LossSettings:
+    """`timesteps` of them, evenly over the schedule and both ends among them, on `images` images; maps at the timesteps
+    `maps_at` of `map_images` images, means over `map_noises` noises. Everything is drawn under `seed`.
+
+    Raises `DyditError` for what is out of range.
+    """
+
+    images: int = 32
+    timesteps: int = TRAIN_STEPS
+    maps_at: tuple[int, ...] = MAPS_AT
+    map_images: int = 6
+    map_noises: int = 32
+    seed: int = 0
+    batch: int = 64
+
+    def __post_init__(self) -> None:
+        for what in ("images", "map_images", "map_noises", "batch"):
+            if getattr(self, what) < 1:
+                raise DyditError(f"{what.replace('_', ' ')} {getattr(self, what)}: take at least 1")
+        spaced_timesteps(self.timesteps)
+        wrong = [t for t in self.maps_at if not 0 <= t < TRAIN_STEPS]
+        if wrong or not self.maps_at:
+            what = f"no timestep {wrong[0]}" if wrong else "no timesteps"
+            raise DyditError(f"{what} to draw maps at: the schedule has 0 to {TRAIN_STEPS - 1}")
+
+
+def measure_losses(
+    checkpoints: Sequence[CheckpointLike],
+    out: str | Path | None = None,
+    *,
+    data: str | None = None,
+    settings: LossSettings = LossSettings(),
+    reading: LoadOptions = LoadOptions(),
+    device: str = "auto",
+    force: bool = False,
+    on_stage: OnStage = lambda what, total, unit: None,
+    on_work: OnWork = lambda amount: None,
+) -> Losses:
+    """The mean squared error of each model's noise, for noise that is the same whichever model sees it, and in whichever
+    batch; a DyDiT runs as it samples. Maps are of the last model. Written to the folder `out` if given.
+
+    `data` is by default what the first model was trained on. Of a bundled data set these are held-out images, of others
+    those of the set itself, which the model may have been trained on. Raises `DyditError` for no checkpoint, data that do
+    not fit a model, or an existing `out` (without `force`).
+    """
+    start = time.perf_counter()
+    if not checkpoints:
+        raise DyditError("no checkpoint to measure losses of; name one, or a small and a large one")
+    if out is not None:
+        check_output(out, force)
+    place = pick_device(device)
+    models = [read(checkpoint, reading) for checkpoint in checkpoints]
+    names = names_of([str(model.path or "model") for model in models])
+    data = data or models[0].trained_on or "digits"
+    held_out = data in BUNDLED
+    images: Dataset = BUNDLED[data](held_out=True) if held_out else load_data(data, models[0].config)
+    for model in models:
+        images.check(model.config)
+    x0, labels = chosen(images, settings)  # M C P P, M
+    timesteps = spaced_timesteps(settings.timesteps)[::-1]
+    curves = []
+    for name, model in zip(names, models, strict=True):
+        on_stage(f"losses of {name}", len(x0) * len(timesteps), "image-steps")
+        runner = ready(model, place, timesteps)
+        curves.append(torch.stack([at_timestep(runner, x0, labels, t, settings, on_work) for t in timesteps]))
+    shown, maps_at = distinct(labels, settings.map_images), sorted(set(settings.maps_at))
+    on_stage(f"maps of {names[-1]}", len(shown) * len(maps_at) * settings.map_noises, "image-steps")
+    runner = ready(models[-1], place, maps_at)
+    patches = torch.stack([maps_of(runner, x0[shown], labels[shown], t, settings, on_work) for t in maps_at])
+    summary: dict[str, Any] = {
+        "loss": "mean squared error of the predicted noise over channels and pixels; the variance's term is left out",
+        "models": [
+            {
+                "name": name,
+                "checkpoint": str(model.path),
+                "size": model.config.size_name,
+                "kind": model.config.kind,
+                "parameters": sum(weight.numel() for weight in model.weights.values()),
+            }
+            for name, model in zip(names, models, strict=True)
+        ],
+        "data": data,
+        "held_out": held_out,
+        "data_images": len(images),
+        "images": len(x0),
+        "timesteps": len(timesteps),
+        "map_model": names[-1],
+        "map_timesteps": maps_at,
+        "map_noises": settings.map_noises,
+        "seed": settings.seed,
+        "dtype": "float32",
+        "device": place.type,
+        "seconds": time.perf_counter() - start,
+        "versions": {"dydit": __version__, "torch": torch.__version__},
+    }
+    arrays = (torch.tensor(timesteps), torch.stack(curves), torch.tensor(maps_at), patches, x0[shown], labels[shown])
+    result = Losses(summary, *(array.numpy() for array in arrays))
+    if out is not None:
+        result.write(out)
+    return result
+
+
+def chosen(data: Dataset, settings: LossSettings) -> tuple[Tensor, Tensor]:
+    """Images M C P P and labels M, drawn from all of `data` under the seed; all of them where it has fewer."""
+    order = torch.randperm(len(data), generator=torch.Generator().manual_seed(settings.seed))
+    return data.take(order[: settings.images])
+
+
+def distinct(labels: Tensor, count: int) -> Tensor:
+    """The places of `count` images: the first of each class, by class, and where that is not enough the ones that follow."""
+    classes = labels.tolist()
+    first = sorted({label: classes.index(label) for label in classes}.items())
+    places = [place for _, place in first]
+    return torch.tensor([*places, *(i for i in range(len(classes)) if i not in places)][:count])
+
+
+def ready(model: Checkpoint, place: torch.device, timesteps: list[int]) -> Executable:
+    """The model as it samples, on its device; a DyDiT's widths at the timesteps are decided ahead."""
+    runner = executor(model.build().to(place).float(), "sparse")
+    if isinstance(runner, SparseDyDiT):
+        runner.plan(timesteps)
+    return runner
+
+
+def at_timestep(
+    model: Executable, x0: Tensor, labels: Tensor, timestep: int, settings: LossSettings, on_work: OnWork
+) -> Tensor:
+    """(M,) the images' losses at `timestep`, float32 on the cpu."""
+    noise = torch.randn(x0.shape, generator=torch.Generator().manual_seed(settings.seed * TRAIN_STEPS + timestep))
+    return squared_errors(model, x0, labels, timestep, noise, settings.batch, on_work).flatten(1).mean(dim=1)
+
+
+def maps_of(model: Executable, x0: Tensor, labels: Tensor, timestep: int, settings: LossSettings, on_work: OnWork) -> Tensor:
+    """R S S, the loss of each patch, mean over the noises."""
+    generator = torch.Generator().manual_seed(MAP_SEEDS + settings.seed * TRAIN_STEPS + timestep)
+    total = torch.zeros(())
+    for _ in range(settings.map_noises):
+        noise = torch.randn(x0.shape, generator=generator)
+        errors = squared_errors(model, x0, labels, timestep, noise, settings.batch, on_work)  # R C P P
+        total = total + torch.nn.functional.avg_pool2d(errors.mean(dim=1), model.config.patch_size)  # R S S
+    return total / settings.map_noises
+
+
+@torch.no_grad()
+def squared_errors(
+    model: Executable, x0: Tensor, labels: Tensor, timestep: int, noise: Tensor, batch: int, on_work: OnWork
+) -> Tensor:
+    """B C P P: (predicted noise - noise)^2 at one timestep, float32 on the cpu."""
+    place = next(model.parameters()).device
+    schedule, found = linear_schedule(), []
+    for x, y, eps in zip(x0.split(batch), labels.split(batch), noise.split(batch), strict=True):
+        t = torch.full((len(x),), timestep)
+        output = model(schedule.add_noise(x, t, eps).to(place), t.to(place), y.to(place))
+        found.append((output[:, : x.shape[1]].float().cpu() - eps).square())
+        on_work(len(x))
+    return torch.cat(found)

@@ -1,1 +1,0 @@
-"""One self-contained page of what dydit's commands wrote: folders become sections, sections become HTML."""

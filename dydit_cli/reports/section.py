@@ -1,0 +1,93 @@
+"""What a page is made of, as plain data: no HTML and no files."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+
+TIMES = "\N{MULTIPLICATION SIGN}"
+
+Single = str | float | None
+
+Value = Single | tuple[Single, Single]  # the pair is a mean and its standard deviation
+
+
+@dataclass(frozen=True)
+class Column:
+    """Names and ordinals (steps, seeds, classes) have neither `unit` nor `scale`; a measured number has a unit always.
+
+    `spec` is what `format` takes; a value is multiplied by `scale` before it is shown.
+    """
+
+    name: str
+    unit: str = ""
+    spec: str = ""
+    scale: float = 1.0
+
+
+@dataclass(frozen=True)
+class Table:
+    """`rows` hold raw values, a place for each column. A `folded` table is long, and opened on demand."""
+
+    caption: str
+    columns: Sequence[Column]
+    rows: Sequence[Sequence[Value]]
+    folded: bool = False
+
+
+@dataclass(frozen=True)
+class Drawn:
+    """A figure: an `<svg>` element, a heading and a caption."""
+
+    svg: str
+    title: str
+    caption: str
+
+
+@dataclass(frozen=True)
+class Picture:
+    """A PNG or JPEG file's bytes, and what is to be seen."""
+
+    data: bytes
+    text: str
+    kind: str = "png"
+
+
+@dataclass(frozen=True)
+class Gallery:
+    """Pictures that belong together; one alone is shown at its own width."""
+
+    caption: str
+    pictures: Sequence[Picture]
+
+
+@dataclass(frozen=True)
+class Key:
+    """A figure to see first: `recognised`, `99.8 %`, `of 256 samples`. `unit` says what the number is of, or its unit."""
+
+    label: str
+    text: str
+    unit: str
+
+
+@dataclass(frozen=True)
+class Section:
+    """What one input holds. `name` is its folder's or file's name, `about` what it is, `summary` plain sentences;
+    `files` are the texts that `commands` want, by name."""
+
+    name: str
+    about: str
+    summary: str
+    keys: Sequence[Key] = ()
+    protocol: dict[str, str] = field(default_factory=dict)
+    figures: Sequence[Drawn] = ()
+    tables: Sequence[Table] = ()
+    galleries: Sequence[Gallery] = ()
+    notes: Sequence[str] = ()
+    versions: dict[str, str] = field(default_factory=dict)
+    commands: Sequence[str] = ()
+    files: dict[str, str] = field(default_factory=dict)
+
+    def as_part(self) -> Section:
+        """Of a folder that belongs to another, whose summary and command speak for it."""
+        return replace(self, summary="", keys=(), commands=(), files={})

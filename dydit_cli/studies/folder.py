@@ -1,0 +1,131 @@
+"""A study on disk: a file for each finished row, which several processes may fill side by side."""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import shutil
+from collections.abc import Collection, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from dydit_cli.errors import DyditError
+from dydit_cli.files import Resumable, atomic_file, check_output, write_json
+from dydit_cli.studies.rows import Row
+
+RECIPE_FILE, FORMAT = "recipe.json", "dydit-study"
+
+ROWS, TIMES, CHECKPOINTS, STARTS, CLAIMS = "rows", "times", "checkpoints", "starts", "claims"
+
+TIMING = "timing"  # the claim of the stage that wants the machine for itself
+
+TABLES = "tables"  # of writing them: an older one must not replace a newer
+
+
+@dataclass(frozen=True)
+class StudyFolder:
+    """The folder `path`. A row is finished when its file is there, and is never run again."""
+
+    path: Path
+
+    def open(self, asked: Mapping[str, Any], force: bool, free: Collection[str]) -> None:
+        """Begins a study, or goes on with the one in the folder.
+
+        Raises `DyditError` where the one there was asked for otherwise, but for the settings named in `free`, on which no
+        row depends; or where the folder holds something else.
+        """
+        there = Resumable(self.path, RECIPE_FILE, FORMAT, "a study")
+        values = {"format": FORMAT, **asked}
+        if force:
+            check_output(self.path, force=True)
+            there.begin(values, force=True)
+        else:
+            there.check(values, free)
+            write_json(self.path / RECIPE_FILE, values)
+
+    def checkpoint(self, row: Row) -> Path:
+        """Where the row is fine-tuned; kept, or removed when the row is done."""
+        return self.path / CHECKPOINTS / row.name
+
+    def start(self, row: Row) -> Path:
+        """Where the converted or pruned model is, until the row is done."""
+        return self.path / STARTS / row.name
+
+    def done(self, row: Row) -> bool:
+        return self._file(row).is_file()
+
+    def read(self, row: Row) -> dict[str, Any]:
+        """Raises `DyditError` where the row's file is damaged."""
+        return _read(self._file(row))
+
+    def samples(self, row: Row) -> NDArray[np.uint8] | None:
+        """M S S C, the kept samples of a finished row, or None."""
+        file = self._file(row).with_suffix(".npz")
+        if not file.is_file():
+            return None
+        with np.load(file, allow_pickle=False) as arrays:
+            return arrays["samples"]
+
+    def write(self, row: Row, values: dict[str, Any], samples: NDArray[np.uint8] | None) -> None:
+        """Finishes the row: the samples first, since the row is done with its own file."""
+        if samples is not None:
+            with atomic_file(self._file(row).with_suffix(".npz")) as temporary:
+                np.savez_compressed(temporary, samples=samples)
+        write_json(self._file(row), values)
+
+    def tidy(self, row: Row, keep: bool) -> None:
+        """Removes what a finished row needed; with `keep` all but its checkpoint."""
+        shutil.rmtree(self.start(row), ignore_errors=True)
+        if not keep:
+            shutil.rmtree(self.checkpoint(row), ignore_errors=True)
+
+    def time(self, row: Row) -> dict[str, Any] | None:
+        """What `write_time` wrote for the row's method and target, or None."""
+        file = self._time_file(row)
+        return _read(file) if file.is_file() else None
+
+    def write_time(self, row: Row, values: dict[str, Any]) -> None:
+        write_json(self._time_file(row), values)
+
+    @contextmanager
+    def claim(self, name: str, wait: bool = False) -> Iterator[bool]:
+        """Whether `name` is this process's for the length of the block; False where another one has it, unless it is to
+        `wait` for that one.
+
+        The system gives a claim back when its process ends, however it ends. It keeps the file's name, since a claim
+        that is removed and one that is made anew could be held at the same time.
+        """
+        folder = self.path / CLAIMS
+        folder.mkdir(parents=True, exist_ok=True)
+        handle = os.open(folder / name, os.O_RDWR | os.O_CREAT, 0o666)
+        try:
+            try:
+                fcntl.flock(handle, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+            except BlockingIOError:
+                yield False
+                return
+            yield True
+        finally:
+            os.close(handle)
+
+    def _file(self, row: Row) -> Path:
+        return self.path / ROWS / f"{row.name}.json"
+
+    def _time_file(self, row: Row) -> Path:
+        return self.path / TIMES / f"{row.what}.json"
+
+
+def _read(file: Path) -> dict[str, Any]:
+    try:
+        values = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise DyditError(f"{file}: cannot be read ({error}); remove it, and the same command makes it anew") from None
+    if not isinstance(values, dict):
+        raise DyditError(f"{file}: not what dydit study writes; remove it, and the same command makes it anew")
+    return values

@@ -1,0 +1,196 @@
+"""What a study leaves to read and to draw from: study.csv, summary.csv, study.md, study.json, samples.npz."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from dydit_cli.files import atomic_file, write_json, write_text
+from dydit_cli.studies.folder import StudyFolder
+from dydit_cli.studies.recipe import StudyRecipe
+from dydit_cli.studies.rows import CONTROL, DYDIT, STATIC, TOME, Row
+
+
+def label(method: str, target: float) -> str:
+    """`DyDiT, lambda 0.5`."""
+    if method == STATIC:
+        return "static"
+    if method == CONTROL:
+        return "static, fine-tuned (control)"
+    if method == DYDIT:
+        return f"DyDiT, lambda {target:g}"
+    return f"ToMe, {target:g} merged" if method == TOME else f"{method} pruning, keep {target:g}"
+
+
+@dataclass(frozen=True)
+class Column:
+    """A figure as people read it: its heading, how many decimals, times what, and with which unit behind."""
+
+    heading: str
+    figure: str
+    digits: int
+    scale: float = 1.0
+    unit: str = ""
+    spread: bool = True
+
+    def cell(self, mean: float, sd: float) -> str:
+        """`99.7 ± 0.1 %`; without a standard deviation where there is none, or it says nothing."""
+        if pd.isna(mean):
+            return "-"
+        text = f"{mean * self.scale:.{self.digits}f}"
+        if self.spread and not pd.isna(sd):
+            text += f" ± {sd * self.scale:.{self.digits}f}"
+        return text + self.unit
+
+
+MACS = Column("MACs per forward", "macs", 2, 1e-6, " M", spread=False)
+
+RATIO = Column("ratio", "ratio", 3, spread=False)
+
+TIME = Column("ms per image", "seconds_per_image", 2, 1000, spread=False)
+
+SPEEDUP = Column("speed-up", "speedup", 2, spread=False)
+
+FRECHET = Column("Fréchet distance", "frechet", 2)
+
+RECOGNISED = Column("recognised", "recognised", 1, 100, " %")
+
+PRECISION, RECALL = Column("precision", "precision", 3), Column("recall", "recall", 3)
+
+LOSS = Column("held-out loss over static", "loss_ratio", 3)
+
+EVERY = (MACS, RATIO, TIME, SPEEDUP, FRECHET, RECOGNISED, PRECISION, RECALL, LOSS)
+
+# what 80 columns hold
+FEW = (RATIO, SPEEDUP, FRECHET, RECOGNISED, replace(LOSS, digits=2))
+
+
+def shown(
+    summary: pd.DataFrame, columns: Sequence[Column], name: Callable[[str, float], str]
+) -> tuple[list[str], list[list[str]]]:
+    """Headings and lines of the summary as people read it: mean ± standard deviation over the seeds."""
+    known = [column for column in columns if summary[f"{column.figure}_mean"].notna().any()]
+    lines = [
+        [name(line["method"], line["target"])]
+        + [column.cell(line[f"{column.figure}_mean"], line[f"{column.figure}_sd"]) for column in known]
+        for line in summary.to_dict("records")
+    ]
+    return ["", *(column.heading for column in known)], lines
+
+
+def short(method: str, target: float) -> str:
+    """`dydit 0.5`."""
+    return method if method in (STATIC, CONTROL) else f"{method} {target:g}"
+
+
+def protocol_line(protocol: dict[str, Any]) -> str:
+    """How the figures came about, in a sentence or two."""
+    share = protocol["finetune_share"]
+    of = f" ({100 * share:.1f} % of the pre-training)" if share else ""
+    text = (
+        f"{protocol['model']} on {protocol['data']}; fine-tuned for {protocol['finetune_steps']} steps{of}; "
+        f"{protocol['images']:,} samples a row, {protocol['sampler']}, {protocol['steps']} steps, cfg {protocol['cfg']:g}; "
+        f"features {protocol['features'].partition(',')[0]}, reference {protocol['reference']}; "
+        f"{seeds_text(protocol['seeds'])}; "
+        f"{protocol['device']}, torch {protocol['torch']}; {protocol['rows_done']} of {protocol['rows']} rows."
+    )
+    if "tome" in protocol:
+        text += f" ToMe {protocol['tome']}."
+    if protocol["timing"]:
+        one = next(iter(protocol["timing"].values()))
+        text += f" Time: median of {one['repeats']} sampling runs of {one['images']} images, {one['threads']} threads; the"
+        text += " speed-up is over runs of the static model, taken in turn with the row's."
+    return text
+
+
+def seeds_text(seeds: Sequence[int]) -> str:
+    """`mean ± standard deviation over seeds 0, 1, 2`."""
+    several = len(seeds) > 1
+    return f"{'mean ± standard deviation over seeds' if several else 'seed'} {', '.join(map(str, seeds))}"
+
+
+def markdown(summary: pd.DataFrame, protocol: dict[str, Any]) -> str:
+    """A table for a README, and how it came about."""
+    headings, lines = shown(summary, EVERY, label)
+    rule = "|".join(["---", *["---:"] * (len(headings) - 1)])
+    body = [f"| {' | '.join(cells)} |" for cells in (headings, *lines)]
+    return "\n".join([protocol_line(protocol), "", body[0], f"|{rule}|", *body[1:]]) + "\n"
+
+
+TABLE_FILE, SUMMARY_FILE, PROTOCOL_FILE = "study.csv", "summary.csv", "study.json"
+
+MARKDOWN_FILE, SAMPLES_FILE = "study.md", "samples.npz"
+
+FIGURES = (
+    "macs", "ratio", "seconds_per_image", "speedup", "frechet", "recognised", "precision", "recall", "loss_ratio",
+)  # fmt: skip
+
+COLUMNS = ("method", "target", "seed", *FIGURES, "finetune_steps")
+
+
+@dataclass(frozen=True)
+class Tables:
+    """`table`: `COLUMNS`, a line for each finished row. `summary`: method, target, how many seeds, and of every figure its
+    mean and sample standard deviation (empty for one seed). MACs are of one forward and image, the mean over a sampling
+    run; ratio is over the static model's; loss_ratio is of the held-out loss. `speedup` is over the static model's runs that
+    were taken in turn with the row's, so that it says more than two rows' seconds, taken minutes apart."""
+
+    folder: StudyFolder
+    rows: list[Row]
+    table: pd.DataFrame
+    summary: pd.DataFrame
+    protocol: dict[str, Any]
+
+    def write(self) -> None:
+        """Each file atomically."""
+        path = self.folder.path
+        for name, table in ((TABLE_FILE, self.table), (SUMMARY_FILE, self.summary)):
+            with atomic_file(path / name) as temporary:
+                table.to_csv(temporary, index=False)
+        write_text(path / MARKDOWN_FILE, markdown(self.summary, self.protocol))
+        samples = {row.what: pixels for row in self.rows if (pixels := self.folder.samples(row)) is not None}
+        if samples:
+            with atomic_file(path / SAMPLES_FILE) as temporary:
+                np.savez_compressed(temporary, **samples)  # type: ignore[arg-type]
+        write_json(path / PROTOCOL_FILE, {**self.protocol, "samples": list(samples)})
+
+
+def make_tables(folder: StudyFolder, recipe: StudyRecipe, rows: list[Row], facts: dict[str, Any]) -> Tables:
+    """The tables of the rows that are done."""
+    done = [row for row in rows if folder.done(row)]
+    found = {row: folder.read(row) for row in done}
+    # the same weights and the same noise: every static row has the same loss
+    loss = next((values["loss"] for row, values in found.items() if row.method == STATIC), None)
+    times = {row: folder.time(row) for row in done if row.seed == recipe.seeds[0]}
+    lines = []
+    for row, values in found.items():
+        time = times.get(row)
+        line = {
+            **{name: values.get(name) for name in COLUMNS},
+            **{name: time[name]["median"] if time else None for name in ("seconds_per_image", "speedup")},
+            "loss_ratio": values["loss"] / loss if loss and values["loss"] is not None else None,
+        }
+        lines.append(line)
+    table = pd.DataFrame(lines, columns=list(COLUMNS)).astype(dict.fromkeys(FIGURES, "float64"))
+    protocol = {
+        "format": "dydit-study",
+        **facts,
+        "rows": len(rows),
+        "rows_done": len(done),
+        "rows_names": [row.name for row in done],
+        "timing": {row.what: time for row, time in times.items() if time},
+    }
+    return Tables(folder, rows, table, summarised(table), protocol)
+
+
+def summarised(table: pd.DataFrame) -> pd.DataFrame:
+    """Mean and standard deviation over seeds, in the order of the rows."""
+    groups = table.groupby(["method", "target"], sort=False)
+    parts: dict[str, Any] = {"seeds": groups["seed"].count()}
+    for name in FIGURES:
+        parts |= {f"{name}_mean": groups[name].mean(), f"{name}_sd": groups[name].std()}
+    return pd.DataFrame(parts).reset_index()

@@ -1,1 +1,0 @@
-"""The trade-off study: every method at every amount of work, several seeds each, measured alike."""

@@ -1,0 +1,159 @@
+"""One optimiser step over a global batch, whatever number of processes and micro-batches it is cut into."""
+
+from __future__ import annotations
+
+from contextlib import nullcontext
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from dydit_cli.distributed import Distributed
+from dydit_cli.errors import DyditError
+from dydit_cli.model.dit import DiT
+from dydit_cli.model.dydit import DyDiT, is_router
+from dydit_cli.train.batch import Batch, complete_count
+from dydit_cli.train.objective import Objective, Weights
+from dydit_cli.train.recipe import Recipe, TrainRecipe
+
+
+class Ema:
+    """Averages every parameter of a model, by `decay` per step.
+
+    The first steps use (1 + n) / (10 + n), so that a short run is not left with its initial weights.
+    """
+
+    def __init__(self, model: nn.Module, decay: float) -> None:
+        self.decay = decay
+        self.updates = 0
+        self.weights: dict[str, Tensor] = {name: p.detach().clone() for name, p in model.named_parameters()}
+
+    @torch.no_grad()
+    def update(self, model: nn.Module) -> None:
+        decay = min(self.decay, (1 + self.updates) / (10 + self.updates))
+        self.updates += 1
+        current = [p.detach() for _, p in model.named_parameters()]
+        torch._foreach_lerp_(list(self.weights.values()), current, 1 - decay)
+
+    def copy_to(self, model: nn.Module) -> None:
+        """Loads the averaged weights into `model`."""
+        model.load_state_dict(self.weights, strict=True)
+
+
+@dataclass(frozen=True)
+class StepResult:
+    """What a step came to: means over the global batch by name, `loss` among them, the gradient's norm, whether the guard
+    skipped the step, and the factor on the learning rates."""
+
+    means: dict[str, float]
+    grad_norm: float
+    skipped: bool
+    lr_factor: float
+
+
+class Trainer:
+    """A model in training with its optimiser and its EMA.
+
+    `start` is the frozen model that the recipe's teacher weight asks for. Raises `DyditError` where processes and
+    micro-batches do not divide the batch.
+    """
+
+    def __init__(self, model: DiT, recipe: Recipe, team: Distributed, start: DiT | None = None) -> None:
+        parts = team.count * recipe.train.accumulation
+        if recipe.train.batch_size % parts:
+            raise DyditError(
+                f"train.batch_size {recipe.train.batch_size} cannot be cut into {team.count} processes x "
+                f"{recipe.train.accumulation} micro-batches of one size; make it a multiple of {parts}"
+            )
+        self.model, self.recipe, self.team = model, recipe, team
+        self.device = model.pos_embed.device
+        model.checkpointing = recipe.train.gradient_checkpointing
+        model.train()
+        self.optimizer, self.ema = make_optimizer(model, recipe), Ema(model, recipe.train.ema_decay)
+        self.objective = Objective(model, recipe.train, start)
+        self._shared = team.wrap(self.objective)
+        self._parameters = [p for _, p in model.trainable()]
+
+    def step(self, batch: Batch, step: int) -> StepResult:
+        """Trains on this process's part of the global batch of `step`, counted from 0; every process gets the same back."""
+        factor = learning_rate(self.recipe.train, step)
+        for group in self.optimizer.param_groups:
+            group["lr"] = group["base_lr"] * factor
+        self.optimizer.zero_grad(set_to_none=True)
+        means = self._backward(batch, self._weights(step))
+        norm = torch.nn.utils.get_total_norm([p.grad for p in self._parameters if p.grad is not None])
+        # every process must decide alike, also where their last bits differ
+        norm_value = self.team.sum(norm.detach()).item() / self.team.count
+        skip = not norm_value < (self.recipe.train.grad_limit or float("inf"))  # a NaN is over every limit
+        if not skip:
+            self.optimizer.step()
+            self.ema.update(self.model)
+        return StepResult(means, norm_value, skip, factor)
+
+    def _backward(self, batch: Batch, weights: Weights) -> dict[str, float]:
+        parts = list(self._parts(batch))
+        dynamic = isinstance(self.model, DyDiT)
+        ratio: Tensor | None = None
+        if dynamic and len(parts) > 1:
+            # The first part's gradient needs the mean ratio of all parts. Keeping every graph until then would undo what
+            # accumulation is for; a pass without graphs costs a third of the dynamic pass's time and no memory.
+            ratio = self._mean_ratio([self.objective.ratio(part.to(self.device)).sum() for part in parts])
+        sums: dict[str, Tensor] = {}
+        for i, part in enumerate(parts):
+            with self.team.unshared(self._shared) if i < len(parts) - 1 else nullcontext():
+                losses = self._shared(part.to(self.device))
+                if dynamic and ratio is None:
+                    ratio = self._mean_ratio([losses.ratio.detach().sum()])
+                # times the processes, over which the gradients are averaged
+                (weights.part(losses, ratio) * self.team.count).backward()
+            for name, value in losses.sums().items():
+                sums[name] = sums[name] + value if name in sums else value
+        return weights.means(self._over_all(sums))
+
+    def _parts(self, batch: Batch) -> list[Batch]:
+        size = len(batch) // self.recipe.train.accumulation
+        return [batch.select(slice(start, start + size)) for start in range(0, len(batch), size)]
+
+    def _mean_ratio(self, sums: list[Tensor]) -> Tensor:
+        return self.team.sum(torch.stack(sums).sum()) / self.recipe.train.batch_size
+
+    def _over_all(self, sums: dict[str, Tensor]) -> dict[str, float]:
+        # a process whose part the complete pass does not see has no such sum
+        names = ("mse", "vb", "ratio", "complete", "teacher")
+        there = torch.stack([sums[name] if name in sums else sums["mse"].new_zeros(()) for name in names])
+        has = torch.tensor([float(name in sums) for name in names], dtype=there.dtype, device=there.device)
+        values, counts = self.team.sum(torch.stack([there, has])).tolist()
+        return {name: value for name, value, count in zip(names, values, counts, strict=True) if count}
+
+    def _weights(self, step: int) -> Weights:
+        size, routing = self.recipe.train.batch_size, self.recipe.routing
+        return Weights(
+            samples=size,
+            complete_samples=complete_count(size, routing) if routing.complete_steps else size,
+            target=routing.target(step),
+            flops=routing.weight,
+            complete=float(routing.complete_every),  # the rarer, the heavier: the mean over steps stays
+            teacher=routing.teacher_weight,
+        )
+
+
+def learning_rate(recipe: TrainRecipe, step: int) -> float:
+    """The factor on every lr at `step`: a linear warm-up, then constant or a cosine to 0."""
+    if step < recipe.lr_warmup_steps:
+        return (step + 1) / recipe.lr_warmup_steps
+    if recipe.lr_schedule == "constant":
+        return 1.0
+    done = (step - recipe.lr_warmup_steps) / max(1, recipe.steps - recipe.lr_warmup_steps)
+    return 0.5 * (1 + torch.cos(torch.tensor(done * torch.pi)).item())
+
+
+def make_optimizer(model: DiT, recipe: Recipe) -> torch.optim.AdamW:
+    """AdamW, the routers in a group of their own."""
+    routers = [p for name, p in model.trainable() if is_router(name)]
+    others = [p for name, p in model.trainable() if not is_router(name)]
+    groups = [{"params": others, "lr": recipe.train.lr}]
+    if routers:
+        groups.append({"params": routers, "lr": recipe.routing.router_lr or recipe.train.lr})
+    for group in groups:
+        group["base_lr"] = group["lr"]
+    return torch.optim.AdamW(groups, weight_decay=recipe.train.weight_decay, fused=True)
