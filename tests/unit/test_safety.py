@@ -73,7 +73,7 @@ def test_kill_nine_during_a_write_leaves_a_whole_checkpoint(tmp_path: Path) -> N
 
 WATCHER = """
 import sys, threading, time
-from dydit_cli.checkpoint.convert import convert
+from dydit_cli.compress.convert import convert
 from dydit_cli.checkpoint.read import LoadOptions, read
 def resident():
     return int(next(line for line in open("/proc/self/status") if line.startswith({kind!r})).split()[1]) * 1024

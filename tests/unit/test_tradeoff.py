@@ -260,7 +260,7 @@ def test_a_row_that_another_one_is_at_is_left_to_it(model: Path, tmp_path: Path)
 
 def test_a_claim_ends_with_its_process(tmp_path: Path) -> None:
     code = (
-        "import sys, time; from pathlib import Path; from dydit_cli.tradeoff.folder import StudyFolder\n"
+        "import sys, time; from pathlib import Path; from dydit_cli.studies.folder import StudyFolder\n"
         "with StudyFolder(Path(sys.argv[1])).claim('row') as mine:\n    print(mine, flush=True); time.sleep(60)\n"
     )
     with subprocess.Popen([sys.executable, "-c", code, str(tmp_path)], stdout=subprocess.PIPE, text=True) as process:
