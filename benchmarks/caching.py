@@ -27,8 +27,7 @@ import dydit_cli
 from dydit_cli.checkpoint.read import read
 from dydit_cli.diffusion.generate import cycle_labels, image_generators
 from dydit_cli.evaluate.classifier import classifier
-from dydit_cli.model.dit import Block, DiT
-from dydit_cli.model.dydit import DynamicBlock
+from dydit_cli.model.families.dit import Block, DiT, DynamicBlock
 
 hooks: Any = importlib.import_module("diffusers.hooks")  # it hides its names from type checkers
 STEPS = 50

@@ -43,7 +43,7 @@ def row(result: BenchResult) -> str:
     return (
         f"| {result.model} | {settings.batch} | {result.flops_ratio:.3f} | {seconds} "
         f"| {eager.median / result.flops_ratio:.2f} | {_spread(eager)} | {_spread(over_compiled) if over_compiled else ''} "
-        f"| {len(settings.timesteps)} x {settings.repeats} |"
+        f"| {settings.count} x {settings.repeats} |"
     )
 
 

@@ -299,7 +299,7 @@ class Runner:
 TIME_KEY = re.compile(r"(^|_)(seconds?|speedup|efficiency|efficiencies|load_average)(_|$)")
 VERSION_KEYS = {"versions", "dydit", "torch", "_diffusers_version"}
 NUMBER = r"\d+(?:\.\d+)?(?:e[+-]?\d+)?"
-VERSION = re.compile(r"\b(dydit|torch|diffusers) \d+\.\d[\w+]*(?:\.\w[\w+]*)*")
+VERSION = re.compile(r"\b(dydit|torch|diffusers) +\d+\.\d[\w+]*(?:\.\w[\w+]*)*")
 TIMES = (
     (re.compile(rf"{NUMBER} (steps|images|image-steps|evaluations)/s"), r"RATE \1/s"),
     (re.compile(r"\b\d+ h \d\d min|\b\d+ min \d\d s\b"), "TIME"),
@@ -332,7 +332,7 @@ class Settle:
         """Words on a terminal, where times are among others."""
         for pattern, replacement in TIMES:
             text = pattern.sub(replacement, text)
-        return self.text(text)
+        return "\n".join(line.rstrip() for line in self.text(text).splitlines())  # a table is filled up with spaces
 
     def text(self, text: str) -> str:
         for place, name in self._places:
@@ -608,7 +608,7 @@ def show(out: Path, against: Path) -> int:
     print("\n".join(lines), end="\n" if lines else "")
     files = (report_file(against), report_file(out))
     theirs, ours = (file.read_text().splitlines() if file.is_file() else [] for file in files)
-    for line in difflib.unified_diff(theirs, ours, *map(str, files), lineterm="", n=1):
+    for line in difflib.unified_diff(theirs, ours, str(files[0]), str(files[1]), lineterm="", n=1):
         print(line)
     counts = Counter(line.split()[0] for line in lines)
     same = sum(value == before["hashes"].get(name) for name, value in after["hashes"].items())

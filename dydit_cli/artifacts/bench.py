@@ -48,10 +48,13 @@ class BenchSettings:
             raise DyditError(f"no dtype {self.dtype!r}; choose one of {', '.join(DTYPES)}")
 
     @property
-    def timesteps(self) -> list[int]:
-        """The sampling timesteps that are run."""
-        every = spaced_timesteps(self.steps)
-        count = min(self.measured, self.steps)
+    def count(self) -> int:
+        """How many timesteps are run."""
+        return min(self.measured, self.steps)
+
+    def measured_of(self, every: list[int]) -> list[int]:
+        """Of all sampling timesteps those that are run."""
+        count = self.count
         return [every[round(i * (len(every) - 1) / max(1, count - 1))] for i in range(count)]
 
 

@@ -7,19 +7,17 @@ from pathlib import Path
 from typing import Literal, get_args
 
 from dydit_cli.bundled import MODELS, WEIGHTS
-from dydit_cli.checkpoint import keys
 from dydit_cli.checkpoint.checkpoint import Checkpoint
 from dydit_cli.checkpoint.diffusers import read_pipeline, read_transformer
-from dydit_cli.checkpoint.infer import Hints, infer
 from dydit_cli.checkpoint.native import CONFIG_FILE, is_native, read_native
 from dydit_cli.checkpoint.tensors import INDEX_ENDING, Weights, read_pickle, read_safetensors, read_shards, state_dict_in
 from dydit_cli.devices import pick_device
 from dydit_cli.errors import DyditError
 from dydit_cli.files import read_json
 from dydit_cli.hub import _download, may_be_hub_id
-from dydit_cli.model.config import TimestepVariant
 from dydit_cli.model.execution import Executable, Execution, executor
-from dydit_cli.model.layers import sincos_positions
+from dydit_cli.model.families import Hints, recognise
+from dydit_cli.model.families.dit import TimestepVariant, from_diffusers, is_diffusers
 
 PICKLES = (".pt", ".pth", ".bin", ".ckpt")
 
@@ -66,7 +64,7 @@ def load(
 
     `execution` is how a DyDiT runs: `masked` (a `DyDiT`, differentiable), `sparse` (the skipped work left out) or
     `complete` (everything on). `tome` is the share of its tokens that a static model merges before attention (a
-    `TomeDiT`). The rest is as in `LoadOptions`. Raises `DyditError` where it cannot be read.
+    `MergedModel`). The rest is as in `LoadOptions`. Raises `DyditError` where it cannot be read.
     """
     checkpoint = read(path, LoadOptions(weights, num_heads, input_size, timestep_variant))
     return executor(checkpoint.build().float().to(pick_device(device)), execution, tome=tome)
@@ -121,7 +119,7 @@ def _read_file(file: Path, reading: LoadOptions) -> Checkpoint:
         # a weights file inside a folder that says what it is
         return _read_folder(file.parent, reading)
     notes: list[str] = []
-    hints = Hints(reading.num_heads, reading.input_size, reading.timestep_variant or "original")
+    hints = Hints(reading.num_heads, reading.input_size, reading.timestep_variant)
     if _is_index(file):
         weights, kind = read_shards(file), "sharded .safetensors"
     elif file.suffix == ".safetensors":
@@ -138,17 +136,16 @@ def _read_file(file: Path, reading: LoadOptions) -> Checkpoint:
 
 def _from_state_dict(weights: Weights, kind: str, hints: Hints, reading: LoadOptions, notes: list[str]) -> Checkpoint:
     names = "DiT"
-    if keys.is_diffusers(set(weights)):
+    if is_diffusers(set(weights)):
         names = "diffusers DiT"
         variant = reading.timestep_variant or "diffusers"
         hints = Hints(hints.num_heads, hints.input_size, variant, 1e-5 if variant == "diffusers" else 1e-6)
-        weights = keys.from_diffusers(weights)
+        weights = from_diffusers(weights)
         notes.append(f"timestep sinusoid and norm2 eps are the {variant} ones (--timestep-variant says which)")
-    inferred = infer(weights, hints)
-    if "pos_embed" not in weights:
-        side = inferred.config.input_size // inferred.config.patch_size
-        weights = {**weights, "pos_embed": sincos_positions(inferred.config.hidden_size, side)}
-    if inferred.config.kind == "dydit":
+    family = recognise(weights)
+    inferred = family.infer(weights, hints)
+    weights = family.fill(weights, inferred.config)
+    if inferred.config.dynamic:
         names = "DyDiT"
     found = f"{names} weights ({kind})"
     return Checkpoint(inferred.config, weights, [], found, (*notes, *inferred.notes)).check()

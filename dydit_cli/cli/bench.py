@@ -48,7 +48,7 @@ def bench(
     """
     from dydit_cli.artifacts.bench import BenchSettings
     from dydit_cli.bench.bench import bench as run
-    from dydit_cli.bench.tome import bench_tome
+    from dydit_cli.bench.bench import bench_tome
     from dydit_cli.figures.time import draw_breakdown
     from dydit_cli.figures.visualize import prepare, save_as
 
@@ -67,7 +67,7 @@ def bench(
     if figure is not None:
         prepare(figure, force)
     variants = 2 + 2 * compile + (masked and not tome)
-    with console.progress("bench", variants * (1 + len(settings.timesteps) * repeats), "evaluations") as advance:
+    with console.progress("bench", variants * (1 + settings.count * repeats), "evaluations") as advance:
         if tome:
             result = bench_tome(tome, checkpoint, model=model, settings=settings, device=device, on_work=advance)
         else:
@@ -118,7 +118,7 @@ def show(result: BenchResult) -> None:
         f"FLOPs ratio {result.flops_ratio:.3f}\n"
         f"realised efficiency {efficiency.median:.3f} ({efficiency.low:.3f} to {efficiency.high:.3f}): 1 is time saved in "
         f"proportion to FLOPs saved\n"
-        f"{'' if result.tome else weights}{len(settings.timesteps)} of {settings.steps} steps run {settings.repeats} times"
+        f"{'' if result.tome else weights}{settings.count} of {settings.steps} steps run {settings.repeats} times"
     )
 
 

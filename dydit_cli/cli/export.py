@@ -42,7 +42,7 @@ def export(
         force=force,
     )
     if any_variant:
-        variant = written.config.timestep_variant
+        variant = written.config.to_dict().get("timestep_variant")
         console.note(f"the model computes the {variant} function; code that reads {destination} may compute another")
     console.say(f"{destination}: {written.config.size_name} as {format}, read from {written.found}")
 

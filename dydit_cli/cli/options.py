@@ -116,11 +116,11 @@ def sampler_settings(
     sampler: str, steps: int | None, cfg: float, cfg_channels: str, spacing: str | None, cfg_interval: str | None = None
 ) -> SamplerSettings:
     """Checked settings from options as they were typed; without `steps` the sampler's usual number."""
-    from dydit_cli.diffusion.sampler import ALWAYS, DEFAULT_STEPS, SamplerSettings
+    from dydit_cli.diffusion.sampler import ALWAYS, SAMPLERS, SamplerSettings
 
     return SamplerSettings(
-        sampler=sampler,  # type: ignore[arg-type]
-        steps=DEFAULT_STEPS.get(sampler, 1) if steps is None else steps,
+        sampler=sampler,
+        steps=(SAMPLERS[sampler].steps if sampler in SAMPLERS else 1) if steps is None else steps,
         cfg=cfg,
         cfg_channels=cfg_channels,  # type: ignore[arg-type]
         spacing=spacing,  # type: ignore[arg-type]

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from dydit_cli.errors import DyditError
-from dydit_cli.model.config import DiTConfig
+from dydit_cli.model.config import ModelConfig
 
 
 class Dataset(Protocol):
@@ -37,7 +37,7 @@ class Dataset(Protocol):
 
     def __len__(self) -> int: ...
 
-    def check(self, config: DiTConfig) -> None:
+    def check(self, config: ModelConfig) -> None:
         """Raises `DyditError` where a model of `config` cannot be trained on this data."""
 
     def take(self, index: Tensor, seed: Tensor | None = None) -> tuple[Tensor, Tensor]:
@@ -66,7 +66,7 @@ class ImageData:
     def __len__(self) -> int:
         return len(self.labels)
 
-    def check(self, config: DiTConfig) -> None:
+    def check(self, config: ModelConfig) -> None:
         _, channels, size, _ = self.images.shape
         check_fits(self.name, config, channels, size, self.num_classes)
 
@@ -77,7 +77,7 @@ class ImageData:
         pass
 
 
-def check_fits(name: str, config: DiTConfig, channels: int, size: int, num_classes: int) -> None:
+def check_fits(name: str, config: ModelConfig, channels: int, size: int, num_classes: int) -> None:
     """Raises `DyditError` where a model of `config` takes other images, or has another number of classes."""
     for what, ours, model, more in (
         ("channels", channels, config.in_channels, ""),

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from dydit_cli.data.dataset import Skipped, check_fits
 from dydit_cli.errors import DyditError
-from dydit_cli.model.config import DiTConfig
+from dydit_cli.model.config import ModelConfig
 
 SUFFIXES = {".bmp", ".gif", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp"}
 
@@ -166,7 +166,7 @@ class ImageFolder:
     def __len__(self) -> int:
         return len(self._listing.files)
 
-    def check(self, config: DiTConfig) -> None:
+    def check(self, config: ModelConfig) -> None:
         check_pixels(self.name, config)
         check_fits(self.name, config, self.channels, self.size, self.num_classes)
 
@@ -198,7 +198,7 @@ class ImageFolder:
         raise none_readable(self._listing.root, self.skipped)
 
 
-def check_pixels(name: str, config: DiTConfig) -> None:
+def check_pixels(name: str, config: ModelConfig) -> None:
     """Raises `DyditError` for a model of latents, which cannot be trained on pixels."""
     if config.in_channels not in PIXEL_CHANNELS:
         raise DyditError(

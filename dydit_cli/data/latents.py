@@ -19,7 +19,7 @@ from torch import Tensor
 from dydit_cli.data.dataset import Skipped, check_fits
 from dydit_cli.data.vae import LATENT_SCALE
 from dydit_cli.errors import DyditError
-from dydit_cli.model.config import DiTConfig
+from dydit_cli.model.config import ModelConfig
 
 FORMAT, FORMAT_VERSION = "dydit-latents", 1
 
@@ -103,7 +103,7 @@ class LatentData:
     def __len__(self) -> int:
         return len(self._labels)
 
-    def check(self, config: DiTConfig) -> None:
+    def check(self, config: ModelConfig) -> None:
         check_fits(self.name, config, self.index.shape[0], self.index.shape[1], self.num_classes)
         if abs(self.index.scaling_factor - LATENT_SCALE) > 1e-6:
             raise DyditError(

@@ -11,7 +11,7 @@ from dydit_cli.data.glyphs import load_glyphs_split
 from dydit_cli.data.imagefolder import ImageFolder, check_pixels
 from dydit_cli.data.latents import LatentData
 from dydit_cli.errors import DyditError
-from dydit_cli.model.config import DiTConfig
+from dydit_cli.model.config import ModelConfig
 
 BUNDLED = {"digits": load_digits_split, "glyphs": load_glyphs_split}
 
@@ -30,7 +30,7 @@ def split_name(name: str) -> tuple[str, str]:
     return kind, path
 
 
-def load_data(name: str, config: DiTConfig | None = None) -> Dataset:
+def load_data(name: str, config: ModelConfig | None = None) -> Dataset:
     """The training part of the data set `name`, for a model of `config`, whose size pictures are cropped to.
 
     Raises `DyditError` for an unknown name, data that cannot be read, or pixels for a model of latents; whether the

@@ -31,7 +31,7 @@ def image_generators(seed: int, first: int, count: int) -> list[torch.Generator]
 def generate(
     model: Denoiser,
     labels: Tensor,
-    shape: tuple[int, int, int],
+    shape: tuple[int, ...],
     settings: SamplerSettings,
     *,
     null_class: int,

@@ -14,7 +14,7 @@ from torch import Tensor
 from dydit_cli.data.load import BUNDLED
 from dydit_cli.diffusion.generate import Progress, cycle_labels
 from dydit_cli.diffusion.sampler import SamplerSettings
-from dydit_cli.model.dit import DiT
+from dydit_cli.model.backbone import Backbone
 from dydit_cli.sampling.sampler import draw
 
 
@@ -44,7 +44,7 @@ class Judgement:
 
 
 def judge(
-    model: DiT,
+    model: Backbone,
     *,
     images: int,
     data: str = "digits",

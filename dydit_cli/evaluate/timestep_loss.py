@@ -20,14 +20,14 @@ from dydit_cli.checkpoint.read import CheckpointLike, LoadOptions, read
 from dydit_cli.data.dataset import Dataset
 from dydit_cli.data.load import BUNDLED, load_data
 from dydit_cli.devices import pick_device
-from dydit_cli.diffusion.schedule import TRAIN_STEPS, linear_schedule, spaced_timesteps
+from dydit_cli.diffusion.process import Process, process_of
 from dydit_cli.errors import DyditError
 from dydit_cli.files import check_output
 from dydit_cli.model.execution import Executable, executor
-from dydit_cli.model.sparse import SparseDyDiT
 from dydit_cli.profiling.profile import names_of
 from dydit_cli.version import __version__
 
+MOST_TIMESTEPS = 1_000  # at which losses are measured
 MAPS_AT = (20, 100, 250, 500, 750, 950)
 
 MAP_SEEDS = 1 << 32  # keeps the maps' noises apart from the curves'
@@ -46,7 +46,7 @@ class LossSettings:
     """
 
     images: int = 32
-    timesteps: int = TRAIN_STEPS
+    timesteps: int = MOST_TIMESTEPS
     maps_at: tuple[int, ...] = MAPS_AT
     map_images: int = 6
     map_noises: int = 32
@@ -57,11 +57,16 @@ class LossSettings:
         for what in ("images", "map_images", "map_noises", "batch"):
             if getattr(self, what) < 1:
                 raise DyditError(f"{what.replace('_', ' ')} {getattr(self, what)}: take at least 1")
-        spaced_timesteps(self.timesteps)
-        wrong = [t for t in self.maps_at if not 0 <= t < TRAIN_STEPS]
+        if not 1 <= self.timesteps <= MOST_TIMESTEPS:
+            raise DyditError(f"{self.timesteps} timesteps; measure at 1 to {MOST_TIMESTEPS}")
+
+    def check(self, process: Process) -> None:
+        """Raises `DyditError` for a map outside the process's timesteps, or for none."""
+        low, high = process.span
+        wrong = [t for t in self.maps_at if not low <= t <= high]
         if wrong or not self.maps_at:
             what = f"no timestep {wrong[0]}" if wrong else "no timesteps"
-            raise DyditError(f"{what} to draw maps at: the schedule has 0 to {TRAIN_STEPS - 1}")
+            raise DyditError(f"{what} to draw maps at: the schedule has {low:g} to {high:g}")
 
 
 def measure_losses(
@@ -97,7 +102,9 @@ def measure_losses(
     for model in models:
         images.check(model.config)
     x0, labels = chosen(images, settings)  # M C P P, M
-    timesteps = spaced_timesteps(settings.timesteps)[::-1]
+    process = process_of(models[0].config)
+    settings.check(process)
+    timesteps = process.grid(settings.timesteps)
     curves = []
     for name, model in zip(names, models, strict=True):
         on_stage(f"losses of {name}", len(x0) * len(timesteps), "image-steps")
@@ -157,8 +164,7 @@ def distinct(labels: Tensor, count: int) -> Tensor:
 def ready(model: Checkpoint, place: torch.device, timesteps: list[int]) -> Executable:
     """The model as it samples, on its device; a DyDiT's widths at the timesteps are decided ahead."""
     runner = executor(model.build().to(place).float(), "sparse")
-    if isinstance(runner, SparseDyDiT):
-        runner.plan(timesteps)
+    runner.plan(timesteps)
     return runner
 
 
@@ -166,13 +172,19 @@ def at_timestep(
     model: Executable, x0: Tensor, labels: Tensor, timestep: int, settings: LossSettings, on_work: OnWork
 ) -> Tensor:
     """(M,) the images' losses at `timestep`, float32 on the cpu."""
-    noise = torch.randn(x0.shape, generator=torch.Generator().manual_seed(settings.seed * TRAIN_STEPS + timestep))
+    noise = torch.randn(x0.shape, generator=torch.Generator().manual_seed(noise_seed(model, timestep, settings.seed)))
     return squared_errors(model, x0, labels, timestep, noise, settings.batch, on_work).flatten(1).mean(dim=1)
+
+
+def noise_seed(model: Executable, timestep: int, seed: int) -> int:
+    """Of the noise at a timestep, the same whichever model sees it."""
+    process = process_of(model.config)
+    return seed * len(process.every()) + process.number(timestep)
 
 
 def maps_of(model: Executable, x0: Tensor, labels: Tensor, timestep: int, settings: LossSettings, on_work: OnWork) -> Tensor:
     """R S S, the loss of each patch, mean over the noises."""
-    generator = torch.Generator().manual_seed(MAP_SEEDS + settings.seed * TRAIN_STEPS + timestep)
+    generator = torch.Generator().manual_seed(MAP_SEEDS + noise_seed(model, timestep, settings.seed))
     total = torch.zeros(())
     for _ in range(settings.map_noises):
         noise = torch.randn(x0.shape, generator=generator)
@@ -185,12 +197,12 @@ def maps_of(model: Executable, x0: Tensor, labels: Tensor, timestep: int, settin
 def squared_errors(
     model: Executable, x0: Tensor, labels: Tensor, timestep: int, noise: Tensor, batch: int, on_work: OnWork
 ) -> Tensor:
-    """B C P P: (predicted noise - noise)^2 at one timestep, float32 on the cpu."""
-    place = next(model.parameters()).device
-    schedule, found = linear_schedule(), []
+    """B C P P: the prediction's squared errors at one timestep, float32 on the cpu."""
+    process, found = process_of(model.config), []
     for x, y, eps in zip(x0.split(batch), labels.split(batch), noise.split(batch), strict=True):
         t = torch.full((len(x),), timestep)
-        output = model(schedule.add_noise(x, t, eps).to(place), t.to(place), y.to(place))
-        found.append((output[:, : x.shape[1]].float().cpu() - eps).square())
+        x_t = process.add_noise(x, t, eps)
+        output = model(x_t.to(model.device), t.to(model.device), y.to(model.device)).float().cpu()
+        found.append(process.errors(output, x, x_t, t, eps))
         on_work(len(x))
     return torch.cat(found)

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from dydit_cli.model.config import DyDiTConfig
+from dydit_cli.model.config import RoutedConfig
 
 # The released models start fully on: sigmoid(15) and sigmoid(35) round to 1.
 HEAD_AND_GROUP_BIAS = 15.0
@@ -37,7 +37,7 @@ class GateNoise:
     tokens: Tensor
 
     @classmethod
-    def draw(cls, config: DyDiTConfig, batch: int, generator: torch.Generator, scale: float = 1.0) -> GateNoise:
+    def draw(cls, config: RoutedConfig, batch: int, generator: torch.Generator, scale: float = 1.0) -> GateNoise:
         """Logistic samples times `scale`, float32 on the cpu, in the order in which a model draws its own."""
         shapes = ((batch, config.router_rows), (batch, config.router_rows), (batch, config.num_tokens))
         blocks = [[logistic(torch.rand(shape, generator=generator)) for shape in shapes] for _ in range(config.depth)]
@@ -85,6 +85,11 @@ class WidthRouter(nn.Module):
         self.always_on = always_on
         self.router = nn.Linear(width, rows)
 
+    @property
+    def last(self) -> nn.Linear:
+        """The layer whose bias moves the threshold."""
+        return self.router
+
     def reset(self, bias: float) -> None:
         init_linear(self.router, bias)
 
@@ -113,12 +118,23 @@ class TokenRouter(nn.Module):
         self.together = together
         self.mlp_head = nn.Sequential(nn.Linear(width, hidden), nn.ReLU(), nn.Linear(hidden, 1))
 
+    @property
+    def first(self) -> nn.Linear:
+        """The layer that sees a token."""
+        layer = self.mlp_head[0]
+        assert isinstance(layer, nn.Linear)
+        return layer
+
+    @property
+    def last(self) -> nn.Linear:
+        """The layer whose bias moves the threshold."""
+        layer = self.mlp_head[2]
+        assert isinstance(layer, nn.Linear)
+        return layer
+
     def reset(self, bias: float) -> None:
-        first, last = self.mlp_head[0], self.mlp_head[2]
-        assert isinstance(first, nn.Linear)
-        assert isinstance(last, nn.Linear)
-        init_linear(first)
-        init_linear(last, bias)
+        init_linear(self.first)
+        init_linear(self.last, bias)
 
     def forward(self, x: Tensor, temperature: float, noise: Noise) -> Tensor:
         """x: B N C, after the attention residual and before norm2 -> mask B N."""

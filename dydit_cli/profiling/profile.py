@@ -18,9 +18,8 @@ from dydit_cli.diffusion.generate import Progress, cycle_labels
 from dydit_cli.diffusion.sampler import ALWAYS, SamplerSettings
 from dydit_cli.errors import DyditError
 from dydit_cli.files import atomic_file, check_output, write_json, write_text
-from dydit_cli.model.execution import executor
-from dydit_cli.model.sparse import SparseDyDiT
-from dydit_cli.model.tome import TomeDiT
+from dydit_cli.model.backbone import DynamicBackbone
+from dydit_cli.model.execution import executor, static_twin
 from dydit_cli.profiling.record import KEPT_MASKS, Recorder
 from dydit_cli.profiling.step_timer import StepTimer
 from dydit_cli.units import macs, share
@@ -82,10 +81,14 @@ def profile_checkpoint(
     if settings.cfg_interval != ALWAYS:
         raise DyditError("a profile counts the same guidance at every step; leave the guidance interval (cfg_interval) out")
     config, place = checkpoint.config, pick_device(device)
-    model = executor(checkpoint.build().to(place).float(), "sparse", tome=tome)
+    built = checkpoint.build().to(place).float()
+    model = executor(built, "sparse", tome=tome)
     halves = 1 if settings.cfg == 1 else 2
-    recorder = Recorder(model, halves, max(1, keep_masks))  # type: ignore[arg-type]
-    clock = StepTimer(model, recorder, settings.timesteps) if time and isinstance(model, SparseDyDiT | TomeDiT) else None
+    recorder = Recorder(model, halves, max(1, keep_masks))
+    clock = None
+    if time and model is not built:  # a static model as it is has nothing to be compared with
+        whole = static_twin(built) if isinstance(built, DynamicBackbone) else built
+        clock = StepTimer(executor(built, "sparse", tome=tome), whole, recorder, settings.timesteps)
     labels = cycle_labels(list(range(config.num_classes)), images)
     samples = recorder.sample(labels, settings, seed=seed, batch=batch, denoiser=clock, on_progress=on_progress)
     record = recorder.record()

@@ -20,11 +20,10 @@ from dydit_cli.devices import pick_device
 from dydit_cli.diffusion.generate import Progress, check_labels, generate
 from dydit_cli.diffusion.sampler import SamplerSettings
 from dydit_cli.errors import DyditError
-from dydit_cli.model.config import DiTConfig
-from dydit_cli.model.dit import DiT
+from dydit_cli.model.backbone import Backbone
+from dydit_cli.model.config import ModelConfig
 from dydit_cli.model.execution import Executable, Execution, executor
-from dydit_cli.model.sparse import SparseDyDiT
-from dydit_cli.model.tome import Merging
+from dydit_cli.model.merging import Merging
 from dydit_cli.pixels import to_pixels
 
 OnProgress = Callable[[Progress], None]
@@ -116,7 +115,7 @@ def protocol(loaded: Checkpoint, how: SamplingConfig) -> dict[str, Any]:
     }
 
 
-def classes_of(config: DiTConfig, how: SamplingConfig) -> list[int]:
+def classes_of(config: ModelConfig, how: SamplingConfig) -> list[int]:
     """The classes that are drawn in turn."""
     return list(how.classes or range(config.num_classes))
 
@@ -134,7 +133,7 @@ def vae_of(loaded: Checkpoint, how: SamplingConfig) -> str | Path | None:
 
 
 def draw(
-    model: DiT,
+    model: Backbone,
     labels: Tensor,
     settings: SamplerSettings,
     *,
@@ -160,19 +159,18 @@ def run_sampler(
     on_progress: OnProgress | None,
 ) -> Tensor:
     """`generate` with what the model itself tells: its sizes, device and dtype."""
-    config, weight = model.config, next(model.parameters())
-    if isinstance(model, SparseDyDiT):
-        model.plan(settings.timesteps)
+    config = model.config
+    model.plan(settings.timesteps)
     return generate(
         model,
         labels,
-        (config.in_channels, config.input_size, config.input_size),
+        config.sample_shape,
         settings,
         null_class=config.null_class,
         seed=seed,
         first=first,
         batch=batch,
-        device=weight.device,
-        dtype=weight.dtype,
+        device=model.device,
+        dtype=model.dtype,
         on_progress=on_progress,
     )

@@ -15,8 +15,7 @@ from torch import Tensor
 from dydit_cli.checkpoint.checkpoint import Checkpoint
 from dydit_cli.data.dataset import ImageData
 from dydit_cli.diffusion.generate import Progress
-from dydit_cli.diffusion.objective import loss_terms
-from dydit_cli.diffusion.schedule import TRAIN_STEPS, linear_schedule
+from dydit_cli.diffusion.process import process_of
 from dydit_cli.evaluate.evaluate import evaluate
 from dydit_cli.evaluate.features import Extractor
 from dydit_cli.evaluate.images import ArrayImages
@@ -113,18 +112,18 @@ def held_out_loss(
     model: Executable, data: ImageData, batch: int = 64, done: Callable[[int], None] = lambda images: None
 ) -> float:
     """The diffusion loss (mse and variational term) on `data`, mean over 20 timesteps, the same noise for every model."""
-    weight = next(model.parameters())
-    schedule = linear_schedule()
+    process, device = process_of(model.config), model.device
     generator = torch.Generator().manual_seed(LOSS_SEED)
-    timesteps = torch.linspace(0, TRAIN_STEPS - 1, LOSS_TIMESTEPS).long().tolist()
+    every = process.every()
+    timesteps = every[torch.linspace(0, len(every) - 1, LOSS_TIMESTEPS).long()].tolist()
     losses: list[Tensor] = []
     for timestep in timesteps:
         noise = torch.randn(data.images.shape, generator=generator)  # M C S S
         for part in torch.arange(len(data)).split(batch):
             x_0, y = data.take(part)
             t = torch.full((len(part),), timestep)
-            x_t = schedule.add_noise(x_0, t, noise[part])
-            out = model(x_t.to(weight.device), t.to(weight.device), y.to(weight.device)).float().cpu()
-            losses.append(loss_terms(schedule, out, x_0, x_t, t, noise[part]).loss)
+            x_t = process.add_noise(x_0, t, noise[part])
+            out = model(x_t.to(device), t.to(device), y.to(device)).float().cpu()
+            losses.append(process.losses(out, x_0, x_t, t, noise[part]).loss)
             done(len(part))
     return torch.cat(losses).double().mean().item()

@@ -5,13 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 from dydit_cli.checkpoint.checkpoint import Checkpoint
 from dydit_cli.checkpoint.native import CONFIG_FILE, write_into
 from dydit_cli.checkpoint.read import read
 from dydit_cli.compress.convert import convert
-from dydit_cli.compress.criteria import Method
 from dydit_cli.compress.prune import prune
 from dydit_cli.profiling.calibrate import calibrate
 from dydit_cli.studies.folder import StudyFolder
@@ -87,7 +86,7 @@ def begin(row: Row, start: Start, place: Path) -> Checkpoint:
             if row.method == DYDIT:
                 convert(start.checkpoint, place)
             else:
-                method, data = cast(Method, row.method), start.recipe.data
+                method, data = row.method, start.recipe.data
                 prune(start.checkpoint, place, method=method, keep=row.target, data=data, seed=row.seed, device=start.device)
         return read(place)
     return start.checkpoint

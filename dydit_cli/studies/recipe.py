@@ -8,8 +8,8 @@ from typing import Annotated, Any
 
 from pydantic import Field, ValidationError, model_validator
 
-from dydit_cli.compress.criteria import Method
-from dydit_cli.diffusion.sampler import DEFAULT_STEPS, GuidanceChannels, SamplerName, SamplerSettings
+from dydit_cli.compress.criteria import CRITERIA
+from dydit_cli.diffusion.sampler import SAMPLERS, GuidanceChannels, SamplerSettings
 from dydit_cli.errors import DyditError
 from dydit_cli.recipe_files import Section, explain, find_recipe, first_fault, parse_setting, read_merged
 
@@ -30,7 +30,7 @@ class MethodsPart(Section):
 
     control: bool = Field(default=True, description="the static model, fine-tuned as long")
     dydit: tuple[Share, ...] = Field(default=(), description="lambdas")
-    prune: tuple[Method, ...] = ()
+    prune: tuple[str, ...] = ()
     keep: tuple[Share, ...] | None = Field(default=None, description="shares that pruning keeps; by default the lambdas")
     tome: tuple[Annotated[float, Field(gt=0, lt=1)], ...] = Field(default=(), description="shares of tokens that are merged")
 
@@ -43,7 +43,7 @@ class EvaluationPart(Section):
     """How a row is measured."""
 
     images: int = Field(default=1000, ge=2, description="samples that are judged")
-    sampler: SamplerName = "ddim"
+    sampler: str = "ddim"
     steps: int | None = Field(default=None, ge=1, description="sampling steps, by default the sampler's usual number")
     cfg: float = Field(default=1.5, ge=1)
     cfg_channels: GuidanceChannels = "3"
@@ -58,7 +58,7 @@ class EvaluationPart(Section):
     @property
     def settings(self) -> SamplerSettings:
         """Raises `DyditError` for steps that the sampler cannot take."""
-        steps = DEFAULT_STEPS[self.sampler] if self.steps is None else self.steps
+        steps = SAMPLERS[self.sampler].steps if self.steps is None else self.steps
         return SamplerSettings(sampler=self.sampler, steps=steps, cfg=self.cfg, cfg_channels=self.cfg_channels)
 
 
@@ -94,6 +94,9 @@ class StudyRecipe(Section):
         for name, values in lists.items():
             if len(set(values)) < len(values):
                 raise ValueError(f"{name} names a value twice")
+        unknown = [name for name in methods.prune if name not in CRITERIA]
+        if unknown:
+            raise ValueError(f"methods.prune: no pruning method {unknown[0]!r}; choose among {', '.join(CRITERIA)}")
         if methods.prune and not methods.kept:
             raise ValueError("methods.prune needs shares to keep: methods.keep, or the lambdas methods.dydit")
         return self

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import Literal
 
-from dydit_cli.compress.criteria import Method
+from dydit_cli.compress.criteria import CRITERIA
 from dydit_cli.studies.recipe import StudyRecipe
 
 STATIC, CONTROL, DYDIT, TOME = "static", "control", "dydit", "tome"
 
-PRUNINGS: tuple[str, ...] = get_args(Method)
+PRUNINGS: tuple[str, ...] = tuple(CRITERIA)
 
 Tuning = Literal["dynamic", "static"]
 

@@ -18,7 +18,7 @@ from dydit_cli.devices import pick_device, world_size
 from dydit_cli.errors import DyditError
 from dydit_cli.evaluate.evaluate import find_extractor
 from dydit_cli.evaluate.reference import open_reference
-from dydit_cli.flops.analytic import static_macs
+from dydit_cli.model.macs import static_macs
 from dydit_cli.studies.folder import TABLES, StudyFolder
 from dydit_cli.studies.measure import Evaluator
 from dydit_cli.studies.methods import Start

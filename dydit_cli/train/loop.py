@@ -13,8 +13,7 @@ import torch
 from dydit_cli.artifacts.run import StepMetrics
 from dydit_cli.data.dataset import Dataset
 from dydit_cli.distributed import Distributed
-from dydit_cli.model.dit import DiT
-from dydit_cli.model.dydit import DyDiT
+from dydit_cli.model.backbone import Backbone, DynamicBackbone
 from dydit_cli.train.batch import TrainingBatches
 from dydit_cli.train.recipe import Recipe
 from dydit_cli.train.router_init import FixedRouters, start_by_importance
@@ -42,7 +41,7 @@ class TrainResult:
 
 
 def train(
-    model: DiT,
+    model: Backbone,
     data: Dataset,
     recipe: Recipe,
     *,
@@ -61,12 +60,12 @@ def train(
     """
     data.check(model.config)
     team = team or Distributed()
-    settings, device = recipe.train, model.pos_embed.device
-    dynamic = isinstance(model, DyDiT)
+    settings, device = recipe.train, model.device
+    dynamic = isinstance(model, DynamicBackbone)
     start = frozen(model) if dynamic and recipe.routing.teacher_weight else None
-    if resume is None and isinstance(model, DyDiT) and recipe.routing.start == "importance":
+    if resume is None and isinstance(model, DynamicBackbone) and recipe.routing.start == "importance":
         start_by_importance(model, recipe, data)
-    fixed = FixedRouters(model, recipe, data) if isinstance(model, DyDiT) else None
+    fixed = FixedRouters(model, recipe, data) if isinstance(model, DynamicBackbone) else None
     engine = Trainer(model, recipe, team, start)
     draw = TrainingBatches(data, model.config, recipe, team.part(settings.batch_size))
     facts: dict[str, Any] = {"skipped": 0, "skipped_in_a_row": 0, "seconds": 0.0}
@@ -120,7 +119,7 @@ def train(
     )
 
 
-def frozen(model: DiT) -> DiT:
+def frozen(model: Backbone) -> Backbone:
     """A copy of `model` as it is now, in evaluation mode, that learns nothing."""
     return copy.deepcopy(model).eval().requires_grad_(False)
 

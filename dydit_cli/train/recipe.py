@@ -8,13 +8,14 @@ from typing import Any, Literal
 
 from pydantic import Field, ValidationError, model_validator
 
-from dydit_cli.diffusion.schedule import TRAIN_STEPS
 from dydit_cli.errors import DyditError
 from dydit_cli.recipe_files import Section, explain, find_recipe, first_fault, parse_setting, read_merged
 
+MOST_STRATA = 1_000  # of timesteps
+
 
 class ModelRecipe(Section):
-    """The static model that `pretrain` starts from random weights; the fields of `DiTConfig`."""
+    """The static model that `pretrain` starts from random weights; the fields of `ModelConfig`."""
 
     input_size: int
     patch_size: int
@@ -37,7 +38,7 @@ class TrainRecipe(Section):
     weight_decay: float = Field(default=0.0, ge=0)
     ema_decay: float = Field(default=0.9999, ge=0, lt=1)
     label_dropout: float = Field(default=0.1, ge=0, le=1)
-    timestep_strata: int = Field(default=4, ge=1, le=TRAIN_STEPS)
+    timestep_strata: int = Field(default=4, ge=1, le=MOST_STRATA)
     min_snr: float | None = Field(
         default=None, gt=0, description="gamma: a timestep's squared noise errors weigh min(SNR, gamma) / SNR"
     )

@@ -13,7 +13,7 @@ from safetensors import SafetensorError
 
 from dydit_cli.artifacts.run import StepMetrics
 from dydit_cli.checkpoint import lineage
-from dydit_cli.checkpoint.checkpoint import Checkpoint, build_model, with_classes
+from dydit_cli.checkpoint.checkpoint import Checkpoint, with_classes
 from dydit_cli.checkpoint.native import write_into
 from dydit_cli.checkpoint.read import CheckpointLike, LoadOptions, read
 from dydit_cli.data.imagefolder import describe_skipped
@@ -21,8 +21,9 @@ from dydit_cli.data.load import BUNDLED, load_data, split_name
 from dydit_cli.devices import pick_device
 from dydit_cli.distributed import init_distributed
 from dydit_cli.errors import DyditError
-from dydit_cli.model.config import DiTConfig, DyDiTConfig
-from dydit_cli.model.dit import DiT
+from dydit_cli.model.backbone import Backbone
+from dydit_cli.model.config import RoutedConfig
+from dydit_cli.model.families import build_model, families
 from dydit_cli.train.loop import TrainResult, train
 from dydit_cli.train.recipe import Recipe, read_recipe, recipe_from_dict, with_settings, with_steps
 from dydit_cli.train.run_folder import METRICS_FILE as METRICS_FILE
@@ -40,7 +41,7 @@ def random_start(recipe: Recipe) -> RunSpec:
     if recipe.model is None:
         raise DyditError("the recipe has no [model] section; pretrain needs one")
     torch.manual_seed(recipe.train.seed)
-    start = Checkpoint.of(build_model(DiTConfig(**recipe.model.model_dump())), lineage=[])
+    start = Checkpoint.of(build_model(families()["dit"].static_config(**recipe.model.model_dump())), lineage=[])
     return RunSpec("pretrain", start, recipe, {})
 
 
@@ -79,7 +80,7 @@ def tuned_start(checkpoint: CheckpointLike, recipe: Recipe, reading: LoadOptions
     source = {"checkpoint": path, "reading": asdict(reading), "num_classes": num_classes}
     if num_classes is not None:
         start = with_classes(start, num_classes, recipe.train.seed)
-    if recipe.routing.tokens == "layers" and isinstance(start.config, DyDiTConfig):
+    if recipe.routing.tokens == "layers" and isinstance(start.config, RoutedConfig):
         start = replace(start, config=replace(start.config, token_routing="layers"))
     return RunSpec("finetune", start, recipe, source)
 
@@ -198,7 +199,7 @@ def run_training(
     return replace(result, unreadable=describe_skipped(data.skipped))
 
 
-def write_model(model: DiT, asked: RunSpec, result: TrainResult, out: Path) -> None:
+def write_model(model: Backbone, asked: RunSpec, result: TrainResult, out: Path) -> None:
     """The trained model as a checkpoint in the run's folder."""
     recipe, start, dynamic = asked.recipe, asked.start, asked.start.config.kind == "dydit"
     kinds = {kind: getattr(recipe.routing, kind) for kind in ("width", "tokens")} if dynamic else {}

@@ -16,13 +16,12 @@ import pytest
 import torch
 from typer.testing import Result
 
-from dydit_cli.checkpoint.checkpoint import TABLE, Checkpoint, with_classes
+from dydit_cli.checkpoint.checkpoint import Checkpoint, with_classes
 from dydit_cli.checkpoint.native import write
 from dydit_cli.checkpoint.read import read
 from dydit_cli.cli.options import parse_classes
 from dydit_cli.errors import DyditError
-from dydit_cli.model.config import DiTConfig
-from dydit_cli.model.dit import DiT
+from dydit_cli.model.families.dit import DiT, DiTConfig
 from tests.cli.conftest import FAST
 from tests.conftest import randomize
 from tests.processes import dydit, start
@@ -160,7 +159,7 @@ def test_export_and_back(room: Path, tmp_path: Path) -> None:
 def test_another_number_of_classes_keeps_the_null_row(room: Path, tmp_path: Path) -> None:
     checkpoint = read(room / "static")
     other = with_classes(checkpoint, 4, seed=0)
-    table, old = other.weights[TABLE], checkpoint.weights[TABLE]
+    table, old = (c.weights[c.config.label_table] for c in (other, checkpoint))
     assert table.shape == (5, 32)
     assert torch.equal(table[-1], old[-1])
     assert not torch.equal(table[0], old[0])

@@ -18,7 +18,7 @@ from dydit_cli.data.load import BUNDLED
 from dydit_cli.diffusion.sampler import SamplerSettings
 from dydit_cli.evaluate.classifier import classifier as classifier_of
 from dydit_cli.evaluate.classifier import judge
-from dydit_cli.model.dit import DiT
+from dydit_cli.model.families.dit import DiT
 from dydit_cli.studies.demo import demo
 from dydit_cli.train.recipe import read_recipe, with_settings, with_steps
 

@@ -20,8 +20,7 @@ from dydit_cli.checkpoint.checkpoint import Checkpoint
 from dydit_cli.checkpoint.native import write
 from dydit_cli.data.latents import LatentData
 from dydit_cli.distributed import Distributed
-from dydit_cli.model.config import DiTConfig, DyDiTConfig
-from dydit_cli.model.dydit import DyDiT
+from dydit_cli.model.families.dit import DiTConfig, DyDiT, DyDiTConfig
 from tests.processes import dydit, kill_once, start_two
 
 pytestmark = pytest.mark.usefixtures("one_thread")

@@ -17,8 +17,7 @@ from PIL import Image
 from dydit_cli.checkpoint.checkpoint import Checkpoint
 from dydit_cli.checkpoint.native import write
 from dydit_cli.checkpoint.read import read
-from dydit_cli.model.config import DyDiTConfig
-from dydit_cli.model.dydit import DyDiT
+from dydit_cli.model.families.dit import DyDiT, DyDiTConfig
 from tests.processes import dydit, kill_once, start_two
 
 pytestmark = pytest.mark.usefixtures("one_thread")

@@ -18,7 +18,7 @@ from dydit_cli.data.imagefolder import ImageFolder, centre_crop, describe_skippe
 from dydit_cli.data.latents import LatentData
 from dydit_cli.data.load import load_data
 from dydit_cli.errors import DyditError
-from dydit_cli.model.config import DiTConfig
+from dydit_cli.model.families.dit import DiTConfig
 from tests.datasets import LATENTS, class_folders, noise_picture, refusal
 
 PIXELS = DiTConfig(input_size=8, patch_size=2, in_channels=3, hidden_size=32, depth=2, num_heads=4, num_classes=3)

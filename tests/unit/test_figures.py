@@ -28,9 +28,7 @@ from dydit_cli.figures.samples import read_rows, samples_table
 from dydit_cli.figures.style import styled
 from dydit_cli.figures.tokens import SHARE, spans
 from dydit_cli.figures.visualize import load, visualize
-from dydit_cli.model.config import DiTConfig, DyDiTConfig
-from dydit_cli.model.dit import DiT
-from dydit_cli.model.dydit import DyDiT
+from dydit_cli.model.families.dit import DiT, DiTConfig, DyDiT, DyDiTConfig
 from dydit_cli.profiling.profile import profile
 from dydit_cli.sampling.images import sample_images
 from dydit_cli.sampling.sampler import SamplingConfig

@@ -20,9 +20,7 @@ from dydit_cli.cli.app import app
 from dydit_cli.data.dataset import ImageData
 from dydit_cli.data.load import BUNDLED, split_name
 from dydit_cli.errors import DyditError
-from dydit_cli.model.config import DiTConfig, DyDiTConfig
-from dydit_cli.model.dit import DiT
-from dydit_cli.model.dydit import DyDiT
+from dydit_cli.model.families.dit import DiT, DiTConfig, DyDiT, DyDiTConfig
 from dydit_cli.recipe_files import read_merged
 from dydit_cli.studies.recipe import read_study
 from dydit_cli.studies.study import study

@@ -22,8 +22,8 @@ from dydit_cli.data.digits import load_digits_split
 from dydit_cli.diffusion.objective import loss_terms
 from dydit_cli.diffusion.schedule import linear_schedule
 from dydit_cli.errors import DyditError
-from dydit_cli.model.dit import DiT
 from dydit_cli.model.execution import executor
+from dydit_cli.model.families.dit import DiT
 from dydit_cli.studies import runner
 from dydit_cli.studies.folder import StudyFolder
 from dydit_cli.studies.measure import held_out_loss
@@ -96,7 +96,11 @@ FINE = 'model = "digits-dit"\n[finetune]\nsteps = 2\n'
     [
         (FINE + "[evaluation]\nimage = 5", [], "study.toml: unknown key 'evaluation.image'; did you mean 'images'?"),
         (FINE + "[methods]\ndydit = [1.5]", [], "study.toml: 'methods.dydit.0': input should be less than or equal to 1"),
-        (FINE + "[methods]\nprune = ['taylr']", [], "study.toml: 'methods.prune.0': input should be 'random', 'magnitude'"),
+        (
+            FINE + "[methods]\nprune = ['taylr']",
+            [],
+            "study.toml: methods.prune: no pruning method 'taylr'; choose among random, magnitude",
+        ),
         (FINE + "[methods]\nprune = ['diff']", [], "methods.prune needs shares to keep: methods.keep, or the lambdas"),
         (FINE + "[methods]\ndydit = [0.5, 0.50]", [], "methods.dydit names a value twice"),
         ("[finetune]\nsteps = 2", [], "study.toml: 'model' is missing"),

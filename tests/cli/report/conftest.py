@@ -16,9 +16,7 @@ from dydit_cli.checkpoint.native import write
 from dydit_cli.checkpoint.read import read
 from dydit_cli.diffusion.sampler import SamplerSettings
 from dydit_cli.evaluate.timestep_loss import LossSettings, measure_losses
-from dydit_cli.model.config import DiTConfig, DyDiTConfig
-from dydit_cli.model.dit import DiT
-from dydit_cli.model.dydit import DyDiT
+from dydit_cli.model.families.dit import DiT, DiTConfig, DyDiT, DyDiTConfig
 from dydit_cli.profiling.profile import profile, write_comparison
 from dydit_cli.profiling.width import profile_width
 from dydit_cli.reports.report import report
