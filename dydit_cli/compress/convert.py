@@ -152,6 +152,7 @@ def _write(
                     out.write(name, w)
             for i in range(config.depth):
                 routers = fresh_routers(cast(RoutedBlock, model.blocks[i]), bias, token_biases[0], check.every_e)
+                model.blocks[i] = nn.Identity()  # nothing of a block stays
                 prefix = config.block_names()[i]
                 block = rank_block(static.weights, i, config, ranking) | {f"{prefix}.{n}": w for n, w in routers.items()}
                 check.block(i, block)

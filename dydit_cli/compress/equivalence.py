@@ -34,7 +34,8 @@ class EquivalenceCheck:
         self._static, self._config = static, config
         self.inputs = max(2, min(MOST_INPUTS, int(MACS / static_macs(config))))
         self.off_timesteps = 0
-        self._token_logits: list[Tensor] = []  # of each block, without the bias
+        # without the bias; allocated at once, since what stays between two blocks keeps the allocator from giving back
+        self._token_logits = torch.empty(config.depth, self.inputs, config.num_tokens, 1)
         with torch.device("meta"):
             self._model, dynamic = build_model(config.static()), build_model(config)
         self._blocks = list(zip(self._model.blocks, dynamic.blocks, strict=True))
@@ -62,7 +63,7 @@ class EquivalenceCheck:
             block.load_state_dict(own, assign=True)
         dynamic = cast(RoutedBlock, routed)
         last, B, N = dynamic.token_router.last, self.inputs, self._config.num_tokens
-        hook = last.register_forward_hook(lambda module, inputs, logits: self._token_logits.append(logits - last.bias))
+        hook = last.register_forward_hook(lambda module, inputs, logits: self._keep_logits(i, logits - last.bias))
         rows = self._config.router_rows
         noise = (torch.zeros(B, rows), torch.zeros(B, rows), torch.full((B, N), torch.inf))  # the tokens' switches all on
         self._h_static = static(self._h_static, self._c)
@@ -71,9 +72,12 @@ class EquivalenceCheck:
         for router in (dynamic.head_router, dynamic.group_router):
             self.off_timesteps += int((router(self.every_e, 1.0, 0.0) == 0).any(dim=1).sum())
 
+    def _keep_logits(self, i: int, logits: Tensor) -> None:
+        self._token_logits[i] = logits
+
     def off_tokens(self, bias: float) -> int:
         """How many tokens, over the blocks, skip the MLP where the token routers have this bias."""
-        return sum(int((logits + bias <= 0).sum()) for logits in self._token_logits)
+        return int((self._token_logits + bias <= 0).sum())
 
     @torch.no_grad()
     def result(self) -> tuple[float, float]:

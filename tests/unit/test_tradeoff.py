@@ -99,7 +99,7 @@ FINE = 'model = "digits-dit"\n[finetune]\nsteps = 2\n'
         (
             FINE + "[methods]\nprune = ['taylr']",
             [],
-            "study.toml: methods.prune: no pruning method 'taylr'; choose among random, magnitude",
+            "study.toml: methods.prune: no pruning method 'taylr'",
         ),
         (FINE + "[methods]\nprune = ['diff']", [], "methods.prune needs shares to keep: methods.keep, or the lambdas"),
         (FINE + "[methods]\ndydit = [0.5, 0.50]", [], "methods.dydit names a value twice"),
