@@ -3,9 +3,9 @@
     python -m tests.behaviour before.json --keep before-out
     python -m tests.behaviour after.json --keep after-out --against before.json
 
-runs some ninety small commands in a temporary folder, with fixed seeds, on one thread, and through the command line alone:
+runs some 130 small commands in a temporary folder, with fixed seeds, on one thread, and through the command line alone:
 nothing of the package is imported, so that the tool works on any state of the code that it lies beside. It takes two to
-three minutes. `--against` prints the names that differ, are new or are gone, and fails where there is any; the words of the
+four minutes. `--against` prints the names that differ, are new or are gone, and fails where there is any; the words of the
 reports, a sentence a line, are in `before-report.txt` beside `before.json`, and their difference is printed too.
 
 Every part of an output has a name of its own: `profile/timesteps.csv#ratio` is a column, `profile/profile.json#steps` a key
@@ -257,7 +257,7 @@ def run_module(arguments: list[str], folder: str, out: str, err: str) -> None:
 
 
 class Runner:
-    """Runs commands in `folder`, one after the other; `fresh` in an interpreter each, which takes three times as long."""
+    """Runs commands in `folder`, one after the other; `fresh` in an interpreter each, which takes five times as long."""
 
     def __init__(self, folder: Path, fresh: bool) -> None:
         self.folder, self._fresh = folder, fresh

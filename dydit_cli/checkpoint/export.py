@@ -92,7 +92,12 @@ def _check_fits(checkpoint: Checkpoint, source: str | Path, format: str, any_var
         )
     if not dynamic and format == "dydit":
         raise DyditError(f"{source}: is a static model; use --format dit, or convert it first: dydit convert {source} DST")
-    if isinstance(config, RoutedConfig) and config.token_routing != "tokens" and format != "native":
+    if isinstance(config, RoutedConfig) and format != "native" and config.width_routing != "linear":
+        raise DyditError(
+            f"{source}: has width routers of the kind {config.width_routing!r}, which the format {format!r} cannot say; "
+            "use --format native"
+        )
+    if isinstance(config, RoutedConfig) and format != "native" and config.token_routing != "tokens":
         raise DyditError(
             f"{source}: skips whole layers in place of tokens, which the format {format!r} cannot say; use --format native"
         )

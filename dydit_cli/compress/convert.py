@@ -81,12 +81,15 @@ def convert(
     ranking: str = "magnitude",
     router_bias: float | None = None,
     token_router_bias: float | None = None,
+    width_routing: str = "linear",
+    token_routing: str = "tokens",
     seed: int = 0,
     reading: LoadOptions = LoadOptions(),
     force: bool = False,
 ) -> Conversion:
     """Converts the static checkpoint `source`, of any format, to a DyDiT in the folder `destination`.
 
+    `ranking` is a name in `structures.RANKINGS`; `width_routing` and `token_routing` are kinds of routers.
     Raises `DyditError` where the source is no static checkpoint, the destination exists (without `force`), or the
     result differs from the static model by more than 1e-4 on random inputs; then nothing is written.
     """
@@ -101,7 +104,7 @@ def convert(
     # what the random weights of a token router add can outweigh a low bias: then a higher one, unless one was asked for
     token_biases = [token_bias, 2 * token_bias, 4 * token_bias] if token_router_bias is None else [token_router_bias]
     try:
-        config = with_routers(static.config)
+        config = with_routers(static.config, width_routing=width_routing, token_routing=token_routing)
     except DyditError as error:  # a pruned model whose channels do not fall into as many groups as it has heads, say
         raise DyditError(f"{static.path}: {error}") from None
     check, token_bias, count = _write(static, config, destination, ranking, bias, token_biases, seed)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass, fields
-from typing import TYPE_CHECKING, Any, ClassVar, Literal, get_args
+from typing import TYPE_CHECKING, Any, ClassVar, get_args
 
 from dydit_cli.errors import DyditError
 
@@ -14,7 +14,6 @@ if TYPE_CHECKING:
 
     from dydit_cli.model.sites import Site
 
-TokenRouting = Literal["tokens", "layers"]
 LARGEST = 10**7  # no size of a model is near it; a damaged file's may be
 NORM_MACS_PER_ELEMENT = 4  # fvcore's convention for a LayerNorm without affine weights
 
@@ -167,13 +166,15 @@ class RoutedConfig(ModelConfig):
 
     `always_on` says that head 0 and group 0 have no logit and always run; the older public release routes them too.
     `temperature` is the Gumbel-sigmoid's; it shapes gradients only and plays no part in evaluation. `token_routing` is
-    `tokens`, or for an ablation `layers`: one decision, by the mean of the logits, for all tokens of an image.
+    `tokens`, or for an ablation `layers`: one decision, by the mean of the logits, for all tokens of an image. It and
+    `width_routing` are names in `routers.TOKEN_ROUTERS` and `routers.WIDTH_ROUTERS`.
     """
 
     token_router_reduction: int = 16
     always_on: bool = True
     temperature: float = 5.0
-    token_routing: TokenRouting = "tokens"
+    token_routing: str = "tokens"
+    width_routing: str = "linear"
 
     dynamic: ClassVar[bool] = True
 
@@ -187,14 +188,14 @@ class RoutedConfig(ModelConfig):
             raise DyditError(
                 f"model configuration: token_router_reduction is {reduction!r}; it must be from 1 to {self.hidden_size}"
             )
-        check_choice(self, "token_routing", TokenRouting)
         if not isinstance(self.temperature, int | float) or not self.temperature > 0:
             raise DyditError(f"model configuration: temperature is {self.temperature!r}; it must be a positive number")
 
     def to_dict(self) -> dict[str, Any]:
         values = super().to_dict()
-        if self.token_routing == "tokens":  # what every other model does goes without saying
-            del values["token_routing"]
+        for name, usual in (("token_routing", "tokens"), ("width_routing", "linear")):
+            if values[name] == usual:  # what every other model does goes without saying
+                del values[name]
         return values
 
     @property
@@ -205,14 +206,6 @@ class RoutedConfig(ModelConfig):
     @property
     def token_router_hidden(self) -> int:
         return self.hidden_size // self.token_router_reduction
-
-    def token_router_macs(self) -> int:
-        """The token router of one block, per token."""
-        return (self.hidden_size + 1) * self.token_router_hidden
-
-    def width_router_macs(self) -> int:
-        """The head and the group router of one block, per timestep."""
-        return 2 * self.hidden_size * self.router_rows
 
     @classmethod
     def from_static(cls, config: ModelConfig, **routing: Any) -> Self:

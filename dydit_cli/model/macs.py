@@ -15,6 +15,7 @@ from torch import Tensor
 
 from dydit_cli.model.config import ModelConfig, RoutedConfig
 from dydit_cli.model.merging import Merging
+from dydit_cli.model.routers import token_router, width_router
 from dydit_cli.model.routing import Routing
 
 
@@ -95,7 +96,7 @@ def macs_of_units(
     N = config.num_tokens
     width_routers = token_routers = 0
     if isinstance(config, RoutedConfig):
-        width_routers, token_routers = config.width_router_macs(), N * config.token_router_macs()
+        width_routers, token_routers = width_router_macs(config), N * token_router(config).macs(config)
     per_head, per_channel = (
         torch.tensor([config.site(structure, i).macs_per_unit for i in range(config.depth)], device=heads.device).view(
             -1, *[1] * (heads.dim() - 1)
@@ -127,9 +128,14 @@ def sparse_step_macs(routing: Routing, config: ModelConfig) -> Tensor:
     return own.sum(dim=0) + config.embed_and_head_macs() - config.timestep_macs()
 
 
+def width_router_macs(config: RoutedConfig) -> int:
+    """The head and the group router of one block, per timestep."""
+    return 2 * width_router(config).macs(config)
+
+
 def plan_macs(config: RoutedConfig, timesteps: int) -> int:
     """Deciding heads and groups of every block at so many timesteps, once for all images."""
-    return timesteps * (config.timestep_macs() + config.depth * config.width_router_macs())
+    return timesteps * (config.timestep_macs() + config.depth * width_router_macs(config))
 
 
 def ahead_macs(config: ModelConfig, timesteps: int, rows: int) -> int:

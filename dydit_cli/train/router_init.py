@@ -66,6 +66,8 @@ class FixedRouters:
         width, tokens = recipe.routing.width, recipe.routing.tokens
         if tokens == "layers" and model.config.token_routing != "layers":
             raise DyditError("routing.tokens is layers, and the model's token_routing is tokens; begin with dydit finetune")
+        if width == "random":
+            check_linear(model.config, "routing.width random")
         generator = torch.Generator().manual_seed(recipe.train.seed)
         for block in model.routed_blocks:
             for router in (block.head_router.last, block.group_router.last):
@@ -92,6 +94,12 @@ class FixedRouters:
         routed = (share * H - 1) / (H - 1) if self.model.config.always_on else share
         for threshold, is_width in self._random:
             threshold.set(max(0.0, routed) if is_width else share)
+
+
+def check_linear(config: RoutedConfig, what: str) -> None:
+    """Raises `DyditError` for width routers whose weights cannot be solved for."""
+    if config.width_routing != "linear":
+        raise DyditError(f"{what} needs linear width routers, and the model's are {config.width_routing!r}; leave it out")
 
 
 def common_share(config: RoutedConfig, routing: RoutingRecipe, ratio: float) -> float:
@@ -226,6 +234,7 @@ def start_by_importance(model: DynamicBackbone, recipe: Recipe, data: Dataset) -
     """Sets the width routers of `model` so that, of all heads, groups and timesteps, those that add least are off; as many
     as the recipe's FLOPs ratio asks for where tokens are to be skipped alike."""
     config = model.config
+    check_linear(config, "routing.start importance")
     timesteps, heads, groups = measure_importance(model, data, recipe.train.seed)
     share = common_share(config, recipe.routing, recipe.routing.flops_ratio)
     if config.always_on:

@@ -25,7 +25,7 @@ from dydit_cli.model.config import NORM_MACS_PER_ELEMENT, ModelConfig, RoutedCon
 from dydit_cli.model.families import Family, Hints, Inferred, depth_of, shape_of
 from dydit_cli.model.merging import TokenMerging, merge, unmerge
 from dydit_cli.model.regions import ATTENTION, GATHER, MATCHING, MLP, MODULATION, TOKEN_ROUTERS, region
-from dydit_cli.model.routers import TokenRouter, WidthRouter
+from dydit_cli.model.routers import TokenRouter, WidthRouter, token_router, width_router
 from dydit_cli.model.routing import BlockRouting
 from dydit_cli.model.sites import Site, Structure, Weights
 from dydit_cli.model.sparse import Pointwise, active_tokens, add_to_active, sparse_attention, sparse_mlp
@@ -350,10 +350,8 @@ class DynamicBlock(Block):
     def __init__(self, config: DyDiTConfig) -> None:
         super().__init__(config)
         self.temperature = config.temperature
-        self.attn_rate = WidthRouter(config.hidden_size, config.router_rows, config.always_on)
-        self.mlp_rate = WidthRouter(config.hidden_size, config.router_rows, config.always_on)
-        together = config.token_routing == "layers"
-        self.token_selection = TokenRouter(config.hidden_size, config.token_router_hidden, together)
+        self.attn_rate, self.mlp_rate = width_router(config)(config), width_router(config)(config)
+        self.token_selection = token_router(config)(config)
 
     @property
     def head_router(self) -> WidthRouter:
