@@ -9,12 +9,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from dydit_cli.artifacts.bench import DTYPES, BenchResult, BenchSettings
+from dydit_cli.artifacts.bench import BenchResult, BenchSettings
 from dydit_cli.bench.breakdown import breakdown
 from dydit_cli.bench.interleave import OnWork, interleaved
 from dydit_cli.bench.random_model import random_dydit
 from dydit_cli.checkpoint.read import CheckpointLike, read
-from dydit_cli.devices import pick_device, wait
+from dydit_cli.devices import DTYPES, pick_device, wait
 from dydit_cli.diffusion.schedule import spaced_timesteps
 from dydit_cli.errors import DyditError
 from dydit_cli.flops.analytic import static_macs, total_macs

@@ -10,12 +10,12 @@ from unittest.mock import patch
 import torch
 from torch import Tensor
 
-from dydit_cli.artifacts.bench import DTYPES, BenchResult, BenchSettings
+from dydit_cli.artifacts.bench import BenchResult, BenchSettings
 from dydit_cli.bench.bench import make_inputs
 from dydit_cli.bench.breakdown import Stopwatch, static_parts
 from dydit_cli.bench.interleave import OnWork, interleaved
 from dydit_cli.checkpoint.read import CheckpointLike, read
-from dydit_cli.devices import pick_device
+from dydit_cli.devices import DTYPES, pick_device
 from dydit_cli.flops.analytic import static_macs, total_macs
 from dydit_cli.model import tome as tome_module
 from dydit_cli.model.config import named_config

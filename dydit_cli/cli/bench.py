@@ -57,7 +57,7 @@ def bench(
         steps=steps,
         measured=measured,
         repeats=repeats,
-        dtype=dtype,
+        dtype=dtype,  # type: ignore[arg-type]
         compile=compile,
         masked=masked,
         access=access,  # type: ignore[arg-type]

@@ -44,7 +44,7 @@ def convert(
     report = run(
         source,
         destination,
-        ranking=ranking,  # type: ignore[arg-type]
+        ranking=ranking,
         router_bias=router_bias,
         token_router_bias=token_router_bias,
         seed=seed,

@@ -48,7 +48,8 @@ def losses(
 
     Example: `dydit losses runs/digits-0.5 digits-dit --out runs/losses --timesteps 50`
     """
-    from dydit_cli.evaluate.timestep_loss import MAPS_AT, LossSettings, measure_losses
+    from dydit_cli.evaluate.options import MAPS_AT, LossSettings
+    from dydit_cli.evaluate.timestep_loss import measure_losses
 
     settings = LossSettings(
         images=images,

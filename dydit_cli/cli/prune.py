@@ -58,7 +58,7 @@ def prune(
         report = run(
             checkpoint,
             out,
-            method=method,  # type: ignore[arg-type]
+            method=method,
             keep=keep,
             data=data,
             batches=batches,

@@ -15,7 +15,8 @@ from dydit_cli.checkpoint.native import WEIGHTS_FILE, write_description
 from dydit_cli.checkpoint.read import CheckpointLike, LoadOptions, read
 from dydit_cli.checkpoint.stream import SafetensorsWriter
 from dydit_cli.compress.equivalence import EquivalenceCheck
-from dydit_cli.compress.structures import RankingName, rank_block
+from dydit_cli.compress.options import ConvertOptions, RankingName
+from dydit_cli.compress.structures import rank_block
 from dydit_cli.errors import DyditError
 from dydit_cli.files import atomic_folder, check_output
 from dydit_cli.model.config import DyDiTConfig
@@ -73,20 +74,21 @@ def fresh_routers(config: DyDiTConfig, i: int, bias: float, token_bias: float, e
 def convert(
     source: CheckpointLike,
     destination: str | Path,
+    options: ConvertOptions = ConvertOptions(),
     *,
-    ranking: RankingName = "magnitude",
-    router_bias: float | None = None,
-    token_router_bias: float | None = None,
-    seed: int = 0,
     reading: LoadOptions = LoadOptions(),
     force: bool = False,
+    **changes: Any,
 ) -> Conversion:
     """Converts the static checkpoint `source`, of any format, to a DyDiT in the folder `destination`.
 
+    `changes` replace single fields of `options`, as in `convert(source, destination, ranking="none")`.
     Raises `DyditError` where the source is no static checkpoint, the destination exists (without `force`), or the
     result differs from the static model by more than 1e-4 on random inputs; then nothing is written.
     """
     destination = check_output(destination, force)
+    options = replace(options, **changes)
+    ranking, router_bias, token_router_bias = options.ranking, options.router_bias, options.token_router_bias
     if ranking not in get_args(RankingName):
         raise DyditError(f"no ranking {ranking!r}; choose one of {', '.join(get_args(RankingName))}")
     static = read(source, reading)
@@ -107,7 +109,7 @@ def convert(
         step = lineage.entry("convert", static, ranking=ranking, router_bias=bias, token_router_bias=token_bias)
         description = replace(static, config=config, weights=shapes, lineage=[*static.lineage, step])
         try:
-            proof = _write(static, description, destination, ranking, bias, token_bias, seed)
+            proof = _write(static, description, destination, ranking, bias, token_bias, options.seed)
             break
         except TokensOffError:
             if token_bias == tries[-1]:

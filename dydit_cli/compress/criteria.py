@@ -10,19 +10,17 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Literal
 
 import torch
 from torch import Tensor
 
+from dydit_cli.compress.options import Method as Method
 from dydit_cli.data.dataset import Dataset, batches
 from dydit_cli.diffusion.objective import LossTerms, loss_terms
 from dydit_cli.diffusion.schedule import TRAIN_STEPS, linear_schedule, spaced_timesteps
 from dydit_cli.errors import DyditError
 from dydit_cli.model.config import DiTConfig
 from dydit_cli.model.dit import DiT
-
-Method = Literal["random", "magnitude", "taylor", "diff"]
 
 
 @dataclass(frozen=True)

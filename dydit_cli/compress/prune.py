@@ -18,7 +18,8 @@ from torch import Tensor
 from dydit_cli.checkpoint import lineage
 from dydit_cli.checkpoint.native import write
 from dydit_cli.checkpoint.read import CheckpointLike, LoadOptions, read
-from dydit_cli.compress.criteria import CalibrationData, Criterion, Method, Scores, diff, magnitude, random, taylor
+from dydit_cli.compress.criteria import CalibrationData, Criterion, Scores, diff, magnitude, random, taylor
+from dydit_cli.compress.options import Method, PruneOptions
 from dydit_cli.compress.structures import select_channels, select_heads
 from dydit_cli.data.load import load_data
 from dydit_cli.devices import pick_device
@@ -71,28 +72,23 @@ class Pruning:
 def prune(
     source: CheckpointLike,
     destination: str | Path,
+    options: PruneOptions = PruneOptions(),
     *,
-    method: Method = "magnitude",
-    keep: float = 0.5,
-    data: str | None = None,
-    batches: int | None = None,
-    batch_size: int = 64,
-    timesteps: int = 50,
-    threshold: float = 0.05,
-    seed: int = 0,
     reading: LoadOptions = LoadOptions(),
     device: str = "auto",
     force: bool = False,
     on_stage: Callable[[str, int, str], None] = lambda what, total, unit: None,
     on_work: Callable[[int], None] = lambda amount: None,
+    **changes: Any,
 ) -> Pruning:
-    """Prunes the static checkpoint `source` to the share `keep` of its blocks' MACs, into the folder `destination`.
+    """Prunes the static checkpoint `source` to a share of its blocks' MACs, into the folder `destination`.
 
-    `method` is one of `random` (under `seed`), `magnitude`, `taylor` and `diff` (Diff-Pruning). The last two look at
-    `batches` (16 and 1 by default) of `batch_size` images of `data`, by default what the checkpoint was trained on;
-    `timesteps` and `threshold` are `diff`'s, see `CalibrationData`. Raises `DyditError` where the source is no static one,
-    the data do not fit it, the destination exists (without `force`) or a number is out of range; then nothing is written.
+    `changes` replace single fields of `options`, as in `prune(source, destination, keep=0.7)`. Raises `DyditError` where
+    the source is no static one, the data do not fit it, the destination exists (without `force`) or a number is out of
+    range; then nothing is written.
     """
+    options = replace(options, **changes)
+    method, keep, seed = options.method, options.keep, options.seed
     destination = check_output(destination, force)
     if method not in CRITERIA:
         raise DyditError(f"no pruning method {method!r}; choose one of {', '.join(get_args(Method))}")
@@ -103,14 +99,13 @@ def prune(
             f"dydit export {static.path} DIR --format native --complete"
         )
     config = narrower(static.config, keep)
-    evidence = CalibrationData(
-        seed, None, BATCHES.get(method, 1) if batches is None else batches, batch_size, timesteps, threshold
-    )
+    batches = BATCHES.get(method, 1) if options.batches is None else options.batches
+    evidence = CalibrationData(seed, None, batches, options.batch_size, options.timesteps, options.threshold)
     if method in BATCHES:
-        images = load_data(data or static.trained_on or "digits", static.config)
+        images = load_data(options.data or static.trained_on or "digits", static.config)
         images.check(static.config)
         evidence = replace(evidence, data=images, on_work=on_work)
-        passes = 2 * timesteps if method == "diff" else 1
+        passes = 2 * options.timesteps if method == "diff" else 1
         on_stage(method, evidence.batches * passes, "passes")
     scores = CRITERIA[method](static.build().float().to(pick_device(device)), evidence)
     heads, channels = chosen(scores, config)

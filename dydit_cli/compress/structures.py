@@ -9,13 +9,11 @@ Legend: C width, H heads, D head width, F MLP width.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Literal
 
 from torch import Tensor
 
+from dydit_cli.compress.options import RankingName as RankingName
 from dydit_cli.model.config import DiTConfig
-
-RankingName = Literal["magnitude", "none"]
 
 Weights = dict[str, Tensor]
 

@@ -3,75 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Any, Literal, Protocol, get_args
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
-from dydit_cli.diffusion.schedule import BETA_END, BETA_START, TRAIN_STEPS, Spacing, spaced_timesteps
-from dydit_cli.errors import DyditError
-
-SamplerName = Literal["ddpm", "ddim", "dpmsolver++"]
-
-GuidanceChannels = Literal["3", "all"]
-
-DEFAULT_STEPS: dict[str, int] = {"ddpm": 250, "ddim": 50, "dpmsolver++": 20}
-
-ALWAYS = (0, TRAIN_STEPS - 1)  # the interval of timesteps that leaves none out
+from dydit_cli.diffusion.options import ALWAYS as ALWAYS
+from dydit_cli.diffusion.options import DEFAULT_STEPS as DEFAULT_STEPS
+from dydit_cli.diffusion.options import GuidanceChannels as GuidanceChannels
+from dydit_cli.diffusion.options import SamplerName as SamplerName
+from dydit_cli.diffusion.options import SamplerSettings as SamplerSettings
+from dydit_cli.diffusion.schedule import BETA_END, BETA_START, TRAIN_STEPS
 
 
 class Denoiser(Protocol):
     """x: B C S S, t: B, y: B -> B C S S, or B 2C S S with variance values."""
 
     def __call__(self, x: Tensor, t: Tensor, y: Tensor, /) -> Tensor: ...
-
-
-@dataclass(frozen=True)
-class SamplerSettings:
-    """How images are drawn.
-
-    `cfg_channels` is how many channels guidance acts on: the authors' code guides the first 3 (of 4), diffusers all.
-    `spacing` is how the timesteps are chosen (`spaced_timesteps`); without one it is the sampler's own: `linspace`, as the
-    authors' code, and for dpmsolver++ `solver`, as diffusers' pipeline. A `cfg` of 1 is no guidance, and one model
-    evaluation a step instead of two; so is a timestep outside `cfg_interval`, whose ends are training timesteps that
-    belong to it (arXiv 2404.07724).
-    """
-
-    sampler: SamplerName = "ddim"
-    steps: int = 50
-    cfg: float = 1.5
-    cfg_channels: GuidanceChannels = "3"
-    spacing: Spacing | None = None
-    clip: bool = False
-    cfg_interval: tuple[int, int] = ALWAYS
-
-    def __post_init__(self) -> None:
-        if self.sampler not in get_args(SamplerName):
-            raise DyditError(f"no sampler {self.sampler!r}; choose one of {', '.join(get_args(SamplerName))}")
-        if self.cfg_channels not in get_args(GuidanceChannels):
-            raise DyditError(f"guidance channels {self.cfg_channels!r}; choose 3 or all")
-        if not self.cfg >= 1 or self.cfg == float("inf"):
-            raise DyditError(f"guidance scale {self.cfg}; it must be 1 (none) or more")
-        low, high = self.cfg_interval
-        if not ALWAYS[0] <= low <= high <= ALWAYS[1]:
-            raise DyditError(f"guidance interval {low} to {high}; give two timesteps from 0 to {ALWAYS[1]}, the lower first")
-        spaced_timesteps(self.steps, self.timestep_spacing)
-
-    @property
-    def timesteps(self) -> list[int]:
-        """The noisiest first."""
-        return spaced_timesteps(self.steps, self.timestep_spacing)
-
-    @property
-    def timestep_spacing(self) -> Spacing:
-        """`spacing`, or else the sampler's own."""
-        return self.spacing or ("solver" if self.sampler == "dpmsolver++" else "linspace")
-
-    def guidance_at(self, timestep: int) -> float:
-        """The guidance scale at a training timestep."""
-        low, high = self.cfg_interval
-        return self.cfg if low <= timestep <= high else 1.0
 
 
 def guided(

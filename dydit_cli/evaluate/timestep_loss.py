@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -22,46 +21,18 @@ from dydit_cli.data.load import BUNDLED, load_data
 from dydit_cli.devices import pick_device
 from dydit_cli.diffusion.schedule import TRAIN_STEPS, linear_schedule, spaced_timesteps
 from dydit_cli.errors import DyditError
+from dydit_cli.evaluate.options import LossSettings as LossSettings
 from dydit_cli.files import check_output
 from dydit_cli.model.execution import Executable, executor
 from dydit_cli.model.sparse import SparseDyDiT
 from dydit_cli.profiling.profile import names_of
 from dydit_cli.version import __version__
 
-MAPS_AT = (20, 100, 250, 500, 750, 950)
-
 MAP_SEEDS = 1 << 32  # keeps the maps' noises apart from the curves'
 
 OnStage = Callable[[str, int, str], None]
 
 OnWork = Callable[[int], None]
-
-
-@dataclass(frozen=True)
-class LossSettings:
-    """`timesteps` of them, evenly over the schedule and both ends among them, on `images` images; maps at the timesteps
-    `maps_at` of `map_images` images, means over `map_noises` noises. Everything is drawn under `seed`.
-
-    Raises `DyditError` for what is out of range.
-    """
-
-    images: int = 32
-    timesteps: int = TRAIN_STEPS
-    maps_at: tuple[int, ...] = MAPS_AT
-    map_images: int = 6
-    map_noises: int = 32
-    seed: int = 0
-    batch: int = 64
-
-    def __post_init__(self) -> None:
-        for what in ("images", "map_images", "map_noises", "batch"):
-            if getattr(self, what) < 1:
-                raise DyditError(f"{what.replace('_', ' ')} {getattr(self, what)}: take at least 1")
-        spaced_timesteps(self.timesteps)
-        wrong = [t for t in self.maps_at if not 0 <= t < TRAIN_STEPS]
-        if wrong or not self.maps_at:
-            what = f"no timestep {wrong[0]}" if wrong else "no timesteps"
-            raise DyditError(f"{what} to draw maps at: the schedule has 0 to {TRAIN_STEPS - 1}")
 
 
 def measure_losses(

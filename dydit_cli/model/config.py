@@ -7,8 +7,7 @@ from dataclasses import asdict, dataclass, fields
 from typing import Any, Literal, get_args
 
 from dydit_cli.errors import DyditError
-
-TimestepVariant = Literal["original", "diffusers"]
+from dydit_cli.model.options import TimestepVariant as TimestepVariant
 
 TokenRouting = Literal["tokens", "layers"]
 

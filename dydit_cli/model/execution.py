@@ -9,11 +9,10 @@ from torch import Tensor, nn
 from dydit_cli.errors import DyditError
 from dydit_cli.model.dit import DiT
 from dydit_cli.model.dydit import DyDiT
+from dydit_cli.model.options import Execution as Execution
 from dydit_cli.model.routing import Routing
 from dydit_cli.model.sparse import SparseDyDiT
 from dydit_cli.model.tome import TomeDiT
-
-Execution = Literal["sparse", "masked", "complete"]
 
 
 class CompleteDyDiT(nn.Module):

@@ -11,15 +11,13 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from dataclasses import dataclass, field
-from typing import Literal
 
 import torch
 from torch import Tensor
 
 from dydit_cli.model.dydit import DynamicBlock
+from dydit_cli.model.options import WeightAccess as WeightAccess
 from dydit_cli.model.planning import Runs
-
-WeightAccess = Literal["views", "copies"]
 
 
 @dataclass(frozen=True)

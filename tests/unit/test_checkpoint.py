@@ -203,7 +203,7 @@ def test_permutations_have_inverses(tiny_static: DiT) -> None:
 @pytest.mark.parametrize("ranking", ["magnitude", "none"])
 def test_conversion_keeps_the_function(static_folder: Path, tmp_path: Path, tiny_static: DiT, ranking: str) -> None:
     # the fixture's inputs to the routers are far larger than a trained model's, so the biases are too
-    report = convert(static_folder, tmp_path / "out", ranking=ranking, router_bias=50, token_router_bias=99)  # type: ignore[arg-type]
+    report = convert(static_folder, tmp_path / "out", ranking=ranking, router_bias=50, token_router_bias=99)
     assert report.max_difference < 1e-4
     converted = read(tmp_path / "out")
     assert isinstance(converted.config, DyDiTConfig)
@@ -275,7 +275,7 @@ def test_converting_a_dydit_or_over_something_is_refused(static_folder: Path, tm
     with pytest.raises(DyditError, match="already exists; choose another name or replace it with --force"):
         convert(static_folder, tmp_path / "dynamic")
     with pytest.raises(DyditError, match="no ranking 'size'; choose one of magnitude, none"):
-        convert(static_folder, tmp_path / "out", ranking="size")  # type: ignore[arg-type]
+        convert(static_folder, tmp_path / "out", ranking="size")
     convert(static_folder, tmp_path / "dynamic", router_bias=50, token_router_bias=99, force=True)
     assert read(tmp_path / "dynamic").lineage[-1]["action"] == "convert"
     assert sorted(path.name for path in tmp_path.iterdir()) == ["dynamic", "static"]

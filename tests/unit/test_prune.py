@@ -302,7 +302,7 @@ def test_criteria_that_look_at_data_are_deterministic(method: str, tmp_path: Pat
     work: Counter[str] = Counter()
     for name, seed in (("a", 0), ("b", 0), ("c", 1)):
         prune(
-            tmp_path / "static", tmp_path / name, method=method, seed=seed, batches=2, batch_size=4, timesteps=3,  # type: ignore[arg-type]
+            tmp_path / "static", tmp_path / name, method=method, seed=seed, batches=2, batch_size=4, timesteps=3,
             device="cpu", on_stage=lambda what, total, unit: work.update(total=total), on_work=lambda n: work.update(done=n),
         )  # fmt: skip
     weights = {name: (tmp_path / name / "model.safetensors").read_bytes() for name in "abc"}

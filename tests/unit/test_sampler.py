@@ -13,11 +13,11 @@ from torch import Tensor
 
 from dydit_cli.artifacts.samples import read_npz, rgb, write_npz
 from dydit_cli.checkpoint.checkpoint import Checkpoint
-from dydit_cli.checkpoint.export import DTYPES
 from dydit_cli.checkpoint.native import write
 from dydit_cli.cli import console
 from dydit_cli.cli.options import parse_interval, sampler_settings
 from dydit_cli.data.vae import load_vae
+from dydit_cli.devices import DTYPES
 from dydit_cli.diffusion.generate import cycle_labels, generate
 from dydit_cli.diffusion.sampler import ALWAYS, SamplerSettings
 from dydit_cli.diffusion.schedule import linear_schedule, spaced_timesteps
