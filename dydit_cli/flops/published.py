@@ -8,12 +8,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-import torch
-
-from dydit_cli.flops.analytic import NORM_MACS_PER_ELEMENT, block_macs, static_macs
 from dydit_cli.model.config import named_config
-from dydit_cli.model.dit import DiT
-from dydit_cli.model.routing import Routing
+
+FREQUENCIES, NORM_MACS_PER_ELEMENT = 256, 4  # as in `model.layers` and `flops.analytic`, which load torch
 
 # GFLOPs at 32x32 latents (Peebles and Xie 2023, appendix A, table 4)
 PUBLISHED = {
@@ -44,21 +41,30 @@ def static_table() -> list[StaticCount]:
 
 
 def count_size(name: str) -> StaticCount:
-    """One published size, such as DiT-XL/2."""
+    """One published size, such as DiT-XL/2, in closed form and without torch: what `flops.analytic` gives for everything
+    on, and the parameters of the model that would be built."""
     config = named_config(name)
-    with torch.device("meta"):
-        parameters = DiT(config).num_parameters()
-    blocks = block_macs(Routing.all_on(config, 1), config)
-    total = static_macs(config)
-    parts = {part: int(getattr(blocks, part).sum()) for part in ("attention", "mlp", "modulation", "norms")}
-    final_norm = NORM_MACS_PER_ELEMENT * config.num_tokens * config.hidden_size
-    norms = parts["norms"] + final_norm
+    L, C, N, F = config.depth, config.hidden_size, config.num_tokens, config.mlp_hidden
+    patch, output = config.patch_size**2 * config.in_channels, config.patch_size**2 * config.out_channels
+    embedder = FREQUENCIES * C + C * C
+    final_norm = NORM_MACS_PER_ELEMENT * N * C
+    parts = {
+        "attention": L * (4 * N * C * C + 2 * N * N * C),
+        "mlp": L * 2 * N * C * F,
+        "modulation": L * 6 * C * C,
+        "norms": L * 2 * final_norm,  # two in a block, each as large as the final one
+        "frame": N * C * patch + embedder + 2 * C * C + final_norm + N * C * output,
+    }
+    weights = L * (4 * C * C + 2 * C * F + 6 * C * C) + C * patch + embedder + 2 * C * C + C * output
+    biases = L * (4 * C + F + C + 6 * C) + C + 2 * C + 2 * C + output
+    positions, labels = N * C, (config.num_classes + 1) * C
+    total, norms = sum(parts.values()), parts["norms"] + final_norm
     return StaticCount(
         model=name,
-        parameters=parameters,
+        parameters=weights + biases + positions + labels,
         macs=total,
         macs_norms_once=total - norms + norms // NORM_MACS_PER_ELEMENT,
         macs_products=total - norms,
         published_giga=PUBLISHED[name],
-        parts={**parts, "frame": total - sum(parts.values())},
+        parts=parts,
     )

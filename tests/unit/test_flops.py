@@ -34,6 +34,17 @@ def test_static_sizes_match_the_published_table(count: StaticCount) -> None:
     assert sum(count.parts.values()) == count.macs == analytic.static_macs(named_config(count.model))
 
 
+@pytest.mark.parametrize("count", static_table(), ids=lambda count: count.model)
+def test_static_sizes_are_those_of_the_built_models(count: StaticCount) -> None:
+    config = named_config(count.model)
+    with torch.device("meta"):
+        assert DiT(config).num_parameters() == count.parameters
+    blocks = analytic.block_macs(Routing.all_on(config, 1), config)
+    for part in ("attention", "mlp", "modulation", "norms"):
+        assert getattr(blocks, part).sum() == count.parts[part]
+    assert count.parts["frame"] == analytic.embed_and_head_macs(config)
+
+
 def test_the_published_figures_of_xl() -> None:
     """118.64 G (DiT paper) counts a LayerNorm 1 per element, 118.69 G (DyDiT paper) 4; torch counts products: 118.62 G."""
     count = count_size("DiT-XL/2")

@@ -15,11 +15,11 @@ from dydit_cli.artifacts.losses import Losses, mean_and_error, read_losses
 from dydit_cli.checkpoint.checkpoint import Checkpoint
 from dydit_cli.checkpoint.native import write
 from dydit_cli.cli.app import app
-from dydit_cli.cli.losses import parse_timesteps
 from dydit_cli.data.digits import load_digits_split
 from dydit_cli.diffusion.objective import loss_terms
 from dydit_cli.diffusion.schedule import TRAIN_STEPS, linear_schedule
 from dydit_cli.errors import DyditError
+from dydit_cli.evaluate.options import parse_timesteps
 from dydit_cli.evaluate.timestep_loss import LossSettings, chosen, distinct, measure_losses
 from dydit_cli.figures.losses import loss_gap_table
 from dydit_cli.model.config import DiTConfig, DyDiTConfig
