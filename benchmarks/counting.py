@@ -23,7 +23,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from dydit_cli.bench.random_model import random_dydit
 from dydit_cli.checkpoint.read import read
 from dydit_cli.diffusion.generate import cycle_labels, generate
-from dydit_cli.diffusion.sampler import SamplerSettings
+from dydit_cli.diffusion.options import SamplerSettings
 from dydit_cli.flops.executed import Executed
 from dydit_cli.model.config import NORM_MACS_PER_ELEMENT
 from dydit_cli.model.execution import SparseModel, executor

@@ -14,7 +14,8 @@ from pathlib import Path
 
 import torch
 
-from dydit_cli.artifacts.bench import BenchResult, BenchSettings, Spread
+from dydit_cli.artifacts.bench import BenchResult, Spread
+from dydit_cli.artifacts.bench_options import BenchSettings
 from dydit_cli.bench.bench import bench
 from dydit_cli.files import write_text
 

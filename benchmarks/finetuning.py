@@ -23,7 +23,7 @@ import dydit_cli
 from dydit_cli.checkpoint.checkpoint import Checkpoint
 from dydit_cli.checkpoint.read import read
 from dydit_cli.data.digits import load_digits_split
-from dydit_cli.diffusion.sampler import SamplerSettings
+from dydit_cli.diffusion.options import SamplerSettings
 from dydit_cli.evaluate.classifier import judge
 from dydit_cli.evaluate.evaluate import evaluate, find_extractor
 from dydit_cli.evaluate.images import ArrayImages

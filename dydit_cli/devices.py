@@ -7,6 +7,9 @@ import os
 import torch
 
 from dydit_cli.errors import DyditError
+from dydit_cli.options import DtypeName
+
+DTYPES: dict[DtypeName, torch.dtype] = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 def pick_device(name: str) -> torch.device:

@@ -27,7 +27,8 @@ from safetensors.torch import save_file
 from dydit_cli.checkpoint.checkpoint import Checkpoint
 from dydit_cli.checkpoint.export import export
 from dydit_cli.checkpoint.native import write
-from dydit_cli.checkpoint.read import LoadOptions, read
+from dydit_cli.checkpoint.options import LoadOptions
+from dydit_cli.checkpoint.read import read
 from dydit_cli.errors import DyditError
 from dydit_cli.model.families.dit import DiT, DiTConfig, DyDiT, DyDiTConfig
 

@@ -11,11 +11,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from dydit_cli.artifacts.bench import DTYPES, BenchResult, BenchSettings
+from dydit_cli.artifacts.bench import BenchResult
+from dydit_cli.artifacts.bench_options import BenchSettings
 from dydit_cli.bench.breakdown import PARTS, TOME_PARTS, breakdown
 from dydit_cli.bench.random_model import random_dydit
 from dydit_cli.checkpoint.read import CheckpointLike, read
-from dydit_cli.devices import pick_device, synchronize
+from dydit_cli.devices import DTYPES, pick_device, synchronize
 from dydit_cli.diffusion.process import process_of
 from dydit_cli.errors import DyditError
 from dydit_cli.model.backbone import DynamicBackbone

@@ -17,8 +17,9 @@ from dydit_cli.checkpoint.tensors import INDEX_ENDING, read_pickle, read_safeten
 from dydit_cli.errors import DyditError
 from dydit_cli.files import atomic_folder, read_json, write_json
 from dydit_cli.model.backbone import Backbone
-from dydit_cli.model.execution import Executable, Execution, executor
-from dydit_cli.model.families.dit import DiTConfig, TimestepVariant, fill, from_diffusers, to_diffusers
+from dydit_cli.model.execution import Executable, executor
+from dydit_cli.model.families.dit import DiTConfig, fill, from_diffusers, to_diffusers
+from dydit_cli.model.options import Execution, TimestepVariant
 
 CLASS, PIPELINE_CLASS = "DiTTransformer2DModel", "DiTPipeline"
 

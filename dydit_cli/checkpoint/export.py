@@ -4,24 +4,21 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
-from typing import Literal, get_args
+from typing import get_args
 
 import torch
 
 from dydit_cli.checkpoint.checkpoint import Checkpoint
 from dydit_cli.checkpoint.diffusers import write_transformer
 from dydit_cli.checkpoint.native import write
-from dydit_cli.checkpoint.read import LoadOptions, read
+from dydit_cli.checkpoint.options import FormatName, LoadOptions
+from dydit_cli.checkpoint.read import read
+from dydit_cli.devices import DTYPES
 from dydit_cli.errors import DyditError
 from dydit_cli.files import atomic_file, check_output
 from dydit_cli.model.config import RoutedConfig
 from dydit_cli.model.families.dit import DiTConfig
-
-FormatName = Literal["dit", "dydit", "diffusers", "native"]
-
-DtypeName = Literal["fp32", "bf16", "fp16"]
-
-DTYPES: dict[str, torch.dtype] = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+from dydit_cli.options import DtypeName
 
 STATIC_FORMATS = ("dit", "diffusers")
 

@@ -2,51 +2,29 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
-from typing import Literal, get_args
+from typing import get_args
 
 from dydit_cli.bundled import MODELS, WEIGHTS
 from dydit_cli.checkpoint.checkpoint import Checkpoint
 from dydit_cli.checkpoint.diffusers import read_pipeline, read_transformer
 from dydit_cli.checkpoint.native import CONFIG_FILE, is_native, read_native
+from dydit_cli.checkpoint.options import LoadOptions as LoadOptions
+from dydit_cli.checkpoint.options import WhichWeights
 from dydit_cli.checkpoint.tensors import INDEX_ENDING, Weights, read_pickle, read_safetensors, read_shards, state_dict_in
 from dydit_cli.devices import pick_device
 from dydit_cli.errors import DyditError
 from dydit_cli.files import read_json
 from dydit_cli.hub import _download, may_be_hub_id
-from dydit_cli.model.execution import Executable, Execution, executor
+from dydit_cli.model.execution import Executable, executor
 from dydit_cli.model.families import Hints, recognise
-from dydit_cli.model.families.dit import TimestepVariant, from_diffusers, is_diffusers
+from dydit_cli.model.families.dit import from_diffusers, is_diffusers
+from dydit_cli.model.options import Execution, TimestepVariant
 
 PICKLES = (".pt", ".pth", ".bin", ".ckpt")
 
-WhichWeights = Literal["ema", "model"]
-
 CheckpointLike = str | Path | Checkpoint
-
-
-@dataclass(frozen=True)
-class LoadOptions:
-    """What a reader is told beside the path.
-
-    `weights` chooses among a training checkpoint's two sets; `num_heads` and `input_size` are for weights that do not
-    tell them; `timestep_variant` says which code the weights were trained with where their format would say otherwise.
-    """
-
-    weights: WhichWeights = "ema"
-    num_heads: int | None = None
-    input_size: int | None = None
-    timestep_variant: TimestepVariant | None = None
-
-    def __post_init__(self) -> None:
-        if self.weights not in get_args(WhichWeights):
-            raise DyditError(f"weights {self.weights!r}; choose ema or model")
-        if self.timestep_variant not in (None, *get_args(TimestepVariant)):
-            raise DyditError(f"timestep variant {self.timestep_variant!r}; choose original or diffusers")
-        for name, value in (("heads", self.num_heads), ("input size", self.input_size)):
-            if value is not None and value < 1:
-                raise DyditError(f"{name} {value}; it must be 1 or more")
 
 
 def load(

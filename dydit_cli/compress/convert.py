@@ -12,9 +12,11 @@ from torch import Tensor, nn
 from dydit_cli.checkpoint import lineage
 from dydit_cli.checkpoint.checkpoint import Checkpoint
 from dydit_cli.checkpoint.native import WEIGHTS_FILE, write_description
-from dydit_cli.checkpoint.read import CheckpointLike, LoadOptions, read
+from dydit_cli.checkpoint.options import LoadOptions
+from dydit_cli.checkpoint.read import CheckpointLike, read
 from dydit_cli.checkpoint.stream import SafetensorsWriter
 from dydit_cli.compress.equivalence import EquivalenceCheck
+from dydit_cli.compress.options import ConvertOptions
 from dydit_cli.compress.structures import RANKINGS, rank_block
 from dydit_cli.errors import DyditError
 from dydit_cli.files import atomic_folder, check_output
@@ -77,37 +79,36 @@ def fresh_routers(block: RoutedBlock, bias: float, token_bias: float, every_e: T
 def convert(
     source: CheckpointLike,
     destination: str | Path,
+    options: ConvertOptions = ConvertOptions(),
     *,
-    ranking: str = "magnitude",
-    router_bias: float | None = None,
-    token_router_bias: float | None = None,
-    width_routing: str = "linear",
-    token_routing: str = "tokens",
-    seed: int = 0,
     reading: LoadOptions = LoadOptions(),
     force: bool = False,
+    **changes: Any,
 ) -> Conversion:
-    """Converts the static checkpoint `source`, of any format, to a DyDiT in the folder `destination`.
+    """Converts the static checkpoint `source`, of any format, to a dynamic one in the folder `destination`.
 
-    `ranking` is a name in `structures.RANKINGS`; `width_routing` and `token_routing` are kinds of routers.
-    Raises `DyditError` where the source is no static checkpoint, the destination exists (without `force`), or the
-    result differs from the static model by more than 1e-4 on random inputs; then nothing is written.
+    `changes` replace single fields of `options`, as in `convert(source, destination, ranking="none")`. Raises `DyditError`
+    where the source is no static checkpoint, the destination exists (without `force`), or the result differs from the static
+    model by more than 1e-4 on random inputs; then nothing is written.
     """
     destination = check_output(destination, force)
-    if ranking not in RANKINGS:
-        raise DyditError(f"no ranking {ranking!r}; choose one of {', '.join(RANKINGS)}")
+    options = replace(options, **changes)
+    if options.ranking not in RANKINGS:
+        raise DyditError(f"no ranking {options.ranking!r}; choose one of {', '.join(RANKINGS)}")
     static = read(source, reading)
     if static.config.dynamic:
         raise DyditError(f"{static.path}: is a DyDiT already; fine-tune it: dydit finetune {static.path} --out DIR")
     bias, token_bias = default_biases(static.config.hidden_size)
-    bias = bias if router_bias is None else router_bias
+    bias = bias if options.router_bias is None else options.router_bias
     # what the random weights of a token router add can outweigh a low bias: then a higher one, unless one was asked for
-    token_biases = [token_bias, 2 * token_bias, 4 * token_bias] if token_router_bias is None else [token_router_bias]
+    token_biases = [token_bias, 2 * token_bias, 4 * token_bias]
+    if options.token_router_bias is not None:
+        token_biases = [options.token_router_bias]
     try:
-        config = with_routers(static.config, width_routing=width_routing, token_routing=token_routing)
+        config = with_routers(static.config, width_routing=options.width_routing, token_routing=options.token_routing)
     except DyditError as error:  # a pruned model whose channels do not fall into as many groups as it has heads, say
         raise DyditError(f"{static.path}: {error}") from None
-    check, token_bias, count = _write(static, config, destination, ranking, bias, token_biases, seed)
+    check, token_bias, count = _write(static, config, destination, options.ranking, bias, token_biases, options.seed)
     difference, scale = check.result()
     return Conversion(
         source=str(static.path),
@@ -115,7 +116,7 @@ def convert(
         destination=str(destination),
         parameters_static=sum(w.numel() for w in static.weights.values()),
         parameters_dynamic=count,
-        ranking=ranking,
+        ranking=options.ranking,
         router_bias=bias,
         token_router_bias=token_bias,
         max_difference=difference,

@@ -17,8 +17,10 @@ from torch import Tensor
 
 from dydit_cli.checkpoint import lineage
 from dydit_cli.checkpoint.native import write
-from dydit_cli.checkpoint.read import CheckpointLike, LoadOptions, read
+from dydit_cli.checkpoint.options import LoadOptions
+from dydit_cli.checkpoint.read import CheckpointLike, read
 from dydit_cli.compress.criteria import CRITERIA, CalibrationData, Scores
+from dydit_cli.compress.options import PruneOptions
 from dydit_cli.compress.structures import narrowed
 from dydit_cli.data.load import load_data
 from dydit_cli.devices import pick_device
@@ -65,28 +67,23 @@ class Pruning:
 def prune(
     source: CheckpointLike,
     destination: str | Path,
+    options: PruneOptions = PruneOptions(),
     *,
-    method: str = "magnitude",
-    keep: float = 0.5,
-    data: str | None = None,
-    batches: int | None = None,
-    batch_size: int = 64,
-    timesteps: int = 50,
-    threshold: float = 0.05,
-    seed: int = 0,
     reading: LoadOptions = LoadOptions(),
     device: str = "auto",
     force: bool = False,
     on_stage: Callable[[str, int, str], None] = lambda what, total, unit: None,
     on_work: Callable[[int], None] = lambda amount: None,
+    **changes: Any,
 ) -> Pruning:
-    """Prunes the static checkpoint `source` to the share `keep` of its blocks' MACs, into the folder `destination`.
+    """Prunes the static checkpoint `source` to a share of its blocks' MACs, into the folder `destination`.
 
-    `method` is one of `random` (under `seed`), `magnitude`, `taylor` and `diff` (Diff-Pruning). The last two look at
-    `batches` (16 and 1 by default) of `batch_size` images of `data`, by default what the checkpoint was trained on;
-    `timesteps` and `threshold` are `diff`'s, see `CalibrationData`. Raises `DyditError` where the source is no static one,
-    the data do not fit it, the destination exists (without `force`) or a number is out of range; then nothing is written.
+    `changes` replace single fields of `options`, as in `prune(source, destination, keep=0.7)`. Raises `DyditError` where
+    the source is no static one, the data do not fit it, the destination exists (without `force`) or a number is out of
+    range; then nothing is written.
     """
+    options = replace(options, **changes)
+    method, keep, seed = options.method, options.keep, options.seed
     destination = check_output(destination, force)
     if method not in CRITERIA:
         raise DyditError(f"no pruning method {method!r}; choose one of {', '.join(CRITERIA)}")
@@ -97,11 +94,10 @@ def prune(
             f"dydit export {static.path} DIR --format native --complete"
         )
     config, criterion = narrower(static.config, keep), CRITERIA[method]
-    calibration = CalibrationData(
-        seed, None, max(1, criterion.batches) if batches is None else batches, batch_size, timesteps, threshold
-    )
+    batches = max(1, criterion.batches) if options.batches is None else options.batches
+    calibration = CalibrationData(seed, None, batches, options.batch_size, options.timesteps, options.threshold)
     if criterion.batches:
-        images = load_data(data or static.trained_on or "digits", static.config)
+        images = load_data(options.data or static.trained_on or "digits", static.config)
         images.check(static.config)
         calibration = replace(calibration, data=images, on_work=on_work)
         on_stage(method, calibration.batches * criterion.passes(calibration), "passes")

@@ -8,7 +8,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from dydit_cli.diffusion.sampler import Denoiser, SamplerSettings, sample
+from dydit_cli.diffusion.options import SamplerSettings
+from dydit_cli.diffusion.sampler import Denoiser, sample
 from dydit_cli.errors import DyditError
 
 

@@ -15,7 +15,8 @@ import torch
 from torch import Tensor
 
 from dydit_cli.diffusion.objective import LossTerms, loss_terms
-from dydit_cli.diffusion.schedule import TRAIN_STEPS, linear_schedule, spaced_timesteps
+from dydit_cli.diffusion.options import TRAIN_STEPS, spaced_timesteps
+from dydit_cli.diffusion.schedule import linear_schedule
 from dydit_cli.model.config import ModelConfig
 from dydit_cli.model.families import family_of
 

@@ -3,70 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Any, Literal, Protocol, get_args
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
-from dydit_cli.diffusion.schedule import BETA_END, BETA_START, TRAIN_STEPS, Spacing, spaced_timesteps
-from dydit_cli.errors import DyditError
-
-GuidanceChannels = Literal["3", "all"]
-ALWAYS = (0, TRAIN_STEPS - 1)  # the interval of timesteps that leaves none out
+from dydit_cli.diffusion.options import SAMPLERS, TRAIN_STEPS, GuidanceChannels, SamplerSettings
+from dydit_cli.diffusion.schedule import BETA_END, BETA_START
 
 
 class Denoiser(Protocol):
     """x: B C S S, t: B, y: B -> B C S S, or B 2C S S with variance values."""
 
     def __call__(self, x: Tensor, t: Tensor, y: Tensor, /) -> Tensor: ...
-
-
-@dataclass(frozen=True)
-class SamplerSettings:
-    """How images are drawn.
-
-    `cfg_channels` is how many channels guidance acts on: the authors' code guides the first 3 (of 4), diffusers all.
-    `spacing` is how the timesteps are chosen (`spaced_timesteps`); without one it is the sampler's own: `linspace`, as the
-    authors' code, and for dpmsolver++ `solver`, as diffusers' pipeline. A `cfg` of 1 is no guidance, and one model
-    evaluation a step instead of two; so is a timestep outside `cfg_interval`, whose ends are training timesteps that
-    belong to it (arXiv 2404.07724).
-    """
-
-    sampler: str = "ddim"
-    steps: int = 50
-    cfg: float = 1.5
-    cfg_channels: GuidanceChannels = "3"
-    spacing: Spacing | None = None
-    clip: bool = False
-    cfg_interval: tuple[int, int] = ALWAYS
-
-    def __post_init__(self) -> None:
-        if self.sampler not in SAMPLERS:
-            raise DyditError(f"no sampler {self.sampler!r}; choose one of {', '.join(SAMPLERS)}")
-        if self.cfg_channels not in get_args(GuidanceChannels):
-            raise DyditError(f"guidance channels {self.cfg_channels!r}; choose 3 or all")
-        if not self.cfg >= 1 or self.cfg == float("inf"):
-            raise DyditError(f"guidance scale {self.cfg}; it must be 1 (none) or more")
-        low, high = self.cfg_interval
-        if not ALWAYS[0] <= low <= high <= ALWAYS[1]:
-            raise DyditError(f"guidance interval {low} to {high}; give two timesteps from 0 to {ALWAYS[1]}, the lower first")
-        spaced_timesteps(self.steps, self.timestep_spacing)
-
-    @property
-    def timesteps(self) -> list[int]:
-        """The noisiest first."""
-        return spaced_timesteps(self.steps, self.timestep_spacing)
-
-    @property
-    def timestep_spacing(self) -> Spacing:
-        """`spacing`, or else the sampler's own."""
-        return self.spacing or SAMPLERS[self.sampler].spacing
-
-    def guidance_at(self, timestep: int) -> float:
-        """The guidance scale at a training timestep."""
-        low, high = self.cfg_interval
-        return self.cfg if low <= timestep <= high else 1.0
 
 
 def guided(
@@ -90,20 +39,12 @@ Generators = torch.Generator | list[torch.Generator] | None
 Denoise = Callable[[Tensor, int, int], Tensor]  # x at step i and timestep t -> the guided output
 
 
-@dataclass(frozen=True)
-class Sampler:
-    """How samples are drawn. `steps` is the usual number and `spacing` its own choice of timesteps.
-
-    `run(denoise, x, settings, generator)` takes x (B C S S, pure noise) to samples, calling `denoise` as often as it needs.
-    """
-
-    steps: int
-    spacing: Spacing
-    run: Callable[[Denoise, Tensor, SamplerSettings, Generators], Tensor]
+# takes x (B C S S, pure noise) to samples, calling the first argument as often as it needs
+Run = Callable[[Denoise, Tensor, SamplerSettings, Generators], Tensor]
 
 
-def with_scheduler(make: Callable[[SamplerSettings, bool], Any], variance: bool = False) -> Any:
-    """`Sampler.run` by one of diffusers' schedulers; `make` takes the settings and whether the model learns its variance,
+def with_scheduler(make: Callable[[SamplerSettings, bool], Any], variance: bool = False) -> Run:
+    """A `Run` by one of diffusers' schedulers; `make` takes the settings and whether the model learns its variance,
     which only a scheduler with `variance` sees."""
 
     def run(denoise: Denoise, x: Tensor, settings: SamplerSettings, generator: Generators) -> Tensor:
@@ -150,12 +91,9 @@ def solver_scheduler(order: int) -> Callable[[SamplerSettings, bool], Any]:
     return make
 
 
-# by name; a new one is an entry here
-SAMPLERS: dict[str, Sampler] = {
-    "ddpm": Sampler(250, "linspace", with_scheduler(ddpm_scheduler, variance=True)),
-    "ddim": Sampler(50, "linspace", with_scheduler(solver_scheduler(1))),
-    "dpmsolver++": Sampler(20, "solver", with_scheduler(solver_scheduler(2))),
-}
+ddpm: Run = with_scheduler(ddpm_scheduler, variance=True)
+ddim: Run = with_scheduler(solver_scheduler(1))
+dpm_solver: Run = with_scheduler(solver_scheduler(2))
 
 
 def sample(
@@ -179,4 +117,5 @@ def sample(
         t = torch.full((x.shape[0],), timestep, device=x.device, dtype=torch.long)
         return guided(model, x, t, y, null_class, settings.guidance_at(timestep), settings.cfg_channels)
 
-    return SAMPLERS[settings.sampler].run(denoise, x, settings, generator)
+    run: Run = SAMPLERS[settings.sampler].load()
+    return run(denoise, x, settings, generator)

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from dydit_cli.data.load import BUNDLED
 from dydit_cli.diffusion.generate import Progress, cycle_labels
-from dydit_cli.diffusion.sampler import SamplerSettings
+from dydit_cli.diffusion.options import SamplerSettings
 from dydit_cli.model.backbone import Backbone
 from dydit_cli.sampling.sampler import draw
 

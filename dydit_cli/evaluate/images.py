@@ -23,7 +23,8 @@ from dydit_cli.errors import DyditError
 from dydit_cli.evaluate.features import Pixels
 from dydit_cli.files import read_json, sha256
 from dydit_cli.pixels import to_pixels
-from dydit_cli.sampling.sampler import SamplingConfig, open_sampler, protocol
+from dydit_cli.sampling.options import SamplingConfig
+from dydit_cli.sampling.sampler import open_sampler, protocol
 
 RESIZED = "centre crop, halved by averaging, then Pillow bicubic (as ADM)"
 

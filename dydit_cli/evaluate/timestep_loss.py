@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -16,19 +15,18 @@ from torch import Tensor
 
 from dydit_cli.artifacts.losses import Losses
 from dydit_cli.checkpoint.checkpoint import Checkpoint
-from dydit_cli.checkpoint.read import CheckpointLike, LoadOptions, read
+from dydit_cli.checkpoint.options import LoadOptions
+from dydit_cli.checkpoint.read import CheckpointLike, read
 from dydit_cli.data.dataset import Dataset
 from dydit_cli.data.load import BUNDLED, load_data
 from dydit_cli.devices import pick_device
 from dydit_cli.diffusion.process import Process, process_of
 from dydit_cli.errors import DyditError
+from dydit_cli.evaluate.options import LossSettings as LossSettings
 from dydit_cli.files import check_output
 from dydit_cli.model.execution import Executable, executor
 from dydit_cli.profiling.profile import names_of
 from dydit_cli.version import __version__
-
-MOST_TIMESTEPS = 1_000  # at which losses are measured
-MAPS_AT = (20, 100, 250, 500, 750, 950)
 
 MAP_SEEDS = 1 << 32  # keeps the maps' noises apart from the curves'
 
@@ -37,36 +35,13 @@ OnStage = Callable[[str, int, str], None]
 OnWork = Callable[[int], None]
 
 
-@dataclass(frozen=True)
-class LossSettings:
-    """`timesteps` of them, evenly over the schedule and both ends among them, on `images` images; maps at the timesteps
-    `maps_at` of `map_images` images, means over `map_noises` noises. Everything is drawn under `seed`.
-
-    Raises `DyditError` for what is out of range.
-    """
-
-    images: int = 32
-    timesteps: int = MOST_TIMESTEPS
-    maps_at: tuple[int, ...] = MAPS_AT
-    map_images: int = 6
-    map_noises: int = 32
-    seed: int = 0
-    batch: int = 64
-
-    def __post_init__(self) -> None:
-        for what in ("images", "map_images", "map_noises", "batch"):
-            if getattr(self, what) < 1:
-                raise DyditError(f"{what.replace('_', ' ')} {getattr(self, what)}: take at least 1")
-        if not 1 <= self.timesteps <= MOST_TIMESTEPS:
-            raise DyditError(f"{self.timesteps} timesteps; measure at 1 to {MOST_TIMESTEPS}")
-
-    def check(self, process: Process) -> None:
-        """Raises `DyditError` for a map outside the process's timesteps, or for none."""
-        low, high = process.span
-        wrong = [t for t in self.maps_at if not low <= t <= high]
-        if wrong or not self.maps_at:
-            what = f"no timestep {wrong[0]}" if wrong else "no timesteps"
-            raise DyditError(f"{what} to draw maps at: the schedule has {low:g} to {high:g}")
+def check_maps(settings: LossSettings, process: Process) -> None:
+    """Raises `DyditError` for a map outside the process's timesteps, or for none."""
+    low, high = process.span
+    wrong = [t for t in settings.maps_at if not low <= t <= high]
+    if wrong or not settings.maps_at:
+        what = f"no timestep {wrong[0]}" if wrong else "no timesteps"
+        raise DyditError(f"{what} to draw maps at: the schedule has {low:g} to {high:g}")
 
 
 def measure_losses(
@@ -103,7 +78,7 @@ def measure_losses(
         images.check(model.config)
     x0, labels = chosen(images, settings)  # M C P P, M
     process = process_of(models[0].config)
-    settings.check(process)
+    check_maps(settings, process)
     timesteps = process.grid(settings.timesteps)
     curves = []
     for name, model in zip(names, models, strict=True):

@@ -34,7 +34,8 @@ def static_table() -> list[StaticCount]:
 
 
 def count_size(name: str) -> StaticCount:
-    """One published size, such as DiT-XL/2."""
+    """One published size, such as DiT-XL/2, in closed form and without torch: what `flops.analytic` gives for everything
+    on, and the parameters of the model that would be built."""
     config = named_config(name)
     blocks = block_macs(Routing.all_on(config, 1), config)
     total = static_macs(config)

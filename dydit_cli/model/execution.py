@@ -18,13 +18,13 @@ from dydit_cli.model.config import ModelConfig
 from dydit_cli.model.families import build_model
 from dydit_cli.model.macs import ahead_macs, plan_macs, sparse_step_macs, total_macs
 from dydit_cli.model.merging import Merging, TokenMerging
+from dydit_cli.model.options import Execution, WeightAccess
 from dydit_cli.model.planning import BlockWidth, Modulations, StepModulation, plan_width
 from dydit_cli.model.regions import SLICING, region
 from dydit_cli.model.routing import BlockRouting, Routing
 from dydit_cli.model.sparse import EAGER, compiled
-from dydit_cli.model.weight_cache import SliceStats, WeightAccess, WeightSlices
+from dydit_cli.model.weight_cache import SliceStats, WeightSlices
 
-Execution = Literal["sparse", "masked", "complete"]
 FREE_SHARE = 4  # copies of weights may take a quarter of the memory that is free
 
 

@@ -13,14 +13,13 @@ from __future__ import annotations
 from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
+from dydit_cli.model.options import WeightAccess
 from dydit_cli.model.sites import Site
 
-WeightAccess = Literal["views", "copies"]
 Runs = tuple[tuple[int, int], ...]
 
 

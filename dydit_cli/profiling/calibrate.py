@@ -17,7 +17,7 @@ from dydit_cli.checkpoint import lineage
 from dydit_cli.checkpoint.checkpoint import Checkpoint
 from dydit_cli.devices import pick_device
 from dydit_cli.diffusion.generate import cycle_labels
-from dydit_cli.diffusion.sampler import SamplerSettings
+from dydit_cli.diffusion.options import SamplerSettings
 from dydit_cli.errors import DyditError
 from dydit_cli.model.backbone import DynamicBackbone
 from dydit_cli.model.execution import SparseModel

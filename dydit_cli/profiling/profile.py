@@ -12,10 +12,11 @@ import torch
 from dydit_cli.artifacts.profile import FORMAT, FORMAT_VERSION, Profile, timestep_table
 from dydit_cli.checkpoint.checkpoint import Checkpoint
 from dydit_cli.checkpoint.lineage import CARD_FILE, with_figures
-from dydit_cli.checkpoint.read import CheckpointLike, LoadOptions, read
+from dydit_cli.checkpoint.options import LoadOptions
+from dydit_cli.checkpoint.read import CheckpointLike, read
 from dydit_cli.devices import pick_device
 from dydit_cli.diffusion.generate import Progress, cycle_labels
-from dydit_cli.diffusion.sampler import ALWAYS, SamplerSettings
+from dydit_cli.diffusion.options import ALWAYS, SamplerSettings
 from dydit_cli.errors import DyditError
 from dydit_cli.files import atomic_file, check_output, write_json, write_text
 from dydit_cli.model.backbone import DynamicBackbone

@@ -18,7 +18,8 @@ from torch import Tensor
 
 from dydit_cli.artifacts.profile import BoolArray, RoutingRecord
 from dydit_cli.diffusion.generate import Progress, generate
-from dydit_cli.diffusion.sampler import Denoiser, SamplerSettings
+from dydit_cli.diffusion.options import SamplerSettings
+from dydit_cli.diffusion.sampler import Denoiser
 from dydit_cli.errors import DyditError
 from dydit_cli.flops.executed import Executed
 from dydit_cli.model.config import ModelConfig

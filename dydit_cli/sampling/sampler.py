@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -14,44 +14,20 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from dydit_cli.checkpoint.checkpoint import Checkpoint
-from dydit_cli.checkpoint.export import DTYPES, DtypeName
 from dydit_cli.data.vae import Decode, load_vae
-from dydit_cli.devices import pick_device
+from dydit_cli.devices import DTYPES, pick_device
 from dydit_cli.diffusion.generate import Progress, check_labels, generate
-from dydit_cli.diffusion.sampler import SamplerSettings
+from dydit_cli.diffusion.options import SamplerSettings
 from dydit_cli.errors import DyditError
 from dydit_cli.model.backbone import Backbone
 from dydit_cli.model.config import ModelConfig
-from dydit_cli.model.execution import Executable, Execution, executor
+from dydit_cli.model.execution import Executable, executor
 from dydit_cli.model.merging import Merging
+from dydit_cli.model.options import Execution
 from dydit_cli.pixels import to_pixels
+from dydit_cli.sampling.options import SamplingConfig as SamplingConfig
 
 OnProgress = Callable[[Progress], None]
-
-
-@dataclass(frozen=True)
-class SamplingConfig:
-    """How a run's images are drawn: `classes` in turn (all of them for None), `batch` at once, each with its own seed.
-
-    The model runs in `dtype`; the sampler's state and the VAE are float32. `vae` decodes latents: a diffusers
-    AutoencoderKL folder or hub id. `compile`, `plan_memory` (bytes) and `tome` are `model.sparse.executor`'s.
-    """
-
-    settings: SamplerSettings = field(default_factory=SamplerSettings)
-    classes: Sequence[int] | None = None
-    seed: int = 0
-    execution: Execution = "sparse"
-    dtype: DtypeName = "fp32"
-    vae: str | Path | None = None
-    batch: int = 64
-    device: str = "auto"
-    compile: bool = False
-    plan_memory: int | None = None
-    tome: float | None = None
-
-    def __post_init__(self) -> None:
-        if self.dtype not in DTYPES:
-            raise DyditError(f"no dtype {self.dtype!r}; choose one of {', '.join(DTYPES)}")
 
 
 @dataclass(frozen=True)

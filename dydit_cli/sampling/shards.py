@@ -16,12 +16,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dydit_cli.artifacts.samples import read_npz, rgb, write_npz
-from dydit_cli.checkpoint.read import CheckpointLike, LoadOptions, read
+from dydit_cli.checkpoint.options import LoadOptions
+from dydit_cli.checkpoint.read import CheckpointLike, read
 from dydit_cli.diffusion.generate import Progress
 from dydit_cli.distributed import share_work
 from dydit_cli.errors import DyditError
 from dydit_cli.files import Resumable, check_output, sha256
-from dydit_cli.sampling.sampler import ImageSampler, SamplingConfig, open_sampler, protocol
+from dydit_cli.sampling.options import SamplingConfig
+from dydit_cli.sampling.sampler import ImageSampler, open_sampler, protocol
 
 FORMAT, FORMAT_VERSION = "dydit-npz", 1
 

@@ -12,7 +12,7 @@ from torch import Tensor
 from dydit_cli.checkpoint.read import read
 from dydit_cli.compress.convert import convert
 from dydit_cli.devices import pick_device
-from dydit_cli.diffusion.sampler import SamplerSettings
+from dydit_cli.diffusion.options import SamplerSettings
 from dydit_cli.errors import DyditError
 from dydit_cli.evaluate.classifier import classifier, judge
 from dydit_cli.figures.catalogue import FIGURES

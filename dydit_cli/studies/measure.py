@@ -22,7 +22,8 @@ from dydit_cli.evaluate.images import ArrayImages
 from dydit_cli.evaluate.reference import Reference
 from dydit_cli.model.execution import Executable
 from dydit_cli.profiling.profile import profile_checkpoint
-from dydit_cli.sampling.sampler import SamplingConfig, open_sampler, protocol
+from dydit_cli.sampling.options import SamplingConfig
+from dydit_cli.sampling.sampler import open_sampler, protocol
 from dydit_cli.studies.recipe import EvaluationPart
 from dydit_cli.studies.rows import Row, RowWork
 

@@ -9,7 +9,7 @@ from typing import Annotated, Any
 from pydantic import Field, ValidationError, model_validator
 
 from dydit_cli.compress.criteria import CRITERIA
-from dydit_cli.diffusion.sampler import SAMPLERS, GuidanceChannels, SamplerSettings
+from dydit_cli.diffusion.options import SAMPLERS, GuidanceChannels, SamplerSettings
 from dydit_cli.errors import DyditError
 from dydit_cli.recipe_files import Section, explain, find_recipe, first_fault, parse_setting, read_merged
 

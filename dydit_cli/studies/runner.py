@@ -14,7 +14,8 @@ from dydit_cli.artifacts.bench import Spread
 from dydit_cli.checkpoint.checkpoint import Checkpoint
 from dydit_cli.checkpoint.read import read
 from dydit_cli.errors import DyditError
-from dydit_cli.sampling.sampler import SamplingConfig, open_sampler
+from dydit_cli.sampling.options import SamplingConfig
+from dydit_cli.sampling.sampler import open_sampler
 from dydit_cli.studies.folder import TIMING, StudyFolder
 from dydit_cli.studies.measure import Evaluator, measure
 from dydit_cli.studies.methods import Start, make

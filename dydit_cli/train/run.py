@@ -15,7 +15,8 @@ from dydit_cli.artifacts.run import StepMetrics
 from dydit_cli.checkpoint import lineage
 from dydit_cli.checkpoint.checkpoint import Checkpoint, with_classes
 from dydit_cli.checkpoint.native import write_into
-from dydit_cli.checkpoint.read import CheckpointLike, LoadOptions, read
+from dydit_cli.checkpoint.options import LoadOptions
+from dydit_cli.checkpoint.read import CheckpointLike, read
 from dydit_cli.data.imagefolder import describe_skipped
 from dydit_cli.data.load import BUNDLED, load_data, split_name
 from dydit_cli.devices import pick_device

@@ -15,7 +15,7 @@ from dydit_cli.checkpoint.read import read
 from dydit_cli.cli.app import app
 from dydit_cli.data.digits import load_digits_split
 from dydit_cli.data.load import BUNDLED
-from dydit_cli.diffusion.sampler import SamplerSettings
+from dydit_cli.diffusion.options import SamplerSettings
 from dydit_cli.evaluate.classifier import classifier as classifier_of
 from dydit_cli.evaluate.classifier import judge
 from dydit_cli.model.families.dit import DiT

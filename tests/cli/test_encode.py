@@ -125,7 +125,7 @@ def test_missing_shards_are_made_and_the_others_kept(room: Path, whole: Path, tm
         (["--dtype", "fp16"], 'dtype "fp32", and now it is "fp16"'),
         (["--shard-size", 6], "shard_size 5, and now it is 6"),
         (["--size", 17], "size 17: "),
-        (["--dtype", "fp8"], "no dtype 'fp8'; choose one of fp32, fp16"),
+        (["--dtype", "fp8"], "'--dtype': 'fp8' is not one of 'fp32', 'fp16'."),
         (["--vae", "nothing/here/at/all"], "nothing/here/at/all: not a VAE; give a diffusers AutoencoderKL folder"),
     ],
 )

@@ -9,10 +9,8 @@ from typing import Any
 
 import numpy as np
 import pytest
-from typer.testing import CliRunner
 
-from dydit_cli.cli.app import app
-from dydit_cli.cli.evaluate import DRAWING
+from dydit_cli.cli.commands.evaluate import OF_IMAGES
 from dydit_cli.evaluate import evaluate as find
 from dydit_cli.evaluate.evaluate import class_text
 from tests.processes import dydit
@@ -125,7 +123,7 @@ def test_mistakes_are_one_line(room: Path, tmp_path: Path, monkeypatch: pytest.M
         ([room / "pictures", *DIGITS, "--steps", 5], "--steps is for a checkpoint to sample from"),
         ([room / "array", *DIGITS, "--cfg-interval", "1,2"], "--cfg-interval is for a checkpoint to sample from"),
         ([room / "pictures", *DIGITS, "--out", tmp_path / "x.csv"], "figures are stored as JSON; end the name in .json"),
-        (["no-such-thing", *DIGITS], "no-such-thing: no such checkpoint"),
+        (["no-such-thing"], "no-such-thing: no such checkpoint"),
         (["digits-dit", *DIGITS, "--num", 1], "--num"),
         (["digits-dit", *DIGITS, "--classes", "10"], "the model has classes 0 to 9"),
     ):
@@ -136,10 +134,10 @@ def test_mistakes_are_one_line(room: Path, tmp_path: Path, monkeypatch: pytest.M
     assert not (tmp_path / "x.csv").exists()
 
 
-def test_what_only_a_checkpoint_can_be_told_are_options() -> None:
-    shown = CliRunner().invoke(app, ["evaluate", "--help"], env={"COLUMNS": "200"}).stdout
-    for name in DRAWING:
-        assert f"--{name.replace('_', '-')}" in shown
+def test_what_images_are_evaluated_with_are_options() -> None:
+    shown = dydit("evaluate", "--help").stdout
+    for name in OF_IMAGES:
+        assert name in shown
 
 
 def test_classes_as_the_option_takes_them() -> None:

@@ -225,7 +225,7 @@ def test_mistakes_of_the_new_options(model: Path, tmp_path: Path) -> None:
     base = ["sample", model, "--out", tmp_path / "out", "--device", "cpu", "--num", 1, "--steps", 1]
     for more, message in (
         (["--shard-size", 5], "--shard-size is for --npz; add it, or leave the size out"),
-        (["--dtype", "fp8"], "no dtype 'fp8'; choose one of fp32, bf16, fp16"),
+        (["--dtype", "fp8"], "'--dtype': 'fp8' is not one of 'fp32', 'bf16', 'fp16'."),
         (["--cfg-interval", "5"], "--cfg-interval 5: write two timesteps, for instance 100,800"),
         (["--cfg-interval", "5,1000"], "guidance interval 5 to 1000; give two timesteps from 0 to 999, the lower first"),
     ):

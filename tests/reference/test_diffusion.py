@@ -14,8 +14,9 @@ from torch import Tensor
 
 from dydit_cli.checkpoint.read import read
 from dydit_cli.diffusion.objective import loss_terms
-from dydit_cli.diffusion.sampler import SamplerSettings, ddpm_scheduler, sample, solver_scheduler
-from dydit_cli.diffusion.schedule import linear_schedule, spaced_timesteps
+from dydit_cli.diffusion.options import SamplerSettings, spaced_timesteps
+from dydit_cli.diffusion.sampler import ddpm_scheduler, sample, solver_scheduler
+from dydit_cli.diffusion.schedule import linear_schedule
 from dydit_cli.model.families import named_config
 from dydit_cli.model.macs import flops_ratio
 from dydit_cli.model.routing import Routing

@@ -9,14 +9,15 @@ import pytest
 import torch
 from typer.testing import CliRunner
 
-from dydit_cli.artifacts.bench import BenchSettings, Spread
+from dydit_cli.artifacts.bench import Spread
+from dydit_cli.artifacts.bench_options import BenchSettings
 from dydit_cli.bench.bench import bench
 from dydit_cli.bench.breakdown import PARTS, Stopwatch
 from dydit_cli.bench.random_model import random_dydit
 from dydit_cli.checkpoint.checkpoint import Checkpoint
 from dydit_cli.checkpoint.native import write
 from dydit_cli.cli.app import app
-from dydit_cli.diffusion.schedule import spaced_timesteps
+from dydit_cli.diffusion.options import spaced_timesteps
 from dydit_cli.errors import DyditError
 from dydit_cli.figures.time import draw_breakdown
 from dydit_cli.figures.visualize import save_as

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from dydit_cli.checkpoint.checkpoint import Checkpoint
-from dydit_cli.diffusion.sampler import SamplerSettings
+from dydit_cli.diffusion.options import SamplerSettings
 from dydit_cli.errors import DyditError
 from dydit_cli.model.families.dit import DiT, DyDiT
 from dydit_cli.profiling.calibrate import TOLERANCE, calibrate, sampled_ratio

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from dydit_cli.checkpoint.read import read
-from dydit_cli.diffusion.sampler import SamplerSettings
+from dydit_cli.diffusion.options import SamplerSettings
 from dydit_cli.errors import DyditError
 from dydit_cli.evaluate.evaluate import find_extractor, find_images
 from dydit_cli.evaluate.feature_network import network_extractor
@@ -22,7 +22,7 @@ from dydit_cli.evaluate.features import Pixels
 from dydit_cli.evaluate.images import RESIZED, UNDONE, GeneratedImages, Images, Preprocessor, open_folder, real_images
 from dydit_cli.evaluate.reference import open_npz, open_reference, read_gaussians
 from dydit_cli.sampling.images import sample_images
-from dydit_cli.sampling.sampler import SamplingConfig
+from dydit_cli.sampling.options import SamplingConfig
 from dydit_cli.sampling.shards import sample_npz
 
 

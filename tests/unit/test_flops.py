@@ -19,7 +19,7 @@ from dydit_cli.flops.fvcore import count
 from dydit_cli.flops.published import StaticCount, count_size, static_table
 from dydit_cli.model import macs as analytic
 from dydit_cli.model.execution import SparseModel
-from dydit_cli.model.families import named_config
+from dydit_cli.model.families import build_model, named_config
 from dydit_cli.model.families.dit import DiT, DiTConfig, DyDiT, DyDiTConfig
 from dydit_cli.model.routing import Routing
 from tests.conftest import TINY, inputs, randomize
@@ -31,6 +31,17 @@ def test_static_sizes_match_the_published_table(count: StaticCount) -> None:
     found = count.macs_norms_once / 1e9
     assert count.published_giga in (round(found, 2), math.floor(found * 100) / 100)
     assert sum(count.parts.values()) == count.macs == analytic.static_macs(named_config(count.model))
+
+
+@pytest.mark.parametrize("count", static_table(), ids=lambda count: count.model)
+def test_static_sizes_are_those_of_the_built_models(count: StaticCount) -> None:
+    config = named_config(count.model)
+    with torch.device("meta"):
+        assert build_model(config).num_parameters() == count.parameters
+    blocks = analytic.block_macs(Routing.all_on(config, 1), config)
+    for part in ("attention", "mlp", "modulation", "norms"):
+        assert getattr(blocks, part).sum() == count.parts[part]
+    assert count.parts["frame"] == config.embed_and_head_macs()
 
 
 def test_the_published_figures_of_xl() -> None:

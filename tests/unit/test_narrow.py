@@ -14,7 +14,8 @@ import torch
 from dydit_cli.checkpoint.checkpoint import Checkpoint
 from dydit_cli.checkpoint.export import export
 from dydit_cli.checkpoint.native import write
-from dydit_cli.checkpoint.read import LoadOptions, read
+from dydit_cli.checkpoint.options import LoadOptions
+from dydit_cli.checkpoint.read import read
 from dydit_cli.compress.convert import convert
 from dydit_cli.errors import DyditError
 from dydit_cli.flops.executed import count_executed
@@ -23,8 +24,8 @@ from dydit_cli.model import macs as analytic
 from dydit_cli.model.execution import SparseModel
 from dydit_cli.model.families import Hints, build_model, config_from_dict, named_config
 from dydit_cli.model.families.dit import DiT, DiTConfig, DyDiT, DyDiTConfig, infer
+from dydit_cli.model.options import WeightAccess
 from dydit_cli.model.routing import Routing
-from dydit_cli.model.weight_cache import WeightAccess
 from tests.conftest import TINY, inputs, randomize
 
 NARROW = replace(TINY, num_heads=2, attention_width=16, mlp_width=50)

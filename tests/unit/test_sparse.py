@@ -11,8 +11,9 @@ from torch._dynamo.utils import counters
 
 from dydit_cli.errors import DyditError
 from dydit_cli.model.backbone import Backbone
-from dydit_cli.model.execution import Execution, SparseModel, executor
+from dydit_cli.model.execution import SparseModel, executor
 from dydit_cli.model.families.dit import DiT, DyDiT, DyDiTConfig, DynamicBlock
+from dydit_cli.model.options import Execution
 from dydit_cli.model.planning import plan_width, runs_of
 from dydit_cli.model.sparse import EAGER, compiled
 from dydit_cli.model.weight_cache import WeightSlices

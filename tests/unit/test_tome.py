@@ -13,13 +13,13 @@ import torch.nn.functional as F
 from torch import Tensor
 
 import dydit_cli
-from dydit_cli.artifacts.bench import BenchSettings
+from dydit_cli.artifacts.bench_options import BenchSettings
 from dydit_cli.artifacts.profile import read_profile
 from dydit_cli.bench.bench import bench_tome
 from dydit_cli.bench.breakdown import TOME_PARTS
 from dydit_cli.checkpoint.checkpoint import Checkpoint
 from dydit_cli.checkpoint.native import write
-from dydit_cli.diffusion.sampler import SamplerSettings
+from dydit_cli.diffusion.options import SamplerSettings
 from dydit_cli.errors import DyditError
 from dydit_cli.flops.executed import FREE, count_executed
 from dydit_cli.flops.fvcore import count

@@ -13,7 +13,7 @@ import math
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, replace
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -24,14 +24,13 @@ from dydit_cli.model.backbone import Backbone, DynamicBackbone
 from dydit_cli.model.config import NORM_MACS_PER_ELEMENT, ModelConfig, RoutedConfig, check_choice, check_whole
 from dydit_cli.model.families import Family, Hints, Inferred, depth_of, shape_of
 from dydit_cli.model.merging import TokenMerging, merge, unmerge
+from dydit_cli.model.options import TimestepVariant
 from dydit_cli.model.regions import ATTENTION, GATHER, MATCHING, MLP, MODULATION, TOKEN_ROUTERS, region
 from dydit_cli.model.routers import TokenRouter, WidthRouter, token_router, width_router
 from dydit_cli.model.routing import BlockRouting
 from dydit_cli.model.sites import Site, Structure, Weights
 from dydit_cli.model.sparse import Pointwise, active_tokens, add_to_active, sparse_attention, sparse_mlp
 from dydit_cli.model.weight_cache import Part
-
-TimestepVariant = Literal["original", "diffusers"]
 
 # name: (depth, hidden size, heads), table 1 of the DiT paper
 SIZES: dict[str, tuple[int, int, int]] = {

@@ -1,21 +1,28 @@
-"""dydit profile"""
+"""Count a model's FLOPs at every timestep of a sampling run, from what ran.
+
+Writes timesteps.csv, blocks.csv, images.csv, routing.npz and profile.json.
+
+Example: `dydit profile runs/digits-0.5 --out runs/profile-0.5`
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
-
-import typer
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from dydit_cli import units
+from dydit_cli.checkpoint.options import LoadOptions
 from dydit_cli.cli import console, options
+from dydit_cli.cli.build import Typed, Without
+from dydit_cli.diffusion.options import SamplerSettings
 from dydit_cli.errors import DyditError
+from dydit_cli.model.options import Tome
+from dydit_cli.options import Arg, Opt
 
 if TYPE_CHECKING:
     from dydit_cli.artifacts.profile import Profile
-    from dydit_cli.checkpoint.read import LoadOptions
 
 PARTS = {
     "attention": "attention",
@@ -26,50 +33,36 @@ PARTS = {
     "frame": "embedders, final layer",
 }
 
+Unit = Literal["mac", "flop"]
+
 
 def profile(
-    checkpoints: Annotated[
-        list[str] | None, typer.Argument(metavar="CKPT...", help="One checkpoint, or several to compare.")
-    ] = None,
-    out: Annotated[Path | None, typer.Option("--out", "-o", metavar="DIR", help="The folder to write.")] = None,
-    images: Annotated[int, typer.Option(metavar="N", help="Images to draw and average over, classes in turn.")] = 16,
-    sampler: options.Sampler = "ddim",
-    steps: options.SamplerSteps = None,
-    cfg: options.Cfg = 1.5,
-    cfg_channels: options.CfgChannels = "3",
-    spacing: options.Spacing = None,
-    tome: options.Tome = 0,
-    time: Annotated[
-        bool, typer.Option("--time", help="Time every step too, as it runs and static: three times the work.")
-    ] = False,
-    width_only: Annotated[
-        bool, typer.Option("--width-only", help="Heads and groups at all 1,000 timesteps, without drawing images.")
-    ] = False,
-    table: Annotated[bool, typer.Option("--table", help="The twelve DiT sizes beside the published figures; no CKPT.")] = False,
-    unit: Annotated[str, typer.Option(help="What is shown: mac, or flop (2 per MAC). Files hold MACs.")] = "mac",
+    typed: Typed,
+    checkpoints: Annotated[Sequence[str] | None, Arg("CKPT...", "One checkpoint, or several to compare.")] = None,
+    out: Annotated[Path | None, Opt("The folder to write.", ("--out", "-o"), metavar="DIR")] = None,
+    images: Annotated[int, Opt("Images to draw and average over, classes in turn.", metavar="N")] = 16,
+    *,
+    settings: Annotated[SamplerSettings, Without("cfg_interval")],
+    tome: Tome = None,
+    time: Annotated[bool, Opt("Time every step too, as it runs and static: three times the work.")] = False,
+    width_only: Annotated[bool, Opt("Heads and groups at all 1,000 timesteps, without drawing images.")] = False,
+    table: Annotated[bool, Opt("The twelve DiT sizes beside the published figures; no CKPT.")] = False,
+    unit: Annotated[Unit, Opt("What is shown: mac, or flop (2 per MAC). Files hold MACs.")] = "mac",
     keep_masks: Annotated[
-        int, typer.Option(min=1, metavar="N", help="Keep the token masks of the first N images; of all, their numbers.")
+        int, Opt("Keep the token masks of the first N images; of all, their numbers.", metavar="N", min=1)
     ] = 64,
-    batch: options.Batch = 64,
+    batch: Annotated[int, Opt("Images drawn at once (guidance doubles it).", min=1)] = 64,
     seed: options.Seed = 0,
-    weights: options.Weights = "ema",
-    num_heads: options.NumHeads = None,
-    input_size: options.InputSize = None,
-    timestep_variant: options.TimestepVariant = None,
+    loading: LoadOptions,
     device: options.Device = "auto",
     force: options.Force = False,
-    card: Annotated[bool, typer.Option("--card", help="Add the figures to the checkpoint folder's README.md too.")] = False,
+    card: Annotated[bool, Opt("Add the figures to the checkpoint folder's README.md too.")] = False,
     json: options.Json = False,
 ) -> None:
-    """Count a model's FLOPs at every timestep of a sampling run, from what ran.
-
-    Writes timesteps.csv, blocks.csv, images.csv, routing.npz and profile.json.
-
-    Example: `dydit profile runs/digits-0.5 --out runs/profile-0.5`
-    """
-    if unit not in ("mac", "flop"):
-        raise DyditError(f"no unit {unit!r}; choose mac or flop")
     if table:
+        if option := typed.other_than("--table", "--unit", "--json"):
+            what = checkpoints[0] if checkpoints else option
+            raise DyditError(f"--table shows the published sizes and profiles nothing; leave {what} out")
         show_static_table(unit, json)
         return
     if not checkpoints:
@@ -79,37 +72,31 @@ def profile(
     if tome and (card or width_only):
         what = "--card tells of the checkpoint as it is" if card else "--width-only counts heads and groups alone"
         raise DyditError(f"{what}; leave --tome out")
-    reading = options.reading(weights, num_heads, input_size, timestep_variant)
+
+    from dydit_cli.profiling.profile import names_of
+
+    folders = [out] if len(checkpoints) == 1 else [out / name for name in names_of(checkpoints)]
+    work = list(zip(checkpoints, folders, strict=True))
     if width_only:
-        show_width(checkpoints, out, reading, unit, force, json)
+        show_width(work, out, loading, unit, force, json)
         return
-    settings = options.sampler_settings(sampler, steps, cfg, cfg_channels, spacing)
 
     from dydit_cli.files import check_output
-    from dydit_cli.profiling.profile import add_to_card, names_of, write_comparison
+    from dydit_cli.profiling.profile import add_to_card, write_comparison
     from dydit_cli.profiling.profile import profile as run
 
     check_output(out, force)
-    folders = [out] if len(checkpoints) == 1 else [out / name for name in names_of(checkpoints)]
     results = []
-    for checkpoint, folder in zip(checkpoints, folders, strict=True):
-        with console.progress(f"profile {Path(checkpoint).name}", images * settings.steps, "image-steps") as advance:
+    for checkpoint, folder in work:
+        with console.stages() as stages:
+            stages.begin(f"profile {Path(checkpoint).name}", images * settings.steps, "image-steps")
             results.append(
                 run(
-                    options.read(checkpoint, reading),
-                    folder,
-                    images=images,
-                    settings=settings,
-                    batch=batch,
-                    seed=seed,
-                    keep_masks=keep_masks,
-                    time=time,
-                    tome=tome,
-                    device=device,
-                    force=force,
-                    on_progress=lambda progress, advance=advance: advance(progress.batch),  # type: ignore[misc]
+                    options.read(checkpoint, loading), folder, images=images, settings=settings, batch=batch, seed=seed,
+                    keep_masks=keep_masks, time=time, tome=tome, device=device, force=force,
+                    on_progress=lambda progress, stages=stages: stages.advance(progress.batch),  # type: ignore[misc]
                 )
-            )
+            )  # fmt: skip
         if card:
             add_to_card(checkpoint, results[-1])
     if len(results) > 1:
@@ -228,16 +215,11 @@ def show_comparison(results: list[Profile], out: Path, unit: str) -> None:
     console.say(f"{units.convention(unit)}; compare.csv and a folder for each in {out}")
 
 
-def show_width(checkpoints: list[str], out: Path, reading: LoadOptions, unit: str, force: bool, json: bool) -> None:
+def show_width(work: Sequence[tuple[str, Path]], out: Path, loading: LoadOptions, unit: str, force: bool, json: bool) -> None:
     """Each checkpoint's TDW, by phase of the schedule."""
-    from dydit_cli.profiling.profile import names_of
     from dydit_cli.profiling.width import profile_width
 
-    folders = [out] if len(checkpoints) == 1 else [out / name for name in names_of(checkpoints)]
-    results = [
-        profile_width(options.read(checkpoint, reading), folder, force=force)
-        for checkpoint, folder in zip(checkpoints, folders, strict=True)
-    ]
+    results = [profile_width(options.read(checkpoint, loading), folder, force=force) for checkpoint, folder in work]
     if json:
         console.as_json(results[0].summary if len(results) == 1 else {"profiles": [result.summary for result in results]})
         return
@@ -286,7 +268,3 @@ def show_static_table(unit: str, json: bool) -> None:
         "norms x1: and 1 per element of a LayerNorm: the DiT paper's (118.64 for XL/2).\n"
         "norms x4: and 4 per element, fvcore's count: the DyDiT paper's (118.69), and dydit's."
     )
-
-
-def register(app: typer.Typer) -> None:
-    app.command()(profile)

@@ -1,31 +1,27 @@
-"""dydit inspect"""
+"""Say what a checkpoint is, and where it came from.
+
+Example: `dydit inspect digits-dit`
+"""
 
 from __future__ import annotations
 
 from typing import Annotated
 
-import typer
-
 from dydit_cli import units
+from dydit_cli.checkpoint.options import LoadOptions
 from dydit_cli.cli import console, options
+from dydit_cli.options import Arg
 
 
 def inspect(
-    path: Annotated[str, typer.Argument(metavar="PATH", help="A checkpoint of any format, or `digits-dit`, `glyphs-dit`.")],
-    weights: options.Weights = "ema",
-    num_heads: options.NumHeads = None,
-    input_size: options.InputSize = None,
-    timestep_variant: options.TimestepVariant = None,
+    path: Annotated[str, Arg("PATH", "A checkpoint of any format, or `digits-dit`, `glyphs-dit`.")],
+    loading: LoadOptions,
     json: options.Json = False,
 ) -> None:
-    """Say what a checkpoint is, and where it came from.
-
-    Example: `dydit inspect digits-dit`
-    """
     from dydit_cli.checkpoint.inspect import inspect as run
     from dydit_cli.checkpoint.lineage import describe
 
-    report = run(path, options.reading(weights, num_heads, input_size, timestep_variant))
+    report = run(path, loading)
     if json:
         console.as_json(report)
         return
@@ -50,7 +46,3 @@ def inspect(
     for i, entry in enumerate(report["lineage"]):
         shown["lineage" if i == 0 else " " * i] = describe(entry)
     console.facts(path, shown)
-
-
-def register(app: typer.Typer) -> None:
-    app.command()(inspect)

@@ -1,52 +1,42 @@
-"""dydit demo"""
+"""Everything on the bundled digits model: convert, fine-tune, profile, draw, compare.
+
+Example: `dydit demo --out demo`
+"""
 
 from __future__ import annotations
 
-import typer
+from typing import Annotated
 
 from dydit_cli import units
 from dydit_cli.cli import console, options
+from dydit_cli.options import Opt
 
 
 def demo(
     out: options.Out,
-    images: int = typer.Option(256, min=1, help="Samples of each model that are judged."),
+    images: Annotated[int, Opt("Samples of each model that are judged.", min=1)] = 256,
     seed: options.Seed = 0,
     device: options.Device = "auto",
     force: options.Force = False,
     json: options.Json = False,
 ) -> None:
-    """Everything on the bundled digits model: convert, fine-tune, profile, draw, compare.
-
-    Example: `dydit demo --out demo`
-    """
     from dydit_cli.studies.demo import REPORT_FILE
     from dydit_cli.studies.demo import demo as run
 
-    with console.stages() as stage:
-        result = run(out, images=images, seed=seed, device=device, force=force, on_stage=stage.begin, on_work=stage.advance)
+    with console.stages() as work:
+        result = run(out, images=images, seed=seed, device=device, force=force, on_stage=work.begin, on_work=work.advance)
     if json:
         console.as_json(result)
         return
-    static, dynamic = result["static"], result["dynamic"]
     console.table(
         f"DiT and DyDiT on handwritten digits, {result['images']} samples each",
         ["", "MACs per forward", "ratio", "recognised", "sampling time"],
         [
-            [
-                "static DiT",
-                units.macs(static["macs"]),
-                "1.000",
-                units.share(static["recognised"]),
-                units.seconds(static["seconds"]),
-            ],
-            [
-                f"DyDiT, lambda {result['flops_ratio']:g}",
-                units.macs(dynamic["macs"]),
-                f"{result['ratio']:.3f}",
-                units.share(dynamic["recognised"]),
-                units.seconds(dynamic["seconds"]),
-            ],
+            [name, units.macs(model["macs"]), f"{ratio:.3f}", units.share(model["recognised"]), units.seconds(model["seconds"])]
+            for name, model, ratio in (
+                ("static DiT", result["static"], 1),
+                (f"DyDiT, lambda {result['flops_ratio']:g}", result["dynamic"], result["ratio"]),
+            )
         ],
     )
     console.say(
@@ -56,7 +46,3 @@ def demo(
         f"pictures: {out}/samples.png, architecture.png, tokens.png, flops.png; took {units.seconds(result['seconds'])}\n"
         f"all of it on one page: {out / REPORT_FILE}"
     )
-
-
-def register(app: typer.Typer) -> None:
-    app.command()(demo)

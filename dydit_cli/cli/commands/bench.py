@@ -1,14 +1,18 @@
-"""dydit bench"""
+"""Time sparse execution against the static model, interleaved, and show where the time goes; with --tome merged tokens.
+
+Example: `dydit bench --model DiT-S/2 --flops-ratio 0.5 --batch 2 --measure 2 --repeats 2`
+"""
 
 from __future__ import annotations
 
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
-import typer
-
 from dydit_cli import units
+from dydit_cli.artifacts.bench_options import BenchSettings
 from dydit_cli.cli import console, options
+from dydit_cli.model.options import Tome
+from dydit_cli.options import Arg, Opt
 
 if TYPE_CHECKING:
     from dydit_cli.artifacts.bench import BenchResult
@@ -17,61 +21,34 @@ if TYPE_CHECKING:
 def bench(
     checkpoint: Annotated[
         str | None,
-        typer.Argument(
-            metavar="[CKPT]", help="A DyDiT checkpoint (with --tome a static one); without one, random weights of --model."
-        ),
+        Arg("[CKPT]", "A DyDiT checkpoint (with --tome a static one); without one, random weights of --model."),
     ] = None,
-    model: Annotated[str, typer.Option(help="A published size, such as DiT-XL/2.")] = "DiT-S/2",
-    flops_ratio: Annotated[float, typer.Option("--flops-ratio", "--lambda", help="The random model's FLOPs ratio.")] = 0.5,
-    tome: options.Tome = 0,
-    batch: Annotated[int, typer.Option(help="What the model sees at once, both guidance halves counted.")] = 4,
-    steps: Annotated[int, typer.Option(metavar="N", help="Sampling steps, 1 to 1000.")] = 50,
-    measured: Annotated[int, typer.Option("--measure", metavar="N", help="How many of the steps are run.")] = 10,
-    repeats: Annotated[int, typer.Option(help="How often they are run.")] = 3,
-    dtype: Annotated[str, typer.Option(help="fp32, bf16 or fp16.")] = "fp32",
-    compile: Annotated[bool, typer.Option("--compile", help="Also time static and sparse with torch.compile.")] = False,
-    masked: Annotated[bool, typer.Option(help="Also time masked execution.")] = True,
-    access: Annotated[
-        str | None,
-        typer.Option(help="Active weights as views, or as copies.", show_default="views on cpu, copies on a GPU"),
-    ] = None,
-    plan_memory: options.PlanMemory = None,
-    figure: Annotated[Path | None, typer.Option(metavar="FILE", help="Draw the breakdown: .png, .svg or .pdf.")] = None,
-    seed: options.Seed = 0,
+    model: Annotated[str, Opt("A published size, such as DiT-XL/2.")] = "DiT-S/2",
+    flops_ratio: Annotated[float, Opt("The random model's FLOPs ratio.", ("--flops-ratio", "--lambda"))] = 0.5,
+    tome: Tome = None,
+    *,
+    settings: BenchSettings,
+    figure: Annotated[Path | None, Opt("Draw the breakdown: .png, .svg or .pdf.", metavar="FILE")] = None,
     device: options.Device = "auto",
     force: options.Force = False,
     json: options.Json = False,
 ) -> None:
-    """Time sparse execution against the static model, interleaved, and show where the time goes; with --tome merged tokens.
-
-    Example: `dydit bench --model DiT-S/2 --flops-ratio 0.5 --batch 2 --measure 2 --repeats 2`
-    """
-    from dydit_cli.artifacts.bench import BenchSettings
     from dydit_cli.bench.bench import bench as run
     from dydit_cli.bench.bench import bench_tome
     from dydit_cli.figures.time import draw_breakdown
     from dydit_cli.figures.visualize import prepare, save_as
 
-    settings = BenchSettings(
-        batch=batch,
-        steps=steps,
-        measured=measured,
-        repeats=repeats,
-        dtype=dtype,
-        compile=compile,
-        masked=masked,
-        access=access,  # type: ignore[arg-type]
-        plan_memory=options.plan_bytes(plan_memory),
-        seed=seed,
-    )
     if figure is not None:
         prepare(figure, force)
-    variants = 2 + 2 * compile + (masked and not tome)
-    with console.progress("bench", variants * (1 + settings.count * repeats), "evaluations") as advance:
+    variants = 2 + 2 * settings.compile + (settings.masked and not tome)
+    with console.stages() as work:
+        work.begin("bench", variants * (1 + settings.count * settings.repeats), "evaluations")
         if tome:
-            result = bench_tome(tome, checkpoint, model=model, settings=settings, device=device, on_work=advance)
+            result = bench_tome(tome, checkpoint, model=model, settings=settings, device=device, on_work=work.advance)
         else:
-            result = run(checkpoint, model=model, flops_ratio=flops_ratio, settings=settings, device=device, on_work=advance)
+            result = run(
+                checkpoint, model=model, flops_ratio=flops_ratio, settings=settings, device=device, on_work=work.advance
+            )
     if figure is not None:
         save_as(lambda: draw_breakdown(result.to_dict()), figure)
     if json:
@@ -124,7 +101,3 @@ def show(result: BenchResult) -> None:
 
 def _ratio(a: float, b: float) -> str:
     return f"{a / b:.3f}" if b else ""
-
-
-def register(app: typer.Typer) -> None:
-    app.command()(bench)
