@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Annotated, Any
 
 import typer
@@ -78,11 +77,13 @@ def finetune(
 
     named = {"train.lr": lr, "routing.router_lr": router_lr, "train.batch_size": batch_size, "train.seed": seed}
     values = {key: value for key, value in named.items() if value is not None}
+    at_end = {"routing.calibrate": True} if calibrate else {}
     if resume is not None:
-        given = {"--out": out, "--flops-ratio": flops_ratio, "--steps": steps, "--data": data, "--recipe": recipe}
+        given = {"--out": out, "--flops-ratio": flops_ratio, "--data": data, "--recipe": recipe}
         given |= {"--lr": lr, "--router-lr": router_lr, "--batch-size": batch_size, "--seed": seed is not None}
         only_resume({**given, "--set": setting, "--num-classes": num_classes, "--force": force})
-        place, asked = resume, unfinished(resume, checkpoint)
+        more_steps = {} if steps is None else {"train.steps": steps}
+        place, asked = resume, unfinished(resume, checkpoint, {**at_end, **more_steps})
     elif checkpoint is None or out is None:
         raise DyditError(f"{'CKPT' if checkpoint is None else '--out'} is missing (see dydit finetune --help)")
     else:
@@ -91,7 +92,7 @@ def finetune(
         resolved = resolve_recipe(
             recipe, flops_ratio=flops_ratio, steps=steps, data=data, settings=setting, trained_on=start.trained_on
         )
-        resolved = with_settings(resolved, values, "options")
+        resolved = with_settings(resolved, {**values, **at_end}, "options")
         place, asked = out, tuned_start(start, resolved, reading, num_classes)
     if asked.start.config.kind == "dit" and is_main():
         console.note(
@@ -104,26 +105,16 @@ def finetune(
         result = train("finetune", asked, place, device, force, stop)
         last = result.last
         more: dict[str, Any] = {"target": last.target, "training_ratio": last.ratio} if last else {}
-        if calibrate and result.main and not result.interrupted:
-            more |= calibrated(place, asked.recipe.routing.flops_ratio, device)
+        if result.calibration is not None:
+            figures = result.calibration
+            more["calibration"] = figures.to_dict()
+            console.note(
+                f"calibrated: ratio of a sampling run {figures.ratio_before:.4f} before, {figures.ratio_after:.4f} after; "
+                f"every router shifted by {figures.shift:+g}"
+            )
         finish("finetune", result, place, stop, json, more)
         if result.main and not json and last and last.ratio is not None:
             console.say(f"next: dydit profile {place} --out DIR (measures the ratio without the training noise)")
-
-
-def calibrated(place: Path, flops_ratio: float, device: str) -> dict[str, Any]:
-    """Shifts the routers of the result in `place`; the figures for the closing line."""
-    from dydit_cli.checkpoint.native import write_into
-    from dydit_cli.checkpoint.read import read
-    from dydit_cli.profiling.calibrate import calibrate
-
-    checkpoint, figures = calibrate(read(place), flops_ratio, device=device)
-    write_into(checkpoint, place)
-    console.note(
-        f"calibrated: ratio of a sampling run {figures.ratio_before:.4f} before, {figures.ratio_after:.4f} after; "
-        f"every router shifted by {figures.shift:+g}"
-    )
-    return {"calibration": figures.to_dict()}
 
 
 def register(app: typer.Typer) -> None:

@@ -32,7 +32,8 @@ Resume = Annotated[
     typer.Option(
         "--resume",
         metavar="DIR",
-        help="Continue the unfinished run in DIR as it was asked for; nothing else needs to be given.",
+        help="Continue the unfinished run in DIR as it was asked for; nothing else needs to be given. With --steps N it ends "
+        "after N steps, and so may a finished one that was run with --set train.keep_state=true.",
     ),
 ]
 

@@ -26,7 +26,8 @@ from dydit_cli.studies.recipe import StudyRecipe, read_study
 from dydit_cli.studies.rows import Interrupted, OnStage, OnWork, rows_of
 from dydit_cli.studies.runner import Runner
 from dydit_cli.studies.tables import Tables, make_tables
-from dydit_cli.train.run_folder import fingerprint, flat
+from dydit_cli.train.recipe import flat
+from dydit_cli.train.run_folder import fingerprint
 from dydit_cli.version import __version__
 
 # settings that no row depends on: with others, rows are added, or left out of the tables
