@@ -28,7 +28,7 @@ from dydit_cli.profiling.calibrate import calibrate
 from dydit_cli.train.loop import TrainResult, train
 from dydit_cli.train.recipe import Recipe, read_recipe, with_settings, with_steps
 from dydit_cli.train.run_folder import RECIPE_FILE as RECIPE_FILE
-from dydit_cli.train.run_folder import RunFolder, RunSpec, Saved
+from dydit_cli.train.run_folder import RunFolder, RunSpec, Saved, locked
 
 
 def pretrain(recipe: Recipe, out: str | Path, **options: Any) -> TrainResult:
@@ -178,7 +178,7 @@ def run_training(
         data = load_data(recipe.data, start.config)
         data.check(start.config)
         try:
-            with folder.alone() if processes.main else nullcontext():
+            with locked(out) if processes.main else nullcontext():
                 folder.check(spec, force)  # again: another process may have ended a run here
                 saved = folder.open(spec, force, processes, on_note)
                 model = start.build().to(pick_device(device)).float()

@@ -12,7 +12,7 @@ import json
 import os
 import shutil
 from collections.abc import Callable, Collection, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -33,7 +33,7 @@ from dydit_cli.train.batch import TrainingBatches
 from dydit_cli.train.recipe import FREE, Recipe, defaults, flat, recipe_from_dict, set_values, why_not_more_steps
 from dydit_cli.train.step import Trainer
 
-STATE_FOLDER, KEPT_FOLDER, RUN_FILE, LOCK_FILE = "state", "last-state", "run.json", ".lock"
+STATE_FOLDER, KEPT_FOLDER, RUN_FILE = "state", "last-state", "run.json"
 
 TENSORS_FILE, FACTS_FILE, RECIPE_FILE = "tensors.safetensors", "facts.json", "recipe.json"
 
@@ -41,17 +41,29 @@ FORMAT, FORMAT_VERSION = "dydit-run", 1
 
 
 @contextmanager
+def locked(path: str | Path) -> Iterator[None]:
+    """Holds the output `path` for the length of the block; raises `DyditError` where another process holds it."""
+    target = Path(os.path.realpath(path))
+    file = target.with_name(f".{target.name}.lock")
+    with claim(file) as mine:
+        if not mine:
+            raise DyditError(f"{path}: another process of dydit is writing it; wait for that one, or choose another place")
+        try:
+            yield
+        finally:
+            file.unlink(missing_ok=True)  # while it is held: a later one could be another process's
+
+
+@contextmanager
 def claim(file: Path, wait: bool = False) -> Iterator[bool]:
     """Whether the lock `file` is this process's for the length of the block; False where another process has it, unless
     this one is to `wait`. However a process ends, its locks end with it."""
+    file.parent.mkdir(parents=True, exist_ok=True)
     lock = FileLock(file)
+    with suppress(Timeout):
+        lock.acquire(blocking=wait)
     try:
-        lock.acquire(timeout=-1 if wait else 0)
-    except Timeout:
-        yield False
-        return
-    try:
-        yield True
+        yield lock.is_locked
     finally:
         lock.release()
 
@@ -240,18 +252,6 @@ class RunFolder:
         except (OSError, ValueError, DyditError):
             return False
 
-    @contextmanager
-    def alone(self) -> Iterator[None]:
-        """Keeps other processes from training into the folder; raises `DyditError` where one does."""
-        self.path.mkdir(parents=True, exist_ok=True)
-        with claim(self.path / LOCK_FILE) as mine:
-            if not mine:
-                raise DyditError(f"{self.path}: another process is training into it; wait for its end or choose another --out")
-            try:
-                yield
-            finally:
-                (self.path / LOCK_FILE).unlink(missing_ok=True)  # while it is held: whoever locks it next makes it anew
-
     def check(self, spec: RunSpec, force: bool) -> None:
         """Raises `DyditError` where neither a new run can begin here, nor an unfinished one continue, nor a finished one
         have more steps."""
@@ -309,7 +309,7 @@ class RunFolder:
 
     def _barely_begun(self) -> bool:
         """Whether a kill in the first moment left what is there: nothing is lost where it begins again."""
-        beginnings = (RECIPE_FILE, f".{RECIPE_FILE}.", STATE_FOLDER, f".{STATE_FOLDER}.", LOCK_FILE)
+        beginnings = (RECIPE_FILE, f".{RECIPE_FILE}.", STATE_FOLDER, f".{STATE_FOLDER}.")
         return self.path.is_dir() and all(child.name.startswith(beginnings) for child in self.path.iterdir())
 
     def _cut_metrics(self, steps: int) -> None:

@@ -397,11 +397,11 @@ def test_two_processes_do_not_train_into_one_folder(start: Path, calm: Path, tmp
             for options in ([], ["--force"]):
                 refused = dydit("finetune", start, "--out", out, "--device", "cpu", *options)
                 assert (refused.exit_code, refused.stdout, refused.stderr.count("\n")) == (2, "", 1)
-                assert f"{out}: another process is training into it; wait for its end or choose" in refused.stderr
+                assert f"{out}: another process of dydit is writing it; wait for that one, or" in refused.stderr
 
     finetune(start, out, recipe=a_recipe(), device="cpu", on_step=another)
     assert result_of(out) == result_of(calm)
-    assert not (out / ".lock").exists()
+    assert not list(tmp_path.glob(".out*"))
 
 
 def hold(file: Path, held: Any) -> None:
@@ -416,14 +416,14 @@ def test_a_lock_ends_with_its_process(start: Path, calm: Path, tmp_path: Path) -
     run(start, out, 5)
     context = multiprocessing.get_context("forkserver")
     held = context.Event()
-    process = context.Process(target=hold, args=(out / ".lock", held))
+    process = context.Process(target=hold, args=(tmp_path / ".out.lock", held))
     process.start()
     assert held.wait(60)
-    with pytest.raises(DyditError, match="another process is training into it"):
+    with pytest.raises(DyditError, match="another process of dydit is writing it"):
         run(start, out)
     process.kill()
     process.join()
-    assert (out / ".lock").exists()
+    assert (tmp_path / ".out.lock").exists()
     run(start, out)
     assert result_of(out) == result_of(calm)
 
