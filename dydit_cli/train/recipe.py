@@ -170,7 +170,7 @@ def set_values(values: dict[str, Any], settings: Mapping[str, Any] | Sequence[st
         section, dot, name = key.partition(".")
         inside = values.setdefault(section, {}) if dot else values
         if not isinstance(inside, dict):
-            raise DyditError(f"{where} {key}: {section!r} is no section here")
+            raise DyditError(f"{where} {key}: {section!r} is no section")
         inside[name or section] = value
     return list(pairs)
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import nullcontext
+from contextlib import ExitStack
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -173,32 +173,33 @@ def run_training(
     """
     folder, recipe, start = RunFolder(Path(out)), spec.recipe, spec.start
     _ = recipe.calibration.settings  # a mistake in it is told before anything is trained
-    with init_distributed(device) as processes:
+    with init_distributed(device) as processes, ExitStack() as stack:
         folder.check(spec, force)
         data = load_data(recipe.data, start.config)
         data.check(start.config)
+        if processes.main:
+            stack.enter_context(locked(out))
+            folder.check(spec, force)  # again: another process may have finished here since
         try:
-            with locked(out) if processes.main else nullcontext():
-                folder.check(spec, force)  # again: another process may have ended a run here
-                saved = folder.open(spec, force, processes, on_note)
-                model = start.build().to(pick_device(device)).float()
-                if processes.main:
-                    on_begin(0 if saved is None else saved.step)
-                with folder.log(processes.main) as log:
+            saved = folder.open(spec, force, processes, on_note)
+            model = start.build().to(pick_device(device)).float()
+            if processes.main:
+                on_begin(0 if saved is None else saved.step)
+            with folder.log(processes.main) as log:
 
-                    def record(metrics: StepMetrics) -> None:
-                        log.write(metrics)
-                        if on_step:
-                            on_step(metrics)
+                def record(metrics: StepMetrics) -> None:
+                    log.write(metrics)
+                    if on_step:
+                        on_step(metrics)
 
-                    def save(state: Saved) -> None:
-                        log.settle()
-                        folder.states.save(state, recipe.train.keep)
+                def save(state: Saved) -> None:
+                    log.settle()
+                    folder.states.save(state, recipe.train.keep)
 
-                    hooks: dict[str, Any] = {"save": save, "on_step": record, "should_stop": should_stop}
-                    result = train(model, data, recipe, processes=processes, resume=saved, **hooks)
-                if processes.main:
-                    result = write_result(model, spec, result, folder, device)
+                hooks: dict[str, Any] = {"save": save, "on_step": record, "should_stop": should_stop}
+                result = train(model, data, recipe, processes=processes, resume=saved, **hooks)
+            if processes.main:
+                result = write_result(model, spec, result, folder, device)
         except SafetensorError as error:
             raise DyditError(f"{out}: cannot be written: {error}; make room and run the same command again") from None
         except OSError as error:

@@ -27,8 +27,8 @@ from dydit_cli.model.execution import executor
 from dydit_cli.studies import runner
 from dydit_cli.studies.folder import StudyFolder
 from dydit_cli.studies.measure import held_out_loss
+from dydit_cli.studies.methods import Row, rows_of
 from dydit_cli.studies.recipe import StudyRecipe, read_study
-from dydit_cli.studies.rows import Row, rows_of
 from dydit_cli.studies.study import Study, study
 from dydit_cli.studies.tables import COLUMNS, make_tables
 from tests.conftest import TINY, randomize
@@ -103,7 +103,7 @@ FINE = 'model = "digits-dit"\n[finetune]\nsteps = 2\n'
         ('model = "digits-dit"', [], "study.toml: 'finetune' is missing"),
         (FINE, ["finetune.step=3"], "--set: unknown key 'finetune.step'; did you mean 'steps'?"),
         (FINE, ["finetune.steps=0"], "--set: 'finetune.steps': input should be greater than 0"),
-        (FINE, ["model.size=3"], "--set model.size: 'model' is no section of a study"),
+        (FINE, ["model.size=3"], "--set model.size: 'model' is no section"),
         (FINE, ["steps"], "--set steps: write it as KEY=VALUE"),
         (FINE.replace("[", ""), [], "study.toml: not a readable TOML recipe"),
     ],
@@ -315,7 +315,7 @@ def test_the_tables_by_hand(model: Path, tmp_path: Path) -> None:
         "",
         "|  | MACs per forward | ratio | Fréchet distance | recognised | precision | recall | held-out loss over static |",
         "|---|---:|---:|---:|---:|---:|---:|---:|",
-        "| static | 50.00 M | 0.500 | 0.50 ± 0.00 | 100.0 ± 0.0 % | 0.500 ± 0.000 | 0.250 ± 0.000 | 1.000 ± 0.000 |",
+        "| static DiT | 50.00 M | 0.500 | 0.50 ± 0.00 | 100.0 ± 0.0 % | 0.500 ± 0.000 | 0.250 ± 0.000 | 1.000 ± 0.000 |",
         "| DyDiT, lambda 0.5 | 50.00 M | 0.500 | 2.50 ± 1.80 | 100.0 ± 0.0 % | 0.500 ± 0.000 | 0.250 ± 0.000 | 2.000 ± 1.000 |",
     ]
 
