@@ -19,7 +19,7 @@ from dydit_cli.errors import DyditError
 # what marks a folder as one of dydit's, whose replacement loses nothing else
 OURS = {
     "compare.json", "config.json", "demo.json", "encode.json", "metrics.jsonl", "profile.json", "recipe.json", "samples.json",
-    "losses.json", "study.json", "width.json",
+    "losses.json", "study.json", "unfinished.json", "width.json",
 }  # fmt: skip
 
 

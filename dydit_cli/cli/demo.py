@@ -18,6 +18,8 @@ def demo(
 ) -> None:
     """Everything on the bundled digits model: convert, fine-tune, profile, draw, compare.
 
+    The same command continues it after a kill; --force starts anew.
+
     Example: `dydit demo --out demo`
     """
     from dydit_cli.studies.demo import REPORT_FILE
