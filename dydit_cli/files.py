@@ -19,7 +19,7 @@ from dydit_cli.errors import DyditError
 # what marks a folder as one of dydit's, whose replacement loses nothing else
 OURS = {
     "compare.json", "config.json", "demo.json", "encode.json", "metrics.jsonl", "profile.json", "recipe.json", "samples.json",
-    "losses.json", "study.json", "width.json",
+    "losses.json", "study.json", "unfinished.json", "width.json",
 }  # fmt: skip
 
 
@@ -168,9 +168,9 @@ class Resumable:
     what: str
     option: str = "--out"
 
-    def check(self, asked: dict[str, Any], free: Collection[str] = ()) -> None:
+    def check(self, asked: dict[str, Any], free: Collection[str] = (), new: Collection[str] = ()) -> None:
         """Raises `DyditError` where the folder holds anything but a run with the settings `asked`, those named in
-        `free` left out; an empty folder may begin."""
+        `free` left out, and those in `new` that it does not name; an empty folder may begin."""
         try:
             there = json.loads((self.folder / self.settings).read_text(encoding="utf-8"))
         except (OSError, ValueError):
@@ -182,7 +182,7 @@ class Resumable:
                 check_output(self.folder)
             return
         for name, value in asked.items():
-            if there.get(name) != value and name not in free:
+            if there.get(name) != value and name not in free and (name in there or name not in new):
                 raise DyditError(
                     f"{self.folder}: holds {self.what} with {name} {_short(there.get(name))}, and now it is {_short(value)}; "
                     f"choose another {self.option}, or start anew with --force"

@@ -45,7 +45,11 @@ RunOut = Annotated[
 
 Resume = Annotated[
     Path | None,
-    Opt("Continue the unfinished run in DIR as it was asked for; nothing else needs to be given.", metavar="DIR"),
+    Opt(
+        "Continue the unfinished run in DIR as it was asked for; nothing else needs to be given. With --steps N it ends after "
+        "N steps, and so may a finished one that was run with --set train.keep_state=true.",
+        metavar="DIR",
+    ),
 ]
 
 

@@ -9,21 +9,11 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from dydit_cli.figures.tradeoff import row_label
 from dydit_cli.files import atomic_file, write_json, write_text
 from dydit_cli.studies.folder import StudyFolder
+from dydit_cli.studies.methods import STATIC, Row, method_of
 from dydit_cli.studies.recipe import StudyRecipe
-from dydit_cli.studies.rows import CONTROL, DYDIT, STATIC, TOME, Row
-
-
-def label(method: str, target: float) -> str:
-    """`DyDiT, lambda 0.5`."""
-    if method == STATIC:
-        return "static"
-    if method == CONTROL:
-        return "static, fine-tuned (control)"
-    if method == DYDIT:
-        return f"DyDiT, lambda {target:g}"
-    return f"ToMe, {target:g} merged" if method == TOME else f"{method} pruning, keep {target:g}"
 
 
 @dataclass(frozen=True)
@@ -84,7 +74,7 @@ def shown(
 
 def short(method: str, target: float) -> str:
     """`dydit 0.5`."""
-    return method if method in (STATIC, CONTROL) else f"{method} {target:g}"
+    return method if method_of(method).whole else f"{method} {target:g}"
 
 
 def protocol_line(protocol: dict[str, Any]) -> str:
@@ -115,7 +105,7 @@ def seeds_text(seeds: Sequence[int]) -> str:
 
 def markdown(summary: pd.DataFrame, protocol: dict[str, Any]) -> str:
     """A table for a README, and how it came about."""
-    headings, lines = shown(summary, EVERY, label)
+    headings, lines = shown(summary, EVERY, row_label)
     rule = "|".join(["---", *["---:"] * (len(headings) - 1)])
     body = [f"| {' | '.join(cells)} |" for cells in (headings, *lines)]
     return "\n".join([protocol_line(protocol), "", body[0], f"|{rule}|", *body[1:]]) + "\n"

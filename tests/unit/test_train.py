@@ -66,7 +66,7 @@ def test_settings_replace_single_values() -> None:
     assert (recipe.train.lr, recipe.routing.router_lr, recipe.data) == (3e-5, 0.5, "digits")
     for text, message in (
         ("train.lr", "--set train.lr: write it as KEY=VALUE"),
-        ("tran.lr=1", "--set: no section 'tran'"),
+        ("tran.lr=1", "--set: unknown key 'tran'; did you mean 'train'?"),
         ("train.lrr=1", "--set: unknown key 'train.lrr'; did you mean 'lr'?"),
         ("train.lr=fast", "--set: 'train.lr': input should be a valid number"),
     ):
