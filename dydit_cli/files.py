@@ -168,9 +168,10 @@ class Resumable:
     what: str
     option: str = "--out"
 
-    def check(self, asked: dict[str, Any], free: Collection[str] = ()) -> None:
-        """Raises `DyditError` where the folder holds anything but a run with the settings `asked`, those named in
-        `free` left out; an empty folder may begin."""
+    def check(self, asked: dict[str, Any], free: Collection[str] = ()) -> dict[str, Any]:
+        """Returns the settings of the run that the folder holds; {} for an empty folder, which may begin.
+
+        Raises `DyditError` where it holds anything but a run with the settings `asked`, those named in `free` left out."""
         try:
             there = json.loads((self.folder / self.settings).read_text(encoding="utf-8"))
         except (OSError, ValueError):
@@ -180,13 +181,14 @@ class Resumable:
             begun = self.folder.is_dir() and all(path.name.startswith(f".{self.settings}.") for path in self.folder.iterdir())
             if not begun:
                 check_output(self.folder)
-            return
+            return {}
         for name, value in asked.items():
             if there.get(name) != value and name not in free:
                 raise DyditError(
                     f"{self.folder}: holds {self.what} with {name} {_short(there.get(name))}, and now it is {_short(value)}; "
                     f"choose another {self.option}, or start anew with --force"
                 )
+        return there
 
     def begin(self, asked: dict[str, Any], force: bool) -> None:
         """Writes the settings that a later run has to repeat; with `force` into an empty folder."""

@@ -42,7 +42,7 @@ def evaluate(
         typer.Option(
             "--reference",
             metavar="REF",
-            help="An ADM reference batch (.npz), a folder of real images, digits, or digits:held-out (glyphs likewise).",
+            help="An ADM reference batch (.npz), a folder of real images, or a data set: digits, digits:held-out, ...",
             show_default="of digits and glyphs: the real ones of the training set",
         ),
     ] = None,
@@ -55,7 +55,7 @@ def evaluate(
     ] = None,
     out: Annotated[Path | None, typer.Option("--out", "-o", metavar="FILE", help="Store figures and protocol: .json.")] = None,
     num: Annotated[int, typer.Option(min=2, help="How many images a checkpoint draws.")] = 1000,
-    classes: Annotated[str | None, typer.Option(help="Classes in turn, such as 0,1,5-7.", show_default="all")] = None,
+    classes: options.Classes = None,
     cfg: options.Cfg = 1.5,
     cfg_interval: options.CfgInterval = None,
     cfg_channels: options.CfgChannels = "3",
@@ -85,6 +85,7 @@ def evaluate(
     """
     from dydit_cli.evaluate.evaluate import evaluate as run
     from dydit_cli.evaluate.evaluate import find_extractor, find_images
+    from dydit_cli.evaluate.images import GeneratedImages
     from dydit_cli.evaluate.reference import open_reference
     from dydit_cli.files import check_output, write_json
 
@@ -97,18 +98,17 @@ def evaluate(
         given = [name for name in DRAWING if _typed(context, name)]
         if given:
             raise DyditError(f"--{given[0].replace('_', '-')} is for a checkpoint to sample from; {samples} is images already")
-    extractor = find_extractor(features, inception=inception, device=device)
-    against = open_reference(reference, extractor)
-    if images is None:
-        from dydit_cli.evaluate.images import GeneratedImages
-
+    else:  # before anything else is asked for: it may not exist
         settings = options.sampler_settings(sampler, steps, cfg, cfg_channels, spacing, cfg_interval)
         loaded = options.read(samples, options.reading(weights, num_heads, input_size, timestep_variant))
-        how = options.drawing(
+        config = options.drawing(
             loaded, settings, classes, plan_memory, seed=seed, execution=execution, dtype=dtype, vae=vae, batch=batch,
             device=device, tome=tome,
         )  # fmt: skip
-        images = GeneratedImages(loaded, how, num)
+    extractor = find_extractor(features, inception=inception, device=device)
+    against = open_reference(reference, extractor)
+    if images is None:
+        images = GeneratedImages(loaded, config, num)
     with console.stages() as work:
         result = run(images, against, extractor, batch=batch, device=device, on_stage=work.begin, on_work=work.advance)
     if out is not None:

@@ -34,7 +34,8 @@ def finetune(
     data: Annotated[
         str | None,
         typer.Option(
-            help="digits, glyphs, imagefolder:PATH or latents:PATH.", show_default="RECIPE's, or what CKPT was trained on"
+            help="digits, fashion, glyphs, idx:PATH, imagefolder:PATH or latents:PATH.",
+            show_default="RECIPE's, or what CKPT was trained on",
         ),
     ] = None,
     recipe: Annotated[str | None, typer.Option(help="A TOML recipe.", show_default="DATA/finetune")] = None,

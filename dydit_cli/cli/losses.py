@@ -19,7 +19,7 @@ def losses(
     data: Annotated[
         str | None,
         typer.Option(
-            help="digits or glyphs (their held-out images), imagefolder:PATH or latents:PATH.",
+            help="digits, fashion, glyphs or idx:PATH (their held-out images), imagefolder:PATH or latents:PATH.",
             show_default="what CKPT was trained on",
         ),
     ] = None,

@@ -92,6 +92,11 @@ Tome = Annotated[
 
 CfgChannels = Annotated[str, typer.Option(help="Channels that guidance acts on: 3 (the authors' code) or all (diffusers).")]
 
+Classes = Annotated[
+    str | None,
+    typer.Option(help="Classes in turn, by number or name, such as 0,5-7,goldfish.", show_default="all"),
+]
+
 Batch = Annotated[int, typer.Option(min=1, help="Images drawn at once (guidance doubles it).")]
 
 
@@ -134,8 +139,15 @@ def drawing(
     """How `loaded` draws, from options as they were typed; `given` are the other fields of `SamplingConfig`."""
     from dydit_cli.sampling.sampler import SamplingConfig
 
-    numbers = parse_classes(classes, loaded.config.num_classes)
+    numbers = class_numbers(classes, loaded)
     return SamplingConfig(settings=settings, classes=numbers, plan_memory=plan_bytes(plan_memory), **given)
+
+
+def class_numbers(classes: str | None, loaded: Checkpoint) -> list[int] | None:
+    """`--classes`, by the names that `loaded` has for them; None for all."""
+    from dydit_cli.sampling.classes import parse_classes
+
+    return None if classes is None else parse_classes(classes, loaded.config.num_classes, loaded.labels)
 
 
 def plan_bytes(plan_memory: float | None) -> int | None:
@@ -149,19 +161,3 @@ def parse_interval(text: str) -> tuple[int, int]:
     if not low.isdecimal() or not high.isdecimal():
         raise DyditError(f"--cfg-interval {text}: write two timesteps, for instance 100,800")
     return int(low), int(high)
-
-
-def parse_classes(text: str | None, num_classes: int) -> list[int]:
-    """`0,1,5-7` as a list; all classes for None. Raises `DyditError` for what is no class of the model."""
-    if text is None:
-        return list(range(num_classes))
-    classes: list[int] = []
-    for part in text.split(","):
-        first, _, last = part.strip().partition("-")
-        if not first.isdecimal() or (last and not last.isdecimal()):
-            raise DyditError(f"--classes {text}: {part.strip()!r} is no class number; write for instance 0,1,5-7")
-        classes.extend(range(int(first), int(last or first) + 1))
-    unknown = [c for c in classes if c >= num_classes]
-    if unknown or not classes:
-        raise DyditError(f"--classes {text}: the model has classes 0 to {num_classes - 1}")
-    return classes

@@ -33,6 +33,7 @@ def profile(
     ] = None,
     out: Annotated[Path | None, typer.Option("--out", "-o", metavar="DIR", help="The folder to write.")] = None,
     images: Annotated[int, typer.Option(metavar="N", help="Images to draw and average over, classes in turn.")] = 16,
+    classes: options.Classes = None,
     sampler: options.Sampler = "ddim",
     steps: options.SamplerSteps = None,
     cfg: options.Cfg = 1.5,
@@ -94,11 +95,13 @@ def profile(
     results = []
     for checkpoint, folder in zip(checkpoints, folders, strict=True):
         with console.progress(f"profile {Path(checkpoint).name}", images * settings.steps, "image-steps") as advance:
+            loaded = options.read(checkpoint, reading)
             results.append(
                 run(
-                    options.read(checkpoint, reading),
+                    loaded,
                     folder,
                     images=images,
+                    classes=options.class_numbers(classes, loaded),
                     settings=settings,
                     batch=batch,
                     seed=seed,

@@ -24,7 +24,7 @@ def prune(
     data: Annotated[
         str | None,
         typer.Option(
-            help="What taylor and diff look at: digits, glyphs, imagefolder:PATH or latents:PATH.",
+            help="What taylor and diff look at: digits, fashion, glyphs, idx:PATH, imagefolder:PATH or latents:PATH.",
             show_default="what CKPT was trained on",
         ),
     ] = None,

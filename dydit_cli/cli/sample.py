@@ -20,7 +20,7 @@ def sample(
     checkpoint: options.Ckpt,
     out: options.Out,
     num: Annotated[int, typer.Option(min=1, help="How many images.")] = 64,
-    classes: Annotated[str | None, typer.Option(help="Classes in turn, such as 0,1,5-7.", show_default="all")] = None,
+    classes: options.Classes = None,
     cfg: options.Cfg = 1.5,
     cfg_interval: options.CfgInterval = None,
     cfg_channels: options.CfgChannels = "3",
@@ -40,7 +40,8 @@ def sample(
         typer.Option(
             "--npz",
             help="One array for ADM's evaluation suite, samples.npz, in place of pictures. The same command again "
-            "continues after a kill; `accelerate launch -m dydit_cli sample ...` shares it over processes.",
+            "continues after a kill, and adds images for a larger --num; "
+            "`accelerate launch -m dydit_cli sample ...` shares it over processes.",
         ),
     ] = False,
     shard_size: Annotated[
@@ -93,7 +94,8 @@ def write_pictures(loaded: Checkpoint, out: Path, how: SamplingConfig, num: int,
 def write_array(
     loaded: Checkpoint, out: Path, how: SamplingConfig, num: int, shard_size: int | None, force: bool, json: bool
 ) -> None:
-    from dydit_cli.sampling.shards import SAMPLES_FILE, SHARD_SIZE, sample_npz
+    from dydit_cli.artifacts.samples import ARRAY_FILE
+    from dydit_cli.sampling.shards import SHARD_SIZE, sample_npz
 
     with console.stages() as work:
         summary = sample_npz(
@@ -112,7 +114,7 @@ def write_array(
         console.as_json(summary)
     else:
         drawn, took = summary["drawn"], units.seconds(summary["seconds"])
-        console.say(f"{num} images in {out / SAMPLES_FILE} (arr_0), {drawn} of them drawn now, in {took}")
+        console.say(f"{num} images in {out / ARRAY_FILE} (arr_0), {drawn} of them drawn now, in {took}")
 
 
 def register(app: typer.Typer) -> None:

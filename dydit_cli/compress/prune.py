@@ -20,7 +20,7 @@ from dydit_cli.checkpoint.native import write
 from dydit_cli.checkpoint.read import CheckpointLike, LoadOptions, read
 from dydit_cli.compress.criteria import CalibrationData, Criterion, Method, Scores, diff, magnitude, random, taylor
 from dydit_cli.compress.structures import select_channels, select_heads
-from dydit_cli.data.load import load_data
+from dydit_cli.data.load import default_data, load_data
 from dydit_cli.devices import pick_device
 from dydit_cli.errors import DyditError
 from dydit_cli.files import check_output
@@ -107,7 +107,7 @@ def prune(
         seed, None, BATCHES.get(method, 1) if batches is None else batches, batch_size, timesteps, threshold
     )
     if method in BATCHES:
-        images = load_data(data or static.trained_on or "digits", static.config)
+        images = load_data(data or default_data(static.trained_on, static.config), static.config)
         images.check(static.config)
         evidence = replace(evidence, data=images, on_work=on_work)
         passes = 2 * timesteps if method == "diff" else 1

@@ -54,7 +54,7 @@ def _silent(*what: Any) -> None:
 
 @dataclass(frozen=True)
 class Encoding:
-    """`index` is index.json as it is now; `encoded` how many pictures this run went through, unreadable ones too."""
+    """`index` is index.json as it is now; `encoded` how many pictures this run encoded, without the unreadable ones."""
 
     index: LatentIndex
     encoded: int
@@ -113,12 +113,12 @@ def encode(
         run = _Run(Path(out), list_pictures(images), shard_size)
         if run.listing.root.resolve() in run.folder.resolve().parents:
             raise DyditError(f"{out}: lies in the folder of the images, where it would be a class; choose another OUT")
-        place = Resumable(run.folder, SETTINGS_FILE, FORMAT, "latents", "OUT")
+        resumable = Resumable(run.folder, SETTINGS_FILE, FORMAT, "latents", "OUT")
         encoder = load_encoder(vae, pick_device(device))
         if size < 1 or size % encoder.factor:
             raise DyditError(f"size {size}: {vae} makes a latent pixel of {encoder.factor}; give a multiple of that")
         shape = (encoder.channels, size // encoder.factor, size // encoder.factor)
-        asked = {
+        settings = {
             "format": FORMAT,
             "format_version": FORMAT_VERSION,
             "images": str(images),
@@ -136,24 +136,25 @@ def encode(
         if force:
             check_output(run.folder, force)
         else:
-            place.check(asked, free=("images", "vae"))  # the same ones may lie elsewhere now
+            resumable.check(settings, free=("images", "vae"))  # the same ones may lie elsewhere now
         missing = list(range(run.count)) if force else run.missing()
         team.wait()  # all have looked before anything changes
         if team.main:
-            place.begin(asked, force)
+            resumable.begin(settings, force)
         team.wait()
-        mine = missing[team.index :: team.count]
-        if mine:
-            on_stage("encode", sum(len(run.slice(shard)) for shard in mine), "images")
-        for shard in mine:
+        own = missing[team.index :: team.count]
+        if own:
+            on_stage("encode", sum(len(run.slice(shard)) for shard in own), "images")
+        for shard in own:
             _write_shard(run, shard, encoder, shape, batch, DTYPES[dtype], on_progress)
         team.wait()
         if team.main and (missing or not (run.folder / INDEX_FILE).is_file()):
-            _write_index(run, asked, shape)
+            _write_index(run, settings, shape)
     if not team.main:
         return None
-    encoded = sum(len(run.slice(shard)) for shard in missing)
-    return Encoding(read_index(run.folder), encoded, team.count, time.perf_counter() - start)
+    index = read_index(run.folder)
+    encoded = sum(index.shards[shard].count for shard in missing)
+    return Encoding(index, encoded, team.count, time.perf_counter() - start)
 
 
 def _write_shard(
@@ -166,11 +167,11 @@ def _write_shard(
     on_progress: Callable[[int], None],
 ) -> None:
     """One file: mean and std, M 2 C S S, label, M, and in its metadata the pictures of its slice that were skipped."""
-    wanted, done, skipped = run.slice(shard), 0, list[Skipped]()
+    indices, done, skipped = run.slice(shard), 0, list[Skipped]()
     labels: list[int] = []
-    mean = torch.empty(len(wanted), 2, *shape, dtype=dtype)
+    mean = torch.empty(len(indices), 2, *shape, dtype=dtype)
     std = torch.empty_like(mean)
-    for chunk in _read_ahead(run.listing, wanted, shape[1] * encoder.factor, batch):
+    for chunk in _read_ahead(run.listing, indices, shape[1] * encoder.factor, batch):
         readable = [(i, pixels) for i, pixels in chunk if not isinstance(pixels, Skipped)]
         skipped += [pixels for _, pixels in chunk if isinstance(pixels, Skipped)]
         if readable:
@@ -196,9 +197,9 @@ def _by_picture(values: Tensor) -> Tensor:
 
 
 def _read_ahead(
-    listing: Listing, wanted: range, size: int, batch: int
+    listing: Listing, indices: range, size: int, batch: int
 ) -> Iterator[list[tuple[int, NDArray[np.uint8] | Skipped]]]:
-    """Chunks of `batch` pictures, S S 3, with their numbers; threads read the next chunk while one is worked on."""
+    """Chunks of `batch` pictures, S S 3, with their indices; threads read the next chunk while one is in use."""
 
     def read(i: int) -> NDArray[np.uint8] | Skipped:
         try:
@@ -207,16 +208,16 @@ def _read_ahead(
             return Skipped(listing.files[i], reason(error))
 
     with ThreadPoolExecutor(THREADS) as pool:
-        chunks = [wanted[first : first + batch] for first in range(0, len(wanted), batch)]
+        chunks = [indices[first : first + batch] for first in range(0, len(indices), batch)]
         ahead: list[Future[NDArray[np.uint8] | Skipped]] = []
         for n, chunk in enumerate(chunks):
-            coming = ahead or [pool.submit(read, i) for i in chunk]
+            futures = ahead or [pool.submit(read, i) for i in chunk]
             ahead = [pool.submit(read, i) for i in chunks[n + 1]] if n + 1 < len(chunks) else []
-            yield [(i, future.result()) for i, future in zip(chunk, coming, strict=True)]
+            yield [(i, future.result()) for i, future in zip(chunk, futures, strict=True)]
 
 
-def _write_index(run: _Run, asked: dict[str, Any], shape: tuple[int, int, int]) -> None:
-    """index.json from what the shards themselves say. Raises `DyditError` for a damaged shard, or nothing readable."""
+def _write_index(run: _Run, settings: dict[str, Any], shape: tuple[int, int, int]) -> None:
+    """index.json from the shards' own headers. Raises `DyditError` for a damaged shard, or nothing readable."""
     for leftover in [*run.folder.glob(f".{INDEX_FILE}.*"), *(run.folder / SHARDS).glob(".*")]:
         leftover.unlink()  # what a kill left half-written
     entries, skipped = [], list[tuple[str, str]]()
@@ -230,8 +231,8 @@ def _write_index(run: _Run, asked: dict[str, Any], shape: tuple[int, int, int]) 
         skipped += bad
     if len(skipped) == len(run.listing.files):
         raise none_readable(run.listing.root, [Skipped(file, why) for file, why in skipped])
-    known = {name: asked[name] for name in ("format", "format_version", "classes", "shape", "size", "dtype")}
-    vae = {name: asked[name] for name in ("scaling_factor", "vae", "vae_sha256")}
+    known = {name: settings[name] for name in ("format", "format_version", "classes", "shape", "size", "dtype")}
+    vae = {name: settings[name] for name in ("scaling_factor", "vae", "vae_sha256")}
     count = sum(entry.count for entry in entries)
     index = LatentIndex(**known, **vae, count=count, skipped=tuple(skipped), shards=tuple(entries))
     write_json(run.folder / INDEX_FILE, index.model_dump())

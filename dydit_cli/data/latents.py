@@ -1,4 +1,4 @@
-"""Latents that `dydit encode` wrote: the VAE's mean and std of every picture and of its mirror image.
+"""`latents:PATH`: what `dydit encode` wrote, the VAE's mean and std of every picture and of its mirror image.
 
 A folder: encode.json (what was asked for), shards/NNNNNN.safetensors, and index.json once all of them are there. A shard
 has the tensors mean and std, M 2 C S S (unmirrored, mirrored), and label, M, for its slice of the pictures.
@@ -17,6 +17,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from dydit_cli.data.dataset import Skipped, check_fits
+from dydit_cli.data.registry import DataSource, register
 from dydit_cli.data.vae import LATENT_SCALE
 from dydit_cli.errors import DyditError
 from dydit_cli.model.config import DiTConfig
@@ -97,6 +98,10 @@ class LatentData:
         return len(self.index.classes)
 
     @property
+    def class_names(self) -> tuple[str, ...]:
+        return self.index.classes
+
+    @property
     def skipped(self) -> Sequence[Skipped]:
         return [Skipped(file, reason) for file, reason in self.index.skipped]
 
@@ -116,7 +121,7 @@ class LatentData:
         return torch.stack([self._one(i, s) for i, s in zip(index.tolist(), seeds, strict=True)]), self._labels[index]
 
     def prefetch(self, index: Tensor) -> None:
-        """Does nothing: a row of a mapped file is there at once, or the system reads ahead."""
+        """Does nothing: a row of a mapped file is in memory, or the system reads ahead."""
 
     def _one(self, i: int, seed: int | None) -> Tensor:
         """C S S float32; the mean itself without a seed."""
@@ -163,3 +168,6 @@ def open_shard(path: Path) -> Shard:
 def damaged(path: Path, why: str) -> DyditError:
     """What to do about a bad shard."""
     return DyditError(f"{path}: damaged shard ({why}); delete it, and run the same dydit encode again")
+
+
+register(DataSource("latents", lambda path, config: LatentData(path), takes_path=True))

@@ -1,4 +1,4 @@
-"""What figures are computed from: the features that a network sees in images. Which network is an `Extractor`'s business."""
+"""What figures are computed from: the features of images by a network, which is an `Extractor`."""
 
 from __future__ import annotations
 
@@ -24,14 +24,17 @@ class Features:
 
 
 class Extractor(Protocol):
-    """A network that looks at images of `channels` channels and `side` pixels a side (None: of any size).
+    """A network that takes images of `channels` channels and `side` pixels a side (None: of any size).
 
-    `kind` is inception or the name of a bundled data set; `facts` says for the protocol which network it is: its name, its
-    accuracy where that is known, and the sha256 of its weights.
+    `name` is what `--features` calls it, and `data` the data set of whose classes it is, None for a network of all kinds of
+    images; `facts` are the protocol's: what network it is, its accuracy where that is known, the sha256 of its weights.
     """
 
     @property
-    def kind(self) -> str: ...
+    def name(self) -> str: ...
+
+    @property
+    def data(self) -> str | None: ...
 
     @property
     def side(self) -> int | None: ...
@@ -48,7 +51,7 @@ class Extractor(Protocol):
 
 @dataclass(frozen=True)
 class FeatureStats:
-    """All that an extractor saw in a set: pool: M x D float32; the two Gaussians; probabilities: M x K or None."""
+    """The features of a set of images: pool: M x D float32; the two Gaussians; probabilities: M x K or None."""
 
     pool: NDArray[np.float32]
     gaussian: Gaussian

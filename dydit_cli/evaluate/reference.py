@@ -1,7 +1,8 @@
-"""What samples are compared with: an ADM reference batch, images, or those of a bundled data set."""
+"""What samples are compared with: an ADM reference batch, images, or those of a data set; and images in an .npz."""
 
 from __future__ import annotations
 
+import math
 import zipfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -13,7 +14,6 @@ from typing import IO, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from dydit_cli.data.load import BUNDLED
 from dydit_cli.errors import DyditError
 from dydit_cli.evaluate.features import Extractor, Pixels, extract_features
 from dydit_cli.evaluate.images import (
@@ -22,9 +22,9 @@ from dydit_cli.evaluate.images import (
     OnWork,
     Preprocessor,
     labels_in_turn,
+    named_images,
     open_folder,
     read_record,
-    real_images,
 )
 from dydit_cli.evaluate.metrics import Gaussian
 from dydit_cli.files import sha256
@@ -56,9 +56,9 @@ class NpzImages:
             _header(file)
             for start in range(0, self.count, size):
                 shape = (min(size, self.count - start), *self.shape[1:])
-                wanted = int(np.prod(shape))
-                data = file.read(wanted)
-                if len(data) < wanted:
+                length = math.prod(shape)
+                data = file.read(length)
+                if len(data) < length:
                     raise DyditError(f"{self.path}: damaged: {IMAGES} ends after image {start}; make or fetch it again")
                 yield preprocess(np.frombuffer(data, dtype=np.uint8).reshape(shape))
                 on_work(shape[0])
@@ -99,11 +99,11 @@ def read_gaussians(path: Path) -> tuple[Gaussian | None, Gaussian | None]:
 
 
 def _gaussian(path: Path, names: list[str], mean_name: str, covariance_name: str) -> Gaussian | None:
-    there = [name for name in (mean_name, covariance_name) if name in names]
-    if len(there) == 1:
-        absent = covariance_name if there == [mean_name] else mean_name
-        raise DyditError(f"{path}: has {there[0]} without {absent}; fetch the reference batch again")
-    if not there:
+    existing = [name for name in (mean_name, covariance_name) if name in names]
+    if len(existing) == 1:
+        absent = covariance_name if existing == [mean_name] else mean_name
+        raise DyditError(f"{path}: has {existing[0]} without {absent}; fetch the reference batch again")
+    if not existing:
         return None
     mean, covariance = read_array(path, mean_name), read_array(path, covariance_name)
     if mean.ndim != 1 or covariance.shape != (len(mean), len(mean)) or mean.dtype.kind != "f" or covariance.dtype.kind != "f":
@@ -146,19 +146,18 @@ def _member(path: Path, name: str) -> Iterator[IO[bytes]]:
 
 
 def _header(file: IO[bytes]) -> tuple[tuple[int, ...], bool, np.dtype[Any]]:
-    """Shape, Fortran order and dtype; the file stands at the first byte of the data afterwards."""
+    """Shape, Fortran order and dtype; leaves the file at the first byte of the data."""
     version = np.lib.format.read_magic(file)
     read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
     return read(file, max_header_size=LARGEST_HEADER)
 
 
-HELD_OUT = ":held-out"  # behind a bundled data set's name
-
-
 @dataclass(frozen=True)
 class Reference:
-    """What there is of `name` before anything was looked at: images, or moments, or both; `digest` gives the sha256 of
-    the file, of a folder's names and files, or of a bundled set's pixels, in hexadecimal."""
+    """A reference before any feature is computed: `images`, or moments, or both.
+
+    `digest` returns the sha256 of the file, of a folder's names and files, or of a data set's pixels, in hexadecimal.
+    """
 
     name: str
     images: Images | None
@@ -169,8 +168,8 @@ class Reference:
 
 @dataclass(frozen=True)
 class ReferenceStats:
-    """The reference as the extractor sees it: the Gaussian; the spatial one or None; the pool features M x D of its
-    images or None; what the protocol says about it; and what is to be said about what it lacks."""
+    """The reference in an extractor's features: the Gaussian; the spatial one or None; the pool features M x D of its images
+    or None; the protocol's facts; and notes on what it lacks."""
 
     gaussian: Gaussian
     spatial: Gaussian | None
@@ -179,60 +178,50 @@ class ReferenceStats:
     notes: list[str]
 
 
-def real(name: str) -> Images | None:
-    """The images of the bundled data set that `name` means, unless there is a path of that name; else None."""
-    data = name.removesuffix(HELD_OUT)
-    return real_images(data, held_out=name != data) if data in BUNDLED and not Path(name).exists() else None
-
-
 def open_reference(reference: str | Path | None, extractor: Extractor) -> Reference:
     """Raises `DyditError` where it is missing, or holds neither moments nor images."""
     if reference is None:
-        if extractor.kind not in BUNDLED:
-            raise DyditError(f"--features {extractor.kind} needs a --reference: an ADM .npz, or a folder of real images")
-        reference = extractor.kind
-    bundled = real(str(reference))
-    if bundled is not None:
-        return Reference(bundled.name, bundled, bundled.sha256)
-    path = Path(reference)
-    if path.is_dir():
-        folder = open_folder(path)
-        return Reference(str(path), folder, folder.sha256)
+        if extractor.data is None:
+            raise DyditError(f"--features {extractor.name} needs a --reference: an ADM .npz, or a folder of real images")
+        reference = extractor.data
+    path, named = Path(reference), named_images(str(reference))
+    images = named or (open_folder(path) if path.is_dir() else None)
+    if images is not None:
+        return Reference(images.name, images, images.sha256)
     if not path.is_file():
         raise DyditError(
-            f"--reference {reference}: no such file; give an ADM .npz, a folder of images, or {' or '.join(BUNDLED)}"
+            f"--reference {reference}: no such file; give an ADM .npz, a folder of images, or a data set such as digits"
         )
     pool, spatial = read_gaussians(path)
     names = array_names(path)
-    images = open_npz(path) if IMAGES in names else None
-    if pool is None and images is None:
+    array = open_npz(path) if IMAGES in names else None
+    if pool is None and array is None:
         raise DyditError(
             f"{path}: has neither {' and '.join(POOL)} nor {IMAGES} (it has {', '.join(names) or 'nothing'}); "
             "give an ADM reference batch"
         )
-    return Reference(str(path), images, partial(sha256, path), pool, spatial)
+    return Reference(str(path), array, partial(sha256, path), pool, spatial)
 
 
-def standard(reference: Reference, extractor: Extractor, side: int | None, batch: int, on_work: OnWork) -> ReferenceStats:
-    """Looks at the reference's images, brought to the samples' `side`; stored moments stand before computed ones.
+def reference_stats(
+    reference: Reference, extractor: Extractor, side: int | None, batch: int, on_work: OnWork
+) -> ReferenceStats:
+    """The features of the reference's images, brought to the samples' `side`; stored moments stand before computed ones.
 
     Raises `DyditError` where stored moments are of other features, or there are fewer than 2 images.
     """
     preprocess, notes = Preprocessor(side, extractor.channels), []
-    seen = None
+    stats = None
     if reference.images is not None:
         if reference.images.count < 2:
             raise DyditError(f"{reference.name}: {reference.images.count} image; a covariance needs 2 and more")
-        seen = extract_features(extractor, reference.images.batches(batch, preprocess, on_work))
-    if reference.gaussian is not None:
-        gaussian, spatial = reference.gaussian, reference.spatial
-    elif seen is not None:
-        gaussian, spatial = seen.gaussian, seen.spatial
-    else:
+        stats = extract_features(extractor, reference.images.batches(batch, preprocess, on_work))
+    moments = reference if reference.gaussian is not None else stats
+    if moments is None or moments.gaussian is None:
         raise DyditError(f"{reference.name}: has neither moments nor images; give an ADM reference batch")
-    if extractor.kind == "inception" and spatial is None:
+    if extractor.data is None and moments.spatial is None:
         notes.append(f"{reference.name} has no {' and '.join(SPATIAL)}: no sFID")
-    if seen is None:
+    if stats is None:
         notes.append(f"{reference.name} has no images ({IMAGES}): no precision and recall")
     facts = {
         "reference": reference.name,
@@ -241,4 +230,4 @@ def standard(reference: Reference, extractor: Extractor, side: int | None, batch
         "reference_sha256": reference.digest(),
         "reference_resize": preprocess.resize,
     }
-    return ReferenceStats(gaussian, spatial, seen.pool if seen else None, facts, notes)
+    return ReferenceStats(moments.gaussian, moments.spatial, stats.pool if stats else None, facts, notes)

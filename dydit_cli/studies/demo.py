@@ -14,7 +14,7 @@ from dydit_cli.compress.convert import convert
 from dydit_cli.devices import pick_device
 from dydit_cli.diffusion.sampler import SamplerSettings
 from dydit_cli.errors import DyditError
-from dydit_cli.evaluate.classifier import classifier, judge
+from dydit_cli.evaluate.classifier import classifier, classify_samples
 from dydit_cli.figures.catalogue import FIGURES
 from dydit_cli.figures.samples import side_by_side
 from dydit_cli.figures.visualize import visualize
@@ -96,9 +96,11 @@ def demo(
     ):
         on_stage(f"sample {name}", images * settings.steps, "image-steps")
         model = checkpoint.build().to(place)
-        judged = judge(model, images=images, settings=settings, seed=seed, on_progress=lambda p: on_work(p.batch, ""))
-        samples[name] = judged.samples
-        rows[name] = {"macs": macs, "recognised": judged.recognised, "seconds": judged.seconds}
+        classified = classify_samples(
+            model, images=images, settings=settings, seed=seed, on_progress=lambda p: on_work(p.batch, "")
+        )
+        samples[name] = classified.samples
+        rows[name] = {"macs": macs, "recognised": classified.class_accuracy, "seconds": classified.seconds}
 
     of_profiles = [name for name, kind in FIGURES.items() if kind.takes == "profile"]
     on_stage("draw", len(of_profiles) + 1, "figures")

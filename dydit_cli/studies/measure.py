@@ -23,7 +23,7 @@ from dydit_cli.evaluate.images import ArrayImages
 from dydit_cli.evaluate.reference import Reference
 from dydit_cli.model.execution import Executable
 from dydit_cli.profiling.profile import profile_checkpoint
-from dydit_cli.sampling.sampler import SamplingConfig, open_sampler, protocol
+from dydit_cli.sampling.sampler import SamplingConfig, open_sampler, record_of
 from dydit_cli.studies.recipe import EvaluationPart
 from dydit_cli.studies.rows import Row, RowWork
 
@@ -81,14 +81,13 @@ def measure(loaded: Checkpoint, row: Row, evaluator: Evaluator, work: RowWork) -
     pixels = image_sampler.pixels(image_sampler.samples(0, how.images, see))
     seconds = time.perf_counter() - start
     labels = image_sampler.labels(0, how.images).numpy()
-    record = {"images": how.images, **protocol(loaded, drawing), "device": evaluator.device}
-    images = ArrayImages(row.name, pixels, labels, record)
+    images = ArrayImages(row.name, pixels, labels, record_of(loaded, drawing, how.images))
     result = evaluate(images, evaluator.reference, evaluator.extractor, batch=how.batch, device=evaluator.device)
 
     loss = None
     if evaluator.held_out is not None:
         done = work.part("held-out loss", LOSS_SHARE, len(evaluator.held_out) * LOSS_TIMESTEPS)
-        loss = held_out_loss(image_sampler.model, evaluator.held_out, image_sampler.how.batch, done)
+        loss = held_out_loss(image_sampler.model, evaluator.held_out, image_sampler.config.batch, done)
     figures = result.figures
     return Measured(
         {

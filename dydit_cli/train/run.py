@@ -17,7 +17,7 @@ from dydit_cli.checkpoint.checkpoint import Checkpoint, build_model, with_classe
 from dydit_cli.checkpoint.native import write_into
 from dydit_cli.checkpoint.read import CheckpointLike, LoadOptions, read
 from dydit_cli.data.imagefolder import describe_skipped
-from dydit_cli.data.load import BUNDLED, load_data, split_name
+from dydit_cli.data.load import default_recipe, find_source, load_data
 from dydit_cli.devices import pick_device
 from dydit_cli.distributed import init_distributed
 from dydit_cli.errors import DyditError
@@ -126,7 +126,7 @@ def resolve_recipe(
         raise DyditError(f"FLOPs ratio {flops_ratio}; it must be over 0 and at most 1")
     if steps is not None and steps < 1:
         raise DyditError(f"{steps} steps; train at least 1")
-    resolved = recipe if isinstance(recipe, Recipe) else read_recipe(recipe or default_recipe(data or trained_on))
+    resolved = recipe if isinstance(recipe, Recipe) else read_recipe(recipe or recipe_of(data or trained_on or "digits"))
     if steps is not None:
         resolved = with_steps(resolved, steps)
     asked = {} if flops_ratio is None else {"routing.flops_ratio": flops_ratio}
@@ -135,12 +135,13 @@ def resolve_recipe(
     return with_settings(with_settings(resolved, asked), settings)
 
 
-def default_recipe(data: str | None) -> str:
-    """The recipe to fine-tune with on a data set where none is named."""
-    kind, _ = split_name(data or "digits")
-    if kind not in BUNDLED:
+def recipe_of(data: str) -> str:
+    """The shipped recipe to fine-tune with on a data set; raises `DyditError` where there is no such set or recipe."""
+    find_source(data)
+    recipe = default_recipe(data)
+    if recipe is None:
         raise DyditError(f"data set {data} has no recipe of its own; name one with --recipe, see the folder recipes/")
-    return f"{kind}/finetune"
+    return recipe
 
 
 def run_training(
@@ -185,7 +186,7 @@ def run_training(
 
                 result = train(model, data, recipe, team=team, resume=saved, save=save, on_step=record, should_stop=should_stop)
             if team.main:
-                write_model(model, asked, result, folder.path)
+                write_model(model, asked, result, folder.path, data.class_names)
                 if not result.interrupted and result.stopped is None:
                     folder.states.remove()
         except SafetensorError as error:
@@ -198,8 +199,8 @@ def run_training(
     return replace(result, unreadable=describe_skipped(data.skipped))
 
 
-def write_model(model: DiT, asked: RunSpec, result: TrainResult, out: Path) -> None:
-    """The trained model as a checkpoint in the run's folder."""
+def write_model(model: DiT, asked: RunSpec, result: TrainResult, out: Path, class_names: tuple[str, ...] | None = None) -> None:
+    """The trained model as a checkpoint in the run's folder; one whose classes had no names gets the data's."""
     recipe, start, dynamic = asked.recipe, asked.start, asked.start.config.kind == "dydit"
     kinds = {kind: getattr(recipe.routing, kind) for kind in ("width", "tokens")} if dynamic else {}
     step = lineage.entry(
@@ -212,4 +213,5 @@ def write_model(model: DiT, asked: RunSpec, result: TrainResult, out: Path) -> N
         **({"flops_ratio": recipe.routing.flops_ratio} if dynamic else {}),
         **{kind: how for kind, how in kinds.items() if how != "learned"},
     )
-    write_into(Checkpoint.of(model, [*start.lineage, step], like=start), out)
+    labels = start.labels or (dict(enumerate(class_names)) if class_names else None)
+    write_into(replace(Checkpoint.of(model, [*start.lineage, step], like=start), labels=labels), out)

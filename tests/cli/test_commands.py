@@ -19,8 +19,6 @@ from typer.testing import Result
 from dydit_cli.checkpoint.checkpoint import TABLE, Checkpoint, with_classes
 from dydit_cli.checkpoint.native import write
 from dydit_cli.checkpoint.read import read
-from dydit_cli.cli.options import parse_classes
-from dydit_cli.errors import DyditError
 from dydit_cli.model.config import DiTConfig
 from dydit_cli.model.dit import DiT
 from tests.cli.conftest import FAST
@@ -245,14 +243,6 @@ def test_force_replaces(room: Path, tmp_path: Path) -> None:
     for force in ([], ["--force"]):
         assert dydit("convert", room / "static", tmp_path / "out", *force).exit_code == 0
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
-
-
-def test_classes_are_lists_and_ranges() -> None:
-    assert parse_classes("0,5-7", 10) == [0, 5, 6, 7]
-    assert parse_classes(None, 3) == [0, 1, 2]
-    for text in ("", "1,,2", "-3", "8-12", "5-3"):
-        with pytest.raises(DyditError):
-            parse_classes(text, 10)
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])

@@ -14,7 +14,6 @@ from typer.testing import CliRunner
 from dydit_cli.cli.app import app
 from dydit_cli.cli.evaluate import DRAWING
 from dydit_cli.evaluate import evaluate as find
-from dydit_cli.evaluate.evaluate import class_text
 from tests.processes import dydit
 from tests.unit.test_evaluate_networks import StandIn
 
@@ -125,7 +124,10 @@ def test_mistakes_are_one_line(room: Path, tmp_path: Path, monkeypatch: pytest.M
         ([room / "pictures", *DIGITS, "--steps", 5], "--steps is for a checkpoint to sample from"),
         ([room / "array", *DIGITS, "--cfg-interval", "1,2"], "--cfg-interval is for a checkpoint to sample from"),
         ([room / "pictures", *DIGITS, "--out", tmp_path / "x.csv"], "figures are stored as JSON; end the name in .json"),
-        (["no-such-thing", *DIGITS], "no-such-thing: no such checkpoint"),
+        (["no-such-thing", *DIGITS], "no-such-thing: no such samples and no such checkpoint; give"),
+        (["no-such-thing"], "no-such-thing: no such samples and no such checkpoint; give"),
+        (["no-such/thing"], "no-such/thing: "),
+        (["latents:nothing", *DIGITS], "nothing: no latents (index.json)"),
         (["digits-dit", *DIGITS, "--num", 1], "--num"),
         (["digits-dit", *DIGITS, "--classes", "10"], "the model has classes 0 to 9"),
     ):
@@ -140,11 +142,3 @@ def test_what_only_a_checkpoint_can_be_told_are_options() -> None:
     shown = CliRunner().invoke(app, ["evaluate", "--help"], env={"COLUMNS": "200"}).stdout
     for name in DRAWING:
         assert f"--{name.replace('_', '-')}" in shown
-
-
-def test_classes_as_the_option_takes_them() -> None:
-    assert class_text([0, 1, 2, 7, 9, 10]) == "0-2,7,9-10"
-    assert class_text(list(range(1000))) == "0-999"
-    assert class_text([5]) == "5"
-    assert class_text([3, 1, 3]) == "3,1,3"
-    assert class_text(None) is None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import zipfile
 from pathlib import Path
 from typing import Any
@@ -138,6 +139,14 @@ def test_a_damaged_picture_is_named(tmp_path: Path) -> None:
         everything(open_folder(tmp_path), Preprocessor(None, 3))
     save(tmp_path, "2.png", noise(1, 400, 3))
     with pytest.raises(DyditError, match=r"2.png: 400 x 1 pixels, too long for a square; crop it"):
+        everything(open_folder(tmp_path), Preprocessor(None, 3))
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="this system has no FIFOs")
+def test_a_pipe_among_pictures_is_named(tmp_path: Path) -> None:
+    save(tmp_path, "1.png", noise(8, 8, 3))
+    os.mkfifo(tmp_path / "2.png")
+    with pytest.raises(DyditError, match=r"2.png: not readable as an image \(not a regular file\); replace it"):
         everything(open_folder(tmp_path), Preprocessor(None, 3))
 
 

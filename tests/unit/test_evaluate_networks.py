@@ -15,8 +15,8 @@ import pytest
 import torch
 from numpy.typing import NDArray
 
+from benchmarks import feature_training
 from dydit_cli.errors import DyditError
-from dydit_cli.evaluate import feature_training
 from dydit_cli.evaluate.evaluate import evaluate
 from dydit_cli.evaluate.feature_network import network_extractor, shipped
 from dydit_cli.evaluate.features import Features, Pixels, extract_features
@@ -31,7 +31,8 @@ CPU = torch.device("cpu")
 class StandIn:
     """Inception's contract with random projections: 6 pool features, 5 spatial ones, 4 classes."""
 
-    kind: str = "inception"
+    name: str = "inception"
+    data: str | None = None
     side: int | None = None
     channels: int = 3
     facts: dict[str, Any] = field(default_factory=lambda: {"features": "random"})
@@ -278,10 +279,11 @@ def test_the_training_script(tmp_path: Path, capsys: pytest.CaptureFixture[str])
     facts = feature_training.write("digits", out, epochs=1)
     assert network_extractor("digits", out).accuracy == facts["accuracy"]
     assert (facts["epochs"], facts["held_out"], facts["training"]) == (1, 360, 1437)
-    done = subprocess.run([sys.executable, "-m", feature_training.__name__], capture_output=True, text=True)
-    usage = "usage: python -m dydit_cli.evaluate.feature_training {digits,glyphs} DIR\n"
-    assert (done.returncode, done.stderr) == (2, usage)
-    assert feature_training.main(["cats", str(out)]) == 2
-    assert capsys.readouterr().err == usage
-    assert feature_training.main(["digits", str(out)]) == 2
-    assert capsys.readouterr().err == f"error: {out}: already exists; choose another name\n"
+    done = subprocess.run([sys.executable, feature_training.__file__], capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (2, "usage: python benchmarks/feature_training.py NAME DIR\n")
+    for name, folder, message in (
+        ("cats", tmp_path / "new", "error: no data set 'cats'; choose one of digits, fashion, glyphs, idx:PATH, "),
+        ("digits", out, f"error: {out}: "),
+    ):
+        assert feature_training.main([name, str(folder)]) == 2
+        assert capsys.readouterr().err.startswith(message)
