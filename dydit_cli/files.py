@@ -203,3 +203,26 @@ class Resumable:
 def _short(value: Any) -> str:
     text = json.dumps(value)
     return text if len(text) <= 40 else text[:37] + "..."
+
+
+@dataclass(frozen=True)
+class Shards:
+    """`total` items, `size` of them in each numbered file of `folder`, and in the last one what is left."""
+
+    folder: Path
+    total: int
+    size: int
+    ending: str
+
+    @property
+    def count(self) -> int:
+        return -(-self.total // self.size)
+
+    def path(self, shard: int) -> Path:
+        return self.folder / f"{shard:06d}{self.ending}"
+
+    def items(self, shard: int) -> range:
+        return range(shard * self.size, min((shard + 1) * self.size, self.total))
+
+    def missing(self) -> list[int]:
+        return [shard for shard in range(self.count) if not self.path(shard).is_file()]

@@ -39,17 +39,13 @@ from dydit_cli.data.vae import Encoder, load_encoder
 from dydit_cli.devices import pick_device
 from dydit_cli.distributed import share_work
 from dydit_cli.errors import DyditError
-from dydit_cli.files import Resumable, atomic_file, check_output, write_json
+from dydit_cli.files import Resumable, Shards, atomic_file, check_output, write_json
 
 SHARD_SIZE = 5000
 
 DTYPES = {"fp32": torch.float32, "fp16": torch.float16}
 
 OnStage = Callable[[str, int, str], None]  # what, how many, of which unit
-
-
-def _silent(*what: Any) -> None:
-    pass
 
 
 @dataclass(frozen=True)
@@ -60,27 +56,6 @@ class Encoding:
     encoded: int
     processes: int
     seconds: float
-
-
-@dataclass(frozen=True)
-class _Run:
-    folder: Path
-    listing: Listing
-    shard_size: int
-
-    @property
-    def count(self) -> int:
-        return -(-len(self.listing.files) // self.shard_size)
-
-    def path(self, shard: int) -> Path:
-        return self.folder / SHARDS / f"{shard:06d}.safetensors"
-
-    def slice(self, shard: int) -> range:
-        first = shard * self.shard_size
-        return range(first, min(first + self.shard_size, len(self.listing.files)))
-
-    def missing(self) -> list[int]:
-        return [shard for shard in range(self.count) if not self.path(shard).is_file()]
 
 
 def encode(
@@ -94,8 +69,8 @@ def encode(
     dtype: str = "fp32",
     device: str = "auto",
     force: bool = False,
-    on_stage: OnStage = _silent,
-    on_progress: Callable[[int], None] = _silent,
+    on_stage: OnStage = lambda *what: None,
+    on_progress: Callable[[int], None] = lambda amount: None,
 ) -> Encoding | None:
     """Writes what is missing in `out` of the latents of `images`, a folder of class folders, cropped to `size` pixels.
 
@@ -109,11 +84,12 @@ def encode(
     start = time.perf_counter()
     with share_work(device) as team:
         if not team.main:  # one display is enough
-            on_stage, on_progress = _silent, _silent
-        run = _Run(Path(out), list_pictures(images), shard_size)
-        if run.listing.root.resolve() in run.folder.resolve().parents:
+            on_stage, on_progress = (lambda *what: None), (lambda amount: None)
+        folder, listing = Path(out), list_pictures(images)
+        shards = Shards(folder / SHARDS, len(listing.files), shard_size, ".safetensors")
+        if listing.root.resolve() in folder.resolve().parents:
             raise DyditError(f"{out}: lies in the folder of the images, where it would be a class; choose another OUT")
-        resumable = Resumable(run.folder, SETTINGS_FILE, FORMAT, "latents", "OUT")
+        resumable = Resumable(folder, SETTINGS_FILE, FORMAT, "latents", "OUT")
         encoder = load_encoder(vae, pick_device(device))
         if size < 1 or size % encoder.factor:
             raise DyditError(f"size {size}: {vae} makes a latent pixel of {encoder.factor}; give a multiple of that")
@@ -122,9 +98,9 @@ def encode(
             "format": FORMAT,
             "format_version": FORMAT_VERSION,
             "images": str(images),
-            "files": len(run.listing.files),
-            "files_sha256": hashlib.sha256("\n".join(run.listing.files).encode()).hexdigest(),
-            "classes": list(run.listing.classes),
+            "files": len(listing.files),
+            "files_sha256": hashlib.sha256("\n".join(listing.files).encode()).hexdigest(),
+            "classes": list(listing.classes),
             "size": size,
             "shape": list(shape),
             "dtype": dtype,
@@ -134,31 +110,32 @@ def encode(
             "scaling_factor": encoder.scaling_factor,
         }
         if force:
-            check_output(run.folder, force)
+            check_output(folder, force)
         else:
             resumable.check(settings, free=("images", "vae"))  # the same ones may lie elsewhere now
-        missing = list(range(run.count)) if force else run.missing()
+        missing = list(range(shards.count)) if force else shards.missing()
         team.wait()  # all have looked before anything changes
         if team.main:
             resumable.begin(settings, force)
         team.wait()
         own = missing[team.index :: team.count]
         if own:
-            on_stage("encode", sum(len(run.slice(shard)) for shard in own), "images")
+            on_stage("encode", sum(len(shards.items(shard)) for shard in own), "images")
         for shard in own:
-            _write_shard(run, shard, encoder, shape, batch, DTYPES[dtype], on_progress)
+            _write_shard(listing, shards, shard, encoder, shape, batch, DTYPES[dtype], on_progress)
         team.wait()
-        if team.main and (missing or not (run.folder / INDEX_FILE).is_file()):
-            _write_index(run, settings, shape)
+        if team.main and (missing or not (folder / INDEX_FILE).is_file()):
+            _write_index(folder, listing, shards, settings, shape)
     if not team.main:
         return None
-    index = read_index(run.folder)
+    index = read_index(folder)
     encoded = sum(index.shards[shard].count for shard in missing)
     return Encoding(index, encoded, team.count, time.perf_counter() - start)
 
 
 def _write_shard(
-    run: _Run,
+    listing: Listing,
+    shards: Shards,
     shard: int,
     encoder: Encoder,
     shape: tuple[int, int, int],
@@ -167,11 +144,11 @@ def _write_shard(
     on_progress: Callable[[int], None],
 ) -> None:
     """One file: mean and std, M 2 C S S, label, M, and in its metadata the pictures of its slice that were skipped."""
-    indices, done, skipped = run.slice(shard), 0, list[Skipped]()
+    indices, done, skipped = shards.items(shard), 0, list[Skipped]()
     labels: list[int] = []
     mean = torch.empty(len(indices), 2, *shape, dtype=dtype)
     std = torch.empty_like(mean)
-    for chunk in _read_ahead(run.listing, indices, shape[1] * encoder.factor, batch):
+    for chunk in _read_ahead(listing, indices, shape[1] * encoder.factor, batch):
         readable = [(i, pixels) for i, pixels in chunk if not isinstance(pixels, Skipped)]
         skipped += [pixels for _, pixels in chunk if isinstance(pixels, Skipped)]
         if readable:
@@ -180,14 +157,14 @@ def _write_shard(
             for tensor, values in zip((mean, std), both, strict=True):
                 tensor[done : done + len(readable)] = _by_picture(values)
             done += len(readable)
-            labels += [run.listing.labels[i] for i, _ in readable]
+            labels += [listing.labels[i] for i, _ in readable]
         on_progress(len(chunk))
     tensors = {
         "mean": mean[:done].contiguous(),
         "std": std[:done].contiguous(),
         "label": torch.tensor(labels, dtype=torch.int32),
     }
-    with atomic_file(run.path(shard)) as temporary:
+    with atomic_file(shards.path(shard)) as temporary:
         save_file(tensors, temporary, {"skipped": json.dumps([[one.file, one.reason] for one in skipped])})
 
 
@@ -216,23 +193,25 @@ def _read_ahead(
             yield [(i, future.result()) for i, future in zip(chunk, futures, strict=True)]
 
 
-def _write_index(run: _Run, settings: dict[str, Any], shape: tuple[int, int, int]) -> None:
+def _write_index(folder: Path, listing: Listing, shards: Shards, settings: dict[str, Any], shape: tuple[int, int, int]) -> None:
     """index.json from the shards' own headers. Raises `DyditError` for a damaged shard, or nothing readable."""
-    for leftover in [*run.folder.glob(f".{INDEX_FILE}.*"), *(run.folder / SHARDS).glob(".*")]:
+    for leftover in [*folder.glob(f".{INDEX_FILE}.*"), *shards.folder.glob(".*")]:
         leftover.unlink()  # what a kill left half-written
     entries, skipped = [], list[tuple[str, str]]()
-    for number in range(run.count):
-        shard = open_shard(run.path(number))
+    for number in range(shards.count):
+        shard = open_shard(shards.path(number))
         shard.check(None, shape)
         bad = [(str(file), str(why)) for file, why in json.loads(shard.metadata.get("skipped", "[]"))]
-        if shard.shape[0] + len(bad) != len(run.slice(number)):
-            raise DyditError(f"{run.path(number)}: damaged shard (too few pictures); delete it and run the same command again")
-        entries.append(ShardEntry(file=run.path(number).name, count=shard.shape[0]))
+        if shard.shape[0] + len(bad) != len(shards.items(number)):
+            raise DyditError(
+                f"{shards.path(number)}: damaged shard (too few pictures); delete it and run the same command again"
+            )
+        entries.append(ShardEntry(file=shards.path(number).name, count=shard.shape[0]))
         skipped += bad
-    if len(skipped) == len(run.listing.files):
-        raise none_readable(run.listing.root, [Skipped(file, why) for file, why in skipped])
+    if len(skipped) == len(listing.files):
+        raise none_readable(listing.root, [Skipped(file, why) for file, why in skipped])
     known = {name: settings[name] for name in ("format", "format_version", "classes", "shape", "size", "dtype")}
     vae = {name: settings[name] for name in ("scaling_factor", "vae", "vae_sha256")}
     count = sum(entry.count for entry in entries)
     index = LatentIndex(**known, **vae, count=count, skipped=tuple(skipped), shards=tuple(entries))
-    write_json(run.folder / INDEX_FILE, index.model_dump())
+    write_json(folder / INDEX_FILE, index.model_dump())

@@ -38,10 +38,6 @@ RECORDED = (
 OnStage = Callable[[str, int, str, int], None]  # what, how many, of which unit, and how much progress makes one
 
 
-def _silent(*what: Any) -> None:
-    pass
-
-
 @dataclass(frozen=True)
 class Evaluation:
     """`figures` by name, None where one cannot be computed; the `protocol`; `notes` on what to mind when reading them."""
@@ -62,8 +58,8 @@ def evaluate(
     *,
     batch: int = 64,
     device: str = "auto",
-    on_stage: OnStage = _silent,
-    on_work: Callable[[int], None] = _silent,
+    on_stage: OnStage = lambda *what: None,
+    on_work: Callable[[int], None] = lambda amount: None,
 ) -> Evaluation:
     """The figures of `images` against `reference` (`open_reference`; None is the extractor's own), in its features.
 

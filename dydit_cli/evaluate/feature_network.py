@@ -6,9 +6,7 @@ Trained again by `python benchmarks/feature_training.py NAME DIR`.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -18,7 +16,7 @@ from dydit_cli.bundled import WEIGHTS
 from dydit_cli.checkpoint.tensors import read_safetensors
 from dydit_cli.data.imagefolder import to_model
 from dydit_cli.errors import DyditError
-from dydit_cli.evaluate.features import Features, Pixels
+from dydit_cli.evaluate.features import Extractor, Features, Pixels
 from dydit_cli.files import read_json, sha256
 
 WEIGHTS_FILE, FACTS_FILE = "model.safetensors", "features.json"
@@ -52,39 +50,11 @@ class FeatureNetwork(nn.Module):
         """M x 64 -> M x classes."""
         return self.head(features)
 
-
-@dataclass(frozen=True)
-class NetworkExtractor:
-    """An `Extractor` of grey images of the data set `data`; the probabilities are of its classes."""
-
-    data: str
-    network: FeatureNetwork
-    accuracy: float
-    sha256: str
-
-    channels = 1
-
-    @property
-    def name(self) -> str:
-        return self.data
-
-    @property
-    def side(self) -> int:
-        return self.network.side
-
-    @property
-    def facts(self) -> dict[str, Any]:
-        return {
-            "features": f"{self.data}-features, {FEATURES} of a network trained on the real {self.data}",
-            "features_accuracy": self.accuracy,
-            "features_sha256": self.sha256,
-        }
-
     @torch.no_grad()
-    def __call__(self, pixels: Pixels) -> Features:
-        features = self.network(to_model(pixels))
-        probabilities = self.network.logits(features).softmax(dim=1)
-        return Features(features.numpy(), probabilities=probabilities.numpy())
+    def extract(self, pixels: Pixels) -> Features:
+        """M S S 1 -> the features, and the probabilities of the data set's classes."""
+        features = self(to_model(pixels))
+        return Features(features.numpy(), probabilities=self.logits(features).softmax(dim=1).numpy())
 
 
 def format_of(name: str) -> str:
@@ -97,9 +67,11 @@ def shipped(name: str) -> Path:
     return WEIGHTS / f"{name}{ENDING}"
 
 
-def network_extractor(name: str, folder: Path | None = None) -> NetworkExtractor:
-    """The shipped network of the data set `name`, or one that was trained into `folder`; raises `DyditError` where it is
-    none."""
+def read_network(name: str, folder: Path | None = None) -> tuple[FeatureNetwork, float]:
+    """The shipped network of the data set `name`, or the one in `folder`, and its accuracy on the held-out images.
+
+    Raises `DyditError` where there is none.
+    """
     folder = folder or shipped(name)
     weights, facts = read_safetensors(folder / WEIGHTS_FILE), read_json(folder / FACTS_FILE)
     try:
@@ -108,7 +80,17 @@ def network_extractor(name: str, folder: Path | None = None) -> NetworkExtractor
         side = 2 * math.isqrt(weights["features.weight"].shape[1] // 32)
         network = FeatureNetwork(side, len(weights["head.weight"]))
         network.load_state_dict(weights)
-        accuracy = float(facts["accuracy"])
+        return network.eval(), float(facts["accuracy"])
     except (KeyError, TypeError, ValueError, RuntimeError) as error:
         raise DyditError(f"{folder}: not the {name}' features ({str(error).splitlines()[0]}); reinstall dydit") from None
-    return NetworkExtractor(name, network.eval(), accuracy, sha256(folder / WEIGHTS_FILE))
+
+
+def network_extractor(name: str) -> Extractor:
+    """The shipped network of the data set `name`, for grey images."""
+    network, accuracy = read_network(name)
+    facts = {
+        "features": f"{name}-features, {FEATURES} of a network trained on the real {name}",
+        "features_accuracy": accuracy,
+        "features_sha256": sha256(shipped(name) / WEIGHTS_FILE),
+    }
+    return Extractor(name, name, network.side, 1, facts, network.extract)

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,30 +23,21 @@ class Features:
     probabilities: NDArray[np.float32] | None = None
 
 
-class Extractor(Protocol):
+@dataclass(frozen=True)
+class Extractor:
     """A network that takes images of `channels` channels and `side` pixels a side (None: of any size).
 
     `name` is what `--features` calls it, and `data` the data set of whose classes it is, None for a network of all kinds of
     images; `facts` are the protocol's: what network it is, its accuracy where that is known, the sha256 of its weights.
+    `extract` returns the features of M S S C uint8.
     """
 
-    @property
-    def name(self) -> str: ...
-
-    @property
-    def data(self) -> str | None: ...
-
-    @property
-    def side(self) -> int | None: ...
-
-    @property
-    def channels(self) -> int: ...
-
-    @property
-    def facts(self) -> dict[str, Any]: ...
-
-    def __call__(self, pixels: Pixels) -> Features:
-        """Features of M S S C uint8."""
+    name: str
+    data: str | None
+    side: int | None
+    channels: int
+    facts: dict[str, Any]
+    extract: Callable[[Pixels], Features]
 
 
 @dataclass(frozen=True)
@@ -68,7 +59,7 @@ def extract_features(extractor: Extractor, batches: Iterable[Pixels]) -> Feature
     probabilities: list[NDArray[np.float32]] = []
     moments, spatial = Moments(), Moments()
     for pixels in batches:
-        features = extractor(pixels)
+        features = extractor.extract(pixels)
         pools.append(features.pool)
         moments.add(features.pool)
         if features.spatial is not None:

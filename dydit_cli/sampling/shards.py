@@ -9,7 +9,6 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +20,7 @@ from dydit_cli.checkpoint.read import CheckpointLike, LoadOptions, read
 from dydit_cli.diffusion.generate import Progress
 from dydit_cli.distributed import share_work
 from dydit_cli.errors import DyditError
-from dydit_cli.files import Resumable, check_output, sha256, write_json
+from dydit_cli.files import Resumable, Shards, check_output, sha256, write_json
 from dydit_cli.sampling.sampler import ImageSampler, SamplingConfig, open_sampler, protocol
 
 FORMAT, FORMAT_VERSION = "dydit-npz", 1
@@ -33,77 +32,23 @@ SHARD_SIZE = 500
 OnStage = Callable[[str, int, str, int], None]  # what, how many, of which unit, and how much progress makes one
 
 
-def _silent(*what: Any) -> None:
-    pass
+class ShardedRun(Shards):
+    """The files NNNNNN.npz of a run of images, and as NNNNNN.begun.npz what a smaller run made of its last one."""
 
+    def begun_path(self, shard: int) -> Path:
+        return self.folder / f"{shard:06d}.begun{self.ending}"
 
-@dataclass(frozen=True)
-class Missing:
-    """A shard that is still to be made: `count` images from image `first` on, of which the first `kept` exist."""
+    def begun(self, shard: int, batch: int) -> int:
+        """How many images of `shard` exist; whole batches count, so that it ends up as in a run that was never smaller."""
+        path, size = self.begun_path(shard), len(self.items(shard))
+        count = min(len(read_npz(path)), size) if path.is_file() else 0
+        return count if count == size else count - count % batch
 
-    shard: int
-    first: int
-    count: int
-    kept: int
-
-    @property
-    def new(self) -> int:
-        """How many images are to be sampled."""
-        return self.count - self.kept
-
-
-@dataclass(frozen=True)
-class ShardedRun:
-    """The folder of a run of `images` images: samples.json (its settings), shards/ and samples.npz.
-
-    In shards/ are NNNNNN.npz, and NNNNNN-COUNT.npz with the first images of a shard that a smaller run ended in.
-    """
-
-    folder: Path
-    images: int
-    shard_size: int
-
-    @property
-    def samples(self) -> Path:
-        return self.folder / ARRAY_FILE
-
-    @property
-    def count(self) -> int:
-        return -(-self.images // self.shard_size)
-
-    def path(self, shard: int, beginning: int | None = None) -> Path:
-        end = "" if beginning is None else f"-{beginning}"
-        return self.folder / SHARDS / f"{shard:06d}{end}.npz"
-
-    def size(self, shard: int) -> int:
-        return min(self.shard_size, self.images - shard * self.shard_size)
-
-    def missing(self, batch: int) -> list[Missing]:
-        """The shards that are still to be made: none once they are joined.
-
-        What is kept of a beginning are whole batches, so that the others hold the images that one run would give them.
-        """
-        if self.samples.is_file():
-            return []
-        shards = [shard for shard in range(self.count) if not self.path(shard).is_file()]
-        return [Missing(i, i * self.shard_size, self.size(i), self._kept(i, batch)) for i in shards]
-
-    def beginnings(self, shard: int) -> dict[int, Path]:
-        """The files with the first images of `shard`, by how many they hold."""
-        return {int(path.stem.partition("-")[2]): path for path in self.path(shard).parent.glob(f"{shard:06d}-*.npz")}
-
-    def _kept(self, shard: int, batch: int) -> int:
-        most = min(max(self.beginnings(shard), default=0), self.size(shard))
-        return most if most == self.size(shard) else most - most % batch
-
-    def extend(self, settings: dict[str, Any], before: int) -> None:
-        """Makes a run of `before` images the beginning of this one. After a kill in between, the same command again does
-        what is left, whichever of the two it is of."""
-        self.samples.unlink(missing_ok=True)
-        last, count = divmod(before, self.shard_size)
-        if count and self.path(last).is_file():
-            os.replace(self.path(last), self.path(last, count))
-        write_json(self.folder / RECORD_FILE, settings)
+    def extend(self, before: int) -> None:
+        """Makes the last shard of a run of `before` images a begun one."""
+        last = before // self.size
+        if before % self.size and self.path(last).is_file():
+            os.replace(self.path(last), self.begun_path(last))
 
 
 def sample_npz(
@@ -115,8 +60,8 @@ def sample_npz(
     shard_size: int = SHARD_SIZE,
     reading: LoadOptions = LoadOptions(),
     force: bool = False,
-    on_stage: OnStage = _silent,
-    on_progress: Callable[[int], None] = _silent,
+    on_stage: OnStage = lambda *what: None,
+    on_progress: Callable[[int], None] = lambda amount: None,
 ) -> dict[str, Any] | None:
     """Samples what is missing of `num` images and joins them in `out`/samples.npz, as `write_npz` writes it.
 
@@ -126,11 +71,12 @@ def sample_npz(
     starts anew).
     """
     start = time.perf_counter()
-    run = ShardedRun(Path(out), num, shard_size)
-    resumable = Resumable(run.folder, RECORD_FILE, FORMAT, "samples")
+    folder = Path(out)
+    run = ShardedRun(folder / SHARDS, num, shard_size, ".npz")
+    resumable = Resumable(folder, RECORD_FILE, FORMAT, "samples")
     with share_work(config.device) as team:
         if not team.main:  # one display is enough
-            on_stage, on_progress = _silent, _silent
+            on_stage, on_progress = (lambda *what: None), (lambda amount: None)
         loaded = read(checkpoint, reading)
         settings = {
             "format": FORMAT,
@@ -144,7 +90,7 @@ def sample_npz(
         }
         before = num
         if force:
-            check_output(run.folder, force)
+            check_output(folder, force)
         else:
             # the same weights may go by another name
             same = {"checkpoint"} if settings["checkpoint_sha256"] is not None else set()
@@ -158,54 +104,56 @@ def sample_npz(
         team.wait()  # all have looked before anything changes
         if team.main:
             resumable.begin(settings, force)
-            if before < num:
-                run.extend(settings, before)
+            if before < num:  # the record last: after a kill in between, this command and the earlier one both continue
+                (folder / ARRAY_FILE).unlink(missing_ok=True)
+                run.extend(before)
+                write_json(folder / RECORD_FILE, settings)
         team.wait()
-        missing = run.missing(config.batch)
+        joined = (folder / ARRAY_FILE).is_file()
+        new = {} if joined else {i: run.items(i)[run.begun(i, config.batch) :] for i in run.missing()}
         team.wait()  # all know the same shards before one appears
-        own = missing[team.index :: team.count]
+        own = list(new)[team.index :: team.count]
         if own:
-            on_stage("sample", sum(part.new for part in own), "images", config.settings.steps)
+            on_stage("sample", sum(len(new[shard]) for shard in own), "images", config.settings.steps)
             image_sampler = open_sampler(loaded, config)
-            for part in own:
-                sample_shard(run, part, image_sampler, on_progress)
+            for shard in own:
+                sample_shard(run, shard, new[shard], image_sampler, on_progress)
         team.wait()
-        if team.main and not run.samples.is_file():
+        if team.main and not joined:
             on_stage("join", run.count, "shards", 1)
-            join(run, on_progress)
+            join(run, folder / ARRAY_FILE, on_progress)
     if not team.main:
         return None
-    drawn = sum(part.new for part in missing)
+    drawn = sum(map(len, new.values()))
     return {**settings, "drawn": drawn, "processes": team.count, "seconds": time.perf_counter() - start}
 
 
-def sample_shard(run: ShardedRun, part: Missing, image_sampler: ImageSampler, on_progress: Callable[[int], None]) -> None:
-    """Writes one shard, with what is kept of its beginning, and removes that."""
+def sample_shard(
+    run: ShardedRun, shard: int, new: range, image_sampler: ImageSampler, on_progress: Callable[[int], None]
+) -> None:
+    """Writes one shard: what was begun of it, and the images `new`."""
 
     def report(progress: Progress) -> None:
         on_progress(progress.batch)
 
-    beginnings = run.beginnings(part.shard)
-    parts = [read_npz(beginnings[max(beginnings)])[: part.kept]] if part.kept else []
-    if part.new:
-        samples = image_sampler.samples(part.first + part.kept, part.new, report)
-        parts.append(rgb(image_sampler.pixels(samples)))
+    begun = len(run.items(shard)) - len(new)
+    parts = [read_npz(run.begun_path(shard))[:begun]] if begun else []
+    if new:
+        parts.append(rgb(image_sampler.pixels(image_sampler.samples(new.start, len(new), report))))
     pixels = np.concatenate(parts)
-    write_npz(run.path(part.shard), pixels.shape, [pixels])
-    for path in beginnings.values():
-        path.unlink()
+    write_npz(run.path(shard), pixels.shape, [pixels])
+    run.begun_path(shard).unlink(missing_ok=True)
 
 
-def join(run: ShardedRun, on_progress: Callable[[int], None]) -> None:
-    """Writes samples.npz from the shards, one in memory at a time. Raises `DyditError` for a damaged shard."""
-    shards = run.folder / SHARDS
-    for leftover in [*run.folder.glob(f".{ARRAY_FILE}.*"), *shards.glob(".*"), *shards.glob("*-*.npz")]:
+def join(run: ShardedRun, path: Path, on_progress: Callable[[int], None]) -> None:
+    """Writes the file `path` from the shards, one in memory at a time. Raises `DyditError` for a damaged shard."""
+    for leftover in [*path.parent.glob(f".{path.name}.*"), *run.folder.glob(".*"), *run.folder.glob("*.begun.*")]:
         leftover.unlink()  # what a kill left
     image = read_npz(run.path(0)).shape[1:]  # S S 3
 
     def parts() -> Iterator[NDArray[np.uint8]]:
         for shard in range(run.count):
-            pixels, shape = read_npz(run.path(shard)), (run.size(shard), *image)
+            pixels, shape = read_npz(run.path(shard)), (len(run.items(shard)), *image)
             if pixels.shape != shape:
                 raise DyditError(
                     f"{run.path(shard)}: damaged shard (its shape is {pixels.shape}, not {shape}); "
@@ -214,4 +162,4 @@ def join(run: ShardedRun, on_progress: Callable[[int], None]) -> None:
             yield pixels
             on_progress(1)
 
-    write_npz(run.samples, (run.images, *image), parts())
+    write_npz(path, (run.total, *image), parts())

@@ -15,7 +15,7 @@ from dydit_cli.cli.app import app
 from dydit_cli.cli.evaluate import DRAWING
 from dydit_cli.evaluate import evaluate as find
 from tests.processes import dydit
-from tests.unit.test_evaluate_networks import StandIn
+from tests.unit.test_evaluate_networks import STAND_IN
 
 DIGITS = ["--features", "digits", "--device", "cpu"]
 RECORDED = {
@@ -99,7 +99,7 @@ def test_unlabelled_images_are_not_recognised(tmp_path: Path) -> None:
 
 
 def test_the_figures_of_inception(room: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(find, "inception_extractor", lambda weights, place: StandIn())
+    monkeypatch.setattr(find, "inception_extractor", lambda weights, place: STAND_IN)
     pixels = np.random.default_rng(0).integers(0, 256, (20, 8, 8, 3)).astype(np.uint8)
     np.savez(tmp_path / "ref.npz", pixels)
     command = ["evaluate", room / "array", "--reference", tmp_path / "ref.npz", "--device", "cpu"]

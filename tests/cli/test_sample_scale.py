@@ -194,7 +194,7 @@ def test_a_kill_while_images_are_added_loses_nothing(model: Path, whole: Path, t
     out = tmp_path / "out"
     shutil.copytree(whole, out)
     (out / "samples.npz").unlink()
-    last, beginning = (out / "shards" / f"000004{end}.npz" for end in ("", "-3"))
+    last, beginning = (out / "shards" / f"000004{ending}" for ending in (".npz", ".begun.npz"))
     if moment != "the array is gone":
         last.rename(beginning)
     if moment in ("the record is new", "shards are made"):
