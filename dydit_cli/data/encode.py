@@ -20,7 +20,6 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from safetensors.torch import save_file
-from torch import Tensor
 
 from dydit_cli.data.dataset import Skipped
 from dydit_cli.data.imagefolder import THREADS, Listing, list_pictures, none_readable, read_picture, reason, to_model
@@ -155,7 +154,7 @@ def _write_shard(
             pictures = to_model(np.stack([pixels for _, pixels in readable]))
             both = encoder(torch.cat([pictures, pictures.flip(-1)]))
             for tensor, values in zip((mean, std), both, strict=True):
-                tensor[done : done + len(readable)] = _by_picture(values)
+                tensor[done : done + len(readable)] = torch.stack(values.chunk(2), dim=1)  # 2B C S S -> B 2 C S S
             done += len(readable)
             labels += [listing.labels[i] for i, _ in readable]
         on_progress(len(chunk))
@@ -166,11 +165,6 @@ def _write_shard(
     }
     with atomic_file(shards.path(shard)) as temporary:
         save_file(tensors, temporary, {"skipped": json.dumps([[one.file, one.reason] for one in skipped])})
-
-
-def _by_picture(values: Tensor) -> Tensor:
-    """2B C S S, all mirror images after all pictures -> B 2 C S S."""
-    return torch.stack(values.chunk(2), dim=1)
 
 
 def _read_ahead(
@@ -210,8 +204,7 @@ def _write_index(folder: Path, listing: Listing, shards: Shards, settings: dict[
         skipped += bad
     if len(skipped) == len(listing.files):
         raise none_readable(listing.root, [Skipped(file, why) for file, why in skipped])
-    known = {name: settings[name] for name in ("format", "format_version", "classes", "shape", "size", "dtype")}
-    vae = {name: settings[name] for name in ("scaling_factor", "vae", "vae_sha256")}
+    known = {name: settings[name] for name in LatentIndex.model_fields if name in settings}
     count = sum(entry.count for entry in entries)
-    index = LatentIndex(**known, **vae, count=count, skipped=tuple(skipped), shards=tuple(entries))
+    index = LatentIndex(**known, count=count, skipped=tuple(skipped), shards=tuple(entries))
     write_json(folder / INDEX_FILE, index.model_dump())

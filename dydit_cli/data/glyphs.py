@@ -137,7 +137,7 @@ def draw(glyph: Glyph, chance: NDArray[np.float64]) -> NDArray[np.uint8]:
     x = SIDE / 2 + across * MOVE
     y = baseline + (top + half_y - glyph.baseline) * scale + down * MOVE
     x, y = (_within(at, reach * scale) for at, reach in ((x, reach_x), (y, reach_y)))
-    # Pillow asks which point of the glyph a point of the fine canvas shows: the inverse
+    # Pillow takes the inverse: the point of the glyph that a point of the fine canvas shows
     a, b, c, d = (one / (scale * FINE * (a * d - b * c)) for one in (d, -b, -c, a))
     e, f = left + half_x - FINE * (a * x + b * y), top + half_y - FINE * (c * x + d * y)
     canvas = glyph.image.transform(

@@ -1,4 +1,4 @@
-"""`idx:FOLDER`: the four IDX files that MNIST was published as, and the sets that took its place since.
+"""`idx:PATH`: the four IDX files that MNIST was published as, and the sets that took its place since.
 
 The file format: two zero bytes, the values' type (8: unsigned bytes), the number of axes, the length of each as a big-endian
 32-bit number, and the values.

@@ -148,6 +148,7 @@ class ImageFolder:
         self._pool = ThreadPoolExecutor(threads, thread_name_prefix="dydit-pictures")
         self._ahead: dict[int, Future[Picture]] = {}
         listing = list_pictures(root)
+        self.class_names, self.num_classes = listing.classes, len(listing.classes)
         faults = list(self._pool.map(header_fault, map(listing.path, range(len(listing.files)))))
         pairs = zip(listing.files, faults, strict=True)
         self._skipped = {file: Skipped(file, fault) for file, fault in pairs if fault is not None}
@@ -156,14 +157,6 @@ class ImageFolder:
         readable = [i for i, fault in enumerate(faults) if fault is None]
         files, labels = listing.files, listing.labels
         self._listing = replace(listing, files=tuple(files[i] for i in readable), labels=tuple(labels[i] for i in readable))
-
-    @property
-    def num_classes(self) -> int:
-        return len(self._listing.classes)
-
-    @property
-    def class_names(self) -> tuple[str, ...]:
-        return self._listing.classes
 
     @property
     def skipped(self) -> Sequence[Skipped]:

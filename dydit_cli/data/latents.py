@@ -7,7 +7,6 @@ has the tensors mean and std, M 2 C S S (unmirrored, mirrored), and label, M, fo
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -85,6 +84,8 @@ class LatentData:
 
     def __init__(self, folder: str | Path) -> None:
         self.name, self.index = f"latents:{folder}", read_index(Path(folder))
+        self.class_names, self.num_classes = self.index.classes, len(self.index.classes)
+        self.skipped = [Skipped(file, reason) for file, reason in self.index.skipped]
         self._shards = [open_shard(Path(folder) / SHARDS / shard.file) for shard in self.index.shards]
         for shard, entry in zip(self._shards, self.index.shards, strict=True):
             shard.check(entry.count, self.index.shape)
@@ -92,18 +93,6 @@ class LatentData:
         self._ends = torch.tensor([entry.count for entry in self.index.shards]).cumsum(0)
         if len(self) != self.index.count or not 0 <= int(self._labels.min()) <= int(self._labels.max()) < self.num_classes:
             raise DyditError(f"{folder}: its shards do not fit its {INDEX_FILE}; make it again with dydit encode")
-
-    @property
-    def num_classes(self) -> int:
-        return len(self.index.classes)
-
-    @property
-    def class_names(self) -> tuple[str, ...]:
-        return self.index.classes
-
-    @property
-    def skipped(self) -> Sequence[Skipped]:
-        return [Skipped(file, reason) for file, reason in self.index.skipped]
 
     def __len__(self) -> int:
         return len(self._labels)

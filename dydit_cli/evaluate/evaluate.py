@@ -18,10 +18,10 @@ from dydit_cli.devices import pick_device
 from dydit_cli.errors import DyditError
 from dydit_cli.evaluate.feature_network import NETWORKS, network_extractor
 from dydit_cli.evaluate.features import Extractor, FeatureStats, Pixels, extract_features
-from dydit_cli.evaluate.images import Images, Preprocessor, named_images, open_folder, read_record
+from dydit_cli.evaluate.images import FolderImages, Images, Preprocessor, named_images, read_record
 from dydit_cli.evaluate.inception import inception_extractor
 from dydit_cli.evaluate.metrics import NEIGHBOURS, SPLIT, frechet_distance, inception_score, precision_recall
-from dydit_cli.evaluate.reference import Reference, ReferenceStats, open_npz, open_reference, reference_stats
+from dydit_cli.evaluate.reference import NpzImages, Reference, ReferenceStats, open_reference, reference_stats
 from dydit_cli.hub import may_be_hub_id
 from dydit_cli.sampling.classes import class_text
 from dydit_cli.sampling.shards import FORMAT
@@ -196,19 +196,19 @@ def find_images(samples: str | Path) -> Images | None:
     if path.suffix == ".npz":
         if not path.is_file():
             raise DyditError(f"{path}: no such file; give an .npz, a folder of images, or a checkpoint")
-        return open_npz(path)
+        return NpzImages(path)
     if not path.is_dir():
         images = named_images(str(samples))
         if images is None and not resolve(path).exists() and not may_be_hub_id(str(samples)):
             raise DyditError(f"{samples}: no such samples and no such checkpoint; give an .npz, a folder of images, or a CKPT")
         return images
     if (path / ARRAY_FILE).is_file():
-        return open_npz(path / ARRAY_FILE)
+        return NpzImages(path / ARRAY_FILE)
     if read_record(path).get("format") == FORMAT:
         raise DyditError(f"{path}: dydit sample --npz has not finished it; run the same command again")
     if any(file.name in CHECKPOINT_NAMES or file.suffix in CHECKPOINT_SUFFIXES for file in path.iterdir()):
         return None
-    return open_folder(path)
+    return FolderImages(path)
 
 
 def find_extractor(features: str, *, inception: str | Path | None = None, device: str = "auto") -> Extractor:

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import hashlib
 import re
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,7 +20,6 @@ from dydit_cli.data.imagefolder import SUFFIXES, centre_crop, open_picture, pict
 from dydit_cli.data.load import load_data, load_held_out
 from dydit_cli.data.registry import SOURCES
 from dydit_cli.devices import world_size
-from dydit_cli.diffusion.generate import Progress
 from dydit_cli.errors import DyditError
 from dydit_cli.evaluate.features import Pixels
 from dydit_cli.files import read_json, sha256
@@ -96,49 +95,34 @@ GRID = "grid.png"
 CLASS_IN_NAME = re.compile(r"-class(\d+)$")
 
 
-class Images(Protocol):
+class Images(ABC):
     """A set of images.
 
     `name` is the user's; `count` how many there are; `labels` (count,) the classes that they should be of, where that is
     known; `record` how they were made, {} where that is not known; `per` how much work one of them is.
     """
 
-    @property
-    def name(self) -> str: ...
+    per = 1
 
-    @property
-    def count(self) -> int: ...
+    def __init__(self, name: str, count: int, labels: Labels | None = None, record: dict[str, Any] | None = None) -> None:
+        self.name, self.count, self.labels, self.record = name, count, labels, record or {}
 
-    @property
-    def per(self) -> int: ...
-
-    @property
-    def labels(self) -> Labels | None: ...
-
-    @property
-    def record(self) -> dict[str, Any]: ...
-
+    @abstractmethod
     def batches(self, size: int, preprocess: Preprocessor, on_work: OnWork) -> Iterator[Pixels]:
         """All of them in their order, `size` at once, as `preprocess` returns them; what `on_work` is called with adds up to
         `count` times `per`. Raises `DyditError` for a damaged one."""
 
+    @abstractmethod
     def sha256(self) -> str:
         """Of what they are read from, in hexadecimal."""
 
 
-@dataclass(frozen=True)
-class ArrayImages:
+class ArrayImages(Images):
     """pixels: M S S C uint8, held in memory."""
 
-    name: str
-    pixels: Pixels
-    labels: Labels | None = None
-    record: dict[str, Any] = field(default_factory=dict)
-    per: int = 1
-
-    @property
-    def count(self) -> int:
-        return len(self.pixels)
+    def __init__(self, name: str, pixels: Pixels, labels: Labels | None = None, record: dict[str, Any] | None = None) -> None:
+        super().__init__(name, len(pixels), labels, record)
+        self.pixels = pixels
 
     def batches(self, size: int, preprocess: Preprocessor, on_work: OnWork) -> Iterator[Pixels]:
         for start in range(0, self.count, size):
@@ -150,20 +134,21 @@ class ArrayImages:
         return hashlib.sha256(np.ascontiguousarray(self.pixels).data).hexdigest()
 
 
-@dataclass(frozen=True)
-class FolderImages:
-    """The pictures anywhere below `folder`, in the order of their paths."""
+class FolderImages(Images):
+    """The pictures anywhere below `folder`, in the order of their paths; grid.png of a folder of samples is none.
 
-    name: str
-    folder: Path
-    files: list[Path]
-    labels: Labels | None
-    record: dict[str, Any]
-    per: int = 1
+    Raises `DyditError` where there is none.
+    """
 
-    @property
-    def count(self) -> int:
-        return len(self.files)
+    def __init__(self, folder: Path) -> None:
+        record = read_record(folder)
+        files = sorted(folder / name for name in pictures_below(folder, follow_links=False))
+        self.folder, self.files = folder, [file for file in files if not (record and file == folder / GRID)]
+        if not self.files:
+            raise DyditError(f"{folder}: no images in it ({' '.join(sorted(SUFFIXES))}); give a folder of pictures")
+        classes = [CLASS_IN_NAME.search(file.stem) for file in self.files]
+        labels = np.array([int(one.group(1)) for one in classes if one], dtype=np.int64)
+        super().__init__(str(folder), len(self.files), labels if all(classes) else None, record)
 
     def batches(self, size: int, preprocess: Preprocessor, on_work: OnWork) -> Iterator[Pixels]:
         for start in range(0, self.count, size):
@@ -209,18 +194,6 @@ def named_images(name: str) -> ArrayImages | None:
     return real_images(data, held_out=name != data) if known else None
 
 
-def open_folder(folder: Path) -> FolderImages:
-    """Lists the pictures; grid.png of a folder of samples is none. Raises `DyditError` where there is none."""
-    record = read_record(folder)
-    files = sorted(folder / name for name in pictures_below(folder, follow_links=False))
-    files = [file for file in files if not (record and file == folder / GRID)]
-    if not files:
-        raise DyditError(f"{folder}: no images in it ({' '.join(sorted(SUFFIXES))}); give a folder of pictures")
-    classes = [CLASS_IN_NAME.search(file.stem) for file in files]
-    labels = np.array([int(one.group(1)) for one in classes if one], dtype=np.int64)
-    return FolderImages(str(folder), folder, files, labels if all(classes) else None, record)
-
-
 def read_pixels(file: Path) -> Pixels:
     """One picture, H W 1 where it is grey and else H W 3; raises `DyditError` where it cannot be read."""
     try:
@@ -248,7 +221,7 @@ def labels_in_turn(record: dict[str, Any], count: int) -> Labels | None:
     return np.resize(np.array(classes, dtype=np.int64), count)
 
 
-class GeneratedImages:
+class GeneratedImages(Images):
     """`count` images of a checkpoint: the same ones as `dydit sample` writes for the same settings."""
 
     def __init__(self, loaded: Checkpoint, config: SamplingConfig, count: int) -> None:
@@ -257,21 +230,16 @@ class GeneratedImages:
                 f"WORLD_SIZE={world_size()}: several processes share the sampling only in dydit sample --npz; "
                 "sample so, and evaluate its folder"
             )
-        self.name, self.count, self.per = str(loaded.path), count, config.settings.steps
-        self._sampler = open_sampler(loaded, config)
-        self.labels: Labels | None = self._sampler.labels(0, count).numpy()
+        self.per, self._sampler = config.settings.steps, open_sampler(loaded, config)
         digest = None if loaded.file is None else sha256(loaded.file)
-        self.record: dict[str, Any] = {**record_of(loaded, config, count), "checkpoint_sha256": digest}
+        record = {**record_of(loaded, config, count), "checkpoint_sha256": digest}
+        super().__init__(str(loaded.path), count, self._sampler.labels(0, count).numpy(), record)
 
     def batches(self, size: int, preprocess: Preprocessor, on_work: OnWork) -> Iterator[Pixels]:
         """As many at once as are sampled at once, whatever `size` is."""
         batch = self._sampler.config.batch
-
-        def report(progress: Progress) -> None:
-            on_work(progress.batch)
-
         for first in range(0, self.count, batch):
-            samples = self._sampler.samples(first, min(batch, self.count - first), report)
+            samples = self._sampler.samples(first, min(batch, self.count - first), on_work)
             yield preprocess(self._sampler.pixels(samples))
 
     def sha256(self) -> str:

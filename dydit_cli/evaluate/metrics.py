@@ -113,9 +113,9 @@ def precision_recall(reference: Tensor, samples: Tensor, k: int = NEIGHBOURS) ->
     """
     # products of centred features cancel less
     centre = reference.double().mean(dim=0)
-    real, drawn = reference.double() - centre, samples.double() - centre
-    precision = inside(drawn, real, manifold_radii(real, k)) if len(real) > k else None
-    recall = inside(real, drawn, manifold_radii(drawn, k)) if len(drawn) > k else None
+    real, generated = reference.double() - centre, samples.double() - centre
+    precision = inside(generated, real, manifold_radii(real, k)) if len(real) > k else None
+    recall = inside(real, generated, manifold_radii(generated, k)) if len(generated) > k else None
     return precision, recall
 
 

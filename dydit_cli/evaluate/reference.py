@@ -17,13 +17,12 @@ from numpy.typing import NDArray
 from dydit_cli.errors import DyditError
 from dydit_cli.evaluate.features import Extractor, Pixels, extract_features
 from dydit_cli.evaluate.images import (
+    FolderImages,
     Images,
-    Labels,
     OnWork,
     Preprocessor,
     labels_in_turn,
     named_images,
-    open_folder,
     read_record,
 )
 from dydit_cli.evaluate.metrics import Gaussian
@@ -36,58 +35,49 @@ POOL, SPATIAL = ("mu", "sigma"), ("mu_s", "sigma_s")
 LARGEST_HEADER = 10_000  # bytes, numpy's own limit
 
 
-@dataclass(frozen=True)
-class NpzImages:
-    """arr_0 of the file `path`, uint8 of `shape` M S S C, read a batch at a time."""
+class NpzImages(Images):
+    """arr_0 of the file `path`, uint8 M S S C, read a batch at a time.
 
-    name: str
-    path: Path
-    shape: tuple[int, int, int, int]
-    labels: Labels | None
-    record: dict[str, Any]
-    per: int = 1
+    Their classes are arr_1's, as in ADM's sample files, or those that samples.json beside the file records. Raises
+    `DyditError` where arr_0 is missing or no images.
+    """
 
-    @property
-    def count(self) -> int:
-        return self.shape[0]
+    def __init__(self, path: Path) -> None:
+        names = array_names(path)
+        if IMAGES not in names:
+            text = ", ".join(names) or "nothing"
+            raise DyditError(f"{path}: has no {IMAGES} (it has {text}); give an .npz with images N S S 3")
+        with _member(path, IMAGES) as file:
+            shape, fortran, dtype = _header(file)
+        if dtype != np.uint8:
+            raise DyditError(f"{path}: {IMAGES} is {dtype}; the suite wants uint8 from 0 to 255: scale, round and convert it")
+        if fortran or len(shape) != 4 or shape[-1] not in (1, 3) or not all(shape):
+            raise DyditError(f"{path}: {IMAGES} has shape {shape}; it must be N S S 3 (or 1), in C order")
+        record = read_record(path.parent)
+        if record.get("images") != shape[0]:
+            record = {}  # of something else that lies there
+        labels = labels_in_turn(record, shape[0])
+        if LABELS in names:
+            given = read_array(path, LABELS)
+            if given.shape == (shape[0],) and np.issubdtype(given.dtype, np.integer):
+                labels = given.astype(np.int64)
+        super().__init__(str(path), shape[0], labels, record)
+        self.path, self._shape = path, shape[1:]  # S S C
 
     def batches(self, size: int, preprocess: Preprocessor, on_work: OnWork) -> Iterator[Pixels]:
+        length = math.prod(self._shape)
         with _member(self.path, IMAGES) as file:
             _header(file)
             for start in range(0, self.count, size):
-                shape = (min(size, self.count - start), *self.shape[1:])
-                length = math.prod(shape)
-                data = file.read(length)
-                if len(data) < length:
+                count = min(size, self.count - start)
+                data = file.read(count * length)
+                if len(data) < count * length:
                     raise DyditError(f"{self.path}: damaged: {IMAGES} ends after image {start}; make or fetch it again")
-                yield preprocess(np.frombuffer(data, dtype=np.uint8).reshape(shape))
-                on_work(shape[0])
+                yield preprocess(np.frombuffer(data, dtype=np.uint8).reshape(count, *self._shape))
+                on_work(count)
 
     def sha256(self) -> str:
         return sha256(self.path)
-
-
-def open_npz(path: Path) -> NpzImages:
-    """The images of an .npz. Their classes are arr_1's, as in ADM's sample files, or those that samples.json beside the
-    file says were drawn in turn. Raises `DyditError` where arr_0 is missing or no images."""
-    names = array_names(path)
-    if IMAGES not in names:
-        raise DyditError(f"{path}: has no {IMAGES} (it has {', '.join(names) or 'nothing'}); give an .npz with images N S S 3")
-    with _member(path, IMAGES) as file:
-        shape, fortran, dtype = _header(file)
-    if dtype != np.uint8:
-        raise DyditError(f"{path}: {IMAGES} is {dtype}; the suite wants uint8 from 0 to 255: scale, round and convert it")
-    if fortran or len(shape) != 4 or shape[-1] not in (1, 3) or not all(shape):
-        raise DyditError(f"{path}: {IMAGES} has shape {shape}; it must be N S S 3 (or 1), in C order")
-    record = read_record(path.parent)
-    if record.get("images") != shape[0]:
-        record = {}  # of something else that lies there
-    labels = labels_in_turn(record, shape[0])
-    if LABELS in names:
-        given = read_array(path, LABELS)
-        if given.shape == (shape[0],) and np.issubdtype(given.dtype, np.integer):
-            labels = given.astype(np.int64)
-    return NpzImages(str(path), path, shape, labels, record)
 
 
 def read_gaussians(path: Path) -> tuple[Gaussian | None, Gaussian | None]:
@@ -185,7 +175,7 @@ def open_reference(reference: str | Path | None, extractor: Extractor) -> Refere
             raise DyditError(f"--features {extractor.name} needs a --reference: an ADM .npz, or a folder of real images")
         reference = extractor.data
     path, named = Path(reference), named_images(str(reference))
-    images = named or (open_folder(path) if path.is_dir() else None)
+    images = named or (FolderImages(path) if path.is_dir() else None)
     if images is not None:
         return Reference(images.name, images, images.sha256)
     if not path.is_file():
@@ -194,7 +184,7 @@ def open_reference(reference: str | Path | None, extractor: Extractor) -> Refere
         )
     pool, spatial = read_gaussians(path)
     names = array_names(path)
-    array = open_npz(path) if IMAGES in names else None
+    array = NpzImages(path) if IMAGES in names else None
     if pool is None and array is None:
         raise DyditError(
             f"{path}: has neither {' and '.join(POOL)} nor {IMAGES} (it has {', '.join(names) or 'nothing'}); "

@@ -17,7 +17,7 @@ from dydit_cli.devices import world_size
 from dydit_cli.errors import DyditError
 from dydit_cli.files import atomic_folder, check_output, write_json
 from dydit_cli.pixels import make_grid, picture, save_png
-from dydit_cli.sampling.sampler import OnProgress, SamplingConfig, open_sampler, record_of
+from dydit_cli.sampling.sampler import OnWork, SamplingConfig, open_sampler, record_of
 
 
 @dataclass(frozen=True)
@@ -37,7 +37,7 @@ def sample_images(
     num: int = 64,
     reading: LoadOptions = LoadOptions(),
     force: bool = False,
-    on_progress: OnProgress | None = None,
+    on_work: OnWork = lambda images: None,
 ) -> Samples:
     """Samples `num` images into the folder `out`: grid.png, NNNNN-classK.png and samples.json.
 
@@ -50,7 +50,7 @@ def sample_images(
     loaded = read(checkpoint, reading)
     image_sampler = open_sampler(loaded, config)
     start = time.perf_counter()
-    samples, labels = image_sampler.samples(0, num, on_progress), image_sampler.labels(0, num)
+    samples, labels = image_sampler.samples(0, num, on_work), image_sampler.labels(0, num)
     seconds = time.perf_counter() - start
     pixels = image_sampler.pixels(samples)
     summary = {**record_of(loaded, config, num), "seconds": seconds, "seconds_per_image": seconds / num}

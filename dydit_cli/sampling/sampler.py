@@ -24,7 +24,7 @@ from dydit_cli.model.sparse import SparseDyDiT
 from dydit_cli.model.tome import Merging
 from dydit_cli.pixels import to_pixels
 
-OnProgress = Callable[[Progress], None]
+OnWork = Callable[[int], None]  # how many images made a step
 
 
 @dataclass(frozen=True)
@@ -65,10 +65,14 @@ class ImageSampler:
         """(count,) classes of the images `first`, `first` + 1, ..."""
         return torch.tensor([self.classes[i % len(self.classes)] for i in range(first, first + count)])
 
-    def samples(self, first: int, count: int, on_progress: OnProgress | None = None) -> Tensor:
+    def samples(self, first: int, count: int, on_work: OnWork = lambda images: None) -> Tensor:
         """The model's own samples of these images, latents or pixels: count C S S, float32 on cpu."""
         config, labels = self.config, self.labels(first, count)
-        return run_sampler(self.model, labels, config.settings, first, config.batch, config.seed, on_progress)
+
+        def report(progress: Progress) -> None:
+            on_work(progress.batch)
+
+        return run_sampler(self.model, labels, config.settings, first, config.batch, config.seed, report)
 
     def pixels(self, samples: Tensor) -> NDArray[np.uint8]:
         """M C S S -> M S S C, decoded where they are latents, a batch at a time."""
@@ -141,7 +145,7 @@ def run_sampler(
     first: int,
     batch: int,
     seed: int,
-    on_progress: OnProgress | None,
+    on_progress: Callable[[Progress], None] | None,
 ) -> Tensor:
     """Samples of `model` for labels (M,), the images `first`, ... of the run with `seed`: M C S S, float32 on cpu."""
     config, weight = model.config, next(model.parameters())

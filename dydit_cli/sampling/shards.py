@@ -17,7 +17,6 @@ from numpy.typing import NDArray
 
 from dydit_cli.artifacts.samples import ARRAY_FILE, RECORD_FILE, read_npz, rgb, write_npz
 from dydit_cli.checkpoint.read import CheckpointLike, LoadOptions, read
-from dydit_cli.diffusion.generate import Progress
 from dydit_cli.distributed import share_work
 from dydit_cli.errors import DyditError
 from dydit_cli.files import Resumable, Shards, check_output, sha256, write_json
@@ -132,14 +131,10 @@ def sample_shard(
     run: ShardedRun, shard: int, new: range, image_sampler: ImageSampler, on_progress: Callable[[int], None]
 ) -> None:
     """Writes one shard: what was begun of it, and the images `new`."""
-
-    def report(progress: Progress) -> None:
-        on_progress(progress.batch)
-
     begun = len(run.items(shard)) - len(new)
     parts = [read_npz(run.begun_path(shard))[:begun]] if begun else []
     if new:
-        parts.append(rgb(image_sampler.pixels(image_sampler.samples(new.start, len(new), report))))
+        parts.append(rgb(image_sampler.pixels(image_sampler.samples(new.start, len(new), on_progress))))
     pixels = np.concatenate(parts)
     write_npz(run.path(shard), pixels.shape, [pixels])
     run.begun_path(shard).unlink(missing_ok=True)

@@ -14,7 +14,6 @@ from torch import Tensor
 
 from dydit_cli.checkpoint.checkpoint import Checkpoint
 from dydit_cli.data.dataset import ImageData
-from dydit_cli.diffusion.generate import Progress
 from dydit_cli.diffusion.objective import loss_terms
 from dydit_cli.diffusion.schedule import TRAIN_STEPS, linear_schedule
 from dydit_cli.evaluate.evaluate import evaluate
@@ -72,13 +71,9 @@ def measure(loaded: Checkpoint, row: Row, evaluator: Evaluator, work: RowWork) -
 
     drawing = evaluator.drawing(row)
     image_sampler = open_sampler(loaded, drawing)
-    drawn = work.part("sample", SAMPLE_SHARE, how.images * how.settings.steps)
+    sampled = work.part("sample", SAMPLE_SHARE, how.images * how.settings.steps)
     start = time.perf_counter()
-
-    def see(progress: Progress) -> None:
-        drawn(progress.batch)
-
-    pixels = image_sampler.pixels(image_sampler.samples(0, how.images, see))
+    pixels = image_sampler.pixels(image_sampler.samples(0, how.images, sampled))
     seconds = time.perf_counter() - start
     labels = image_sampler.labels(0, how.images).numpy()
     images = ArrayImages(row.name, pixels, labels, record_of(loaded, drawing, how.images))

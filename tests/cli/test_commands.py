@@ -228,6 +228,10 @@ def test_sample_decodes_latents_with_a_vae(tmp_path: Path) -> None:
     assert (tmp_path / "out" / "grid.png").is_file()
     bad = dydit(*arguments, "--force", "--vae", tmp_path / "latent" / "nowhere")
     assert (bad.exit_code, "not a VAE; give a diffusers AutoencoderKL folder" in bad.stderr) == (2, True)
+    vae.save_pretrained(tmp_path / "pipeline" / "vae")
+    whole = dydit(*arguments, "--force", "--vae", tmp_path / "pipeline")
+    assert (whole.exit_code, whole.stderr.count("\n")) == (2, 1)
+    assert f"pipeline: a whole pipeline; give its VAE: {tmp_path / 'pipeline' / 'vae'}" in whole.stderr
 
 
 def test_inspect_tells_kind_size_and_lineage(room: Path) -> None:
