@@ -208,7 +208,8 @@ def check_pixels(name: str, config: DiTConfig) -> None:
 
 def to_model(pixels: NDArray[np.uint8]) -> Tensor:
     """B S S C from 0..255 -> B C S S float32 in [-1, 1]."""
-    return torch.from_numpy(pixels).permute(0, 3, 1, 2).float().div(127.5).sub(1).contiguous()
+    # a copy has the usual strides where C is 1, too, on which a convolution's last bits depend
+    return torch.from_numpy(pixels.transpose(0, 3, 1, 2).copy()).float().div(127.5).sub(1)
 
 
 def _load(path: str, config: DiTConfig | None) -> ImageFolder:
