@@ -126,7 +126,7 @@ def run(checkpoint: str, execution: Any, hook: str | None, images: int) -> dict[
     start = time.perf_counter()
     pictures = torch.from_numpy(draw(images)).permute(0, 3, 1, 2) * 2 - 1  # M 1 8 8
     seconds = time.perf_counter() - start
-    recognised = classifier().recognised(pictures, labels)
+    recognised = classifier().class_accuracy(pictures, labels)
     return {"pictures": pictures, "seconds": seconds, "recognised": recognised, "attached": len(hooked), **fired}
 
 

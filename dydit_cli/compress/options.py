@@ -38,7 +38,7 @@ class PruneOptions:
     data: Annotated[
         str | None,
         Opt(
-            "What taylor and diff look at: digits, glyphs, imagefolder:PATH or latents:PATH.",
+            "What taylor and diff look at: digits, fashion, glyphs, idx:PATH, imagefolder:PATH or latents:PATH.",
             default="what CKPT was trained on",
         ),
     ] = None

@@ -22,7 +22,7 @@ from dydit_cli.checkpoint.read import CheckpointLike, read
 from dydit_cli.compress.criteria import CRITERIA, CalibrationData, Scores
 from dydit_cli.compress.options import PruneOptions
 from dydit_cli.compress.structures import narrowed
-from dydit_cli.data.load import load_data
+from dydit_cli.data.load import default_data, load_data
 from dydit_cli.devices import pick_device
 from dydit_cli.errors import DyditError
 from dydit_cli.files import check_output
@@ -97,7 +97,7 @@ def prune(
     batches = max(1, criterion.batches) if options.batches is None else options.batches
     calibration = CalibrationData(seed, None, batches, options.batch_size, options.timesteps, options.threshold)
     if criterion.batches:
-        images = load_data(options.data or static.trained_on or "digits", static.config)
+        images = load_data(options.data or default_data(static.trained_on, static.config), static.config)
         images.check(static.config)
         calibration = replace(calibration, data=images, on_work=on_work)
         on_stage(method, calibration.batches * criterion.passes(calibration), "passes")

@@ -18,7 +18,7 @@ from dydit_cli.checkpoint.checkpoint import Checkpoint
 from dydit_cli.checkpoint.options import LoadOptions
 from dydit_cli.checkpoint.read import CheckpointLike, read
 from dydit_cli.data.dataset import Dataset
-from dydit_cli.data.load import BUNDLED, load_data
+from dydit_cli.data.load import default_data, load_data, load_held_out
 from dydit_cli.devices import pick_device
 from dydit_cli.diffusion.process import Process, process_of
 from dydit_cli.errors import DyditError
@@ -56,24 +56,24 @@ def measure_losses(
     on_stage: OnStage = lambda what, total, unit: None,
     on_work: OnWork = lambda amount: None,
 ) -> Losses:
-    """The mean squared error of each model's noise, for noise that is the same whichever model sees it, and in whichever
-    batch; a DyDiT runs as it samples. Maps are of the last model. Written to the folder `out` if given.
+    """The mean squared error of each model's noise, for noise that is the same for every model and in every batch; a DyDiT
+    runs as it samples. Maps are of the last model. Written to the folder `out` if given.
 
-    `data` is by default what the first model was trained on. Of a bundled data set these are held-out images, of others
-    those of the set itself, which the model may have been trained on. Raises `DyditError` for no checkpoint, data that do
-    not fit a model, or an existing `out` (without `force`).
+    `data` is by default what the first model was trained on. The images are the data set's held-out ones, or where it has no
+    such part those of the set itself, which the model may have been trained on. Raises `DyditError` for no checkpoint, data
+    that do not fit a model, or an existing `out` (without `force`).
     """
     start = time.perf_counter()
     if not checkpoints:
         raise DyditError("no checkpoint to measure losses of; name one, or a small and a large one")
     if out is not None:
         check_output(out, force)
-    place = pick_device(device)
+    on = pick_device(device)
     models = [read(checkpoint, reading) for checkpoint in checkpoints]
     names = names_of([str(model.path or "model") for model in models])
-    data = data or models[0].trained_on or "digits"
-    held_out = data in BUNDLED
-    images: Dataset = BUNDLED[data](held_out=True) if held_out else load_data(data, models[0].config)
+    data = data or default_data(models[0].trained_on, models[0].config)
+    held_out = load_held_out(data, models[0].config)
+    images = load_data(data, models[0].config) if held_out is None else held_out
     for model in models:
         images.check(model.config)
     x0, labels = chosen(images, settings)  # M C P P, M
@@ -83,11 +83,11 @@ def measure_losses(
     curves = []
     for name, model in zip(names, models, strict=True):
         on_stage(f"losses of {name}", len(x0) * len(timesteps), "image-steps")
-        runner = ready(model, place, timesteps)
+        runner = ready(model, on, timesteps)
         curves.append(torch.stack([at_timestep(runner, x0, labels, t, settings, on_work) for t in timesteps]))
     shown, maps_at = distinct(labels, settings.map_images), sorted(set(settings.maps_at))
     on_stage(f"maps of {names[-1]}", len(shown) * len(maps_at) * settings.map_noises, "image-steps")
-    runner = ready(models[-1], place, maps_at)
+    runner = ready(models[-1], on, maps_at)
     patches = torch.stack([maps_of(runner, x0[shown], labels[shown], t, settings, on_work) for t in maps_at])
     summary: dict[str, Any] = {
         "loss": "mean squared error of the predicted noise over channels and pixels; the variance's term is left out",
@@ -102,7 +102,7 @@ def measure_losses(
             for name, model in zip(names, models, strict=True)
         ],
         "data": data,
-        "held_out": held_out,
+        "held_out": held_out is not None,
         "data_images": len(images),
         "images": len(x0),
         "timesteps": len(timesteps),
@@ -111,7 +111,7 @@ def measure_losses(
         "map_noises": settings.map_noises,
         "seed": settings.seed,
         "dtype": "float32",
-        "device": place.type,
+        "device": on.type,
         "seconds": time.perf_counter() - start,
         "versions": {"dydit": __version__, "torch": torch.__version__},
     }
@@ -129,11 +129,10 @@ def chosen(data: Dataset, settings: LossSettings) -> tuple[Tensor, Tensor]:
 
 
 def distinct(labels: Tensor, count: int) -> Tensor:
-    """The places of `count` images: the first of each class, by class, and where that is not enough the ones that follow."""
+    """The indices of `count` images: the first of each class, by class, and where that is not enough the ones that follow."""
     classes = labels.tolist()
-    first = sorted({label: classes.index(label) for label in classes}.items())
-    places = [place for _, place in first]
-    return torch.tensor([*places, *(i for i in range(len(classes)) if i not in places)][:count])
+    first = [classes.index(label) for label in sorted(set(classes))]
+    return torch.tensor([*first, *(i for i in range(len(classes)) if i not in first)][:count])
 
 
 def ready(model: Checkpoint, place: torch.device, timesteps: list[int]) -> Executable:

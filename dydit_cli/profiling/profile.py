@@ -32,6 +32,7 @@ def profile(
     out: str | Path | None = None,
     *,
     images: int = 16,
+    classes: Sequence[int] | None = None,
     settings: SamplerSettings = SamplerSettings(),
     seed: int = 0,
     batch: int = 64,
@@ -43,7 +44,7 @@ def profile(
     force: bool = False,
     on_progress: Callable[[Progress], None] | None = None,
 ) -> Profile:
-    """Samples `images` images, classes in turn, and counts what every step executed; writes to `out` if given.
+    """Samples `images` images, `classes` (None: all) in turn, and counts what every step executed; writes to `out` if given.
 
     Token masks are kept of the first `keep_masks` images, numbers of tokens of all. `time` runs every step twice more,
     sparse and static, and adds their seconds. A static model's profile is what it always does, or with `tome` what is
@@ -54,8 +55,8 @@ def profile(
         check_output(out, force)
     loaded = read(checkpoint, reading)
     result = profile_checkpoint(
-        loaded, name=str(loaded.path), images=images, settings=settings, seed=seed, batch=batch, keep_masks=keep_masks,
-        time=time, tome=tome, device=device, on_progress=on_progress,
+        loaded, name=str(loaded.path), images=images, classes=classes, settings=settings, seed=seed, batch=batch,
+        keep_masks=keep_masks, time=time, tome=tome, device=device, on_progress=on_progress,
     )  # fmt: skip
     if out is not None:
         result.write(out)
@@ -67,6 +68,7 @@ def profile_checkpoint(
     *,
     name: str,
     images: int,
+    classes: Sequence[int] | None = None,
     settings: SamplerSettings,
     seed: int,
     batch: int,
@@ -90,7 +92,7 @@ def profile_checkpoint(
     if time and model is not built:  # a static model as it is has nothing to be compared with
         whole = static_twin(built) if isinstance(built, DynamicBackbone) else built
         clock = StepTimer(executor(built, "sparse", tome=tome), whole, recorder, settings.timesteps)
-    labels = cycle_labels(list(range(config.num_classes)), images)
+    labels = cycle_labels(list(classes or range(config.num_classes)), images)
     samples = recorder.sample(labels, settings, seed=seed, batch=batch, denoiser=clock, on_progress=on_progress)
     record = recorder.record()
     table = timestep_table(record, config)
@@ -128,6 +130,7 @@ def profile_checkpoint(
         "cfg_channels": settings.cfg_channels,
         "spacing": settings.timestep_spacing,
         "images": images,
+        **({"classes": list(classes)} if classes else {}),
         "images_with_masks": record.tokens.shape[3],
         "seed": seed,
         "dtype": "float32",

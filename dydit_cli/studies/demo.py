@@ -21,7 +21,7 @@ from dydit_cli.devices import pick_device
 from dydit_cli.diffusion.generate import Progress
 from dydit_cli.diffusion.options import SamplerSettings
 from dydit_cli.errors import DyditError
-from dydit_cli.evaluate.classifier import classifier, judge
+from dydit_cli.evaluate.classifier import classifier, classify_samples
 from dydit_cli.figures.catalogue import FIGURES
 from dydit_cli.figures.samples import side_by_side
 from dydit_cli.figures.visualize import visualize
@@ -124,9 +124,9 @@ def demo(
 
             def sample(checkpoint: Checkpoint = checkpoint, file: Path = file) -> None:
                 model = checkpoint.build().to(chosen)
-                result = judge(model, images=images, settings=settings, seed=seed, on_progress=sampled)
+                result = classify_samples(model, images=images, settings=settings, seed=seed, on_progress=sampled)
                 with atomic_file(file) as temporary:
-                    np.savez(temporary, samples=result.samples, recognised=result.recognised, seconds=result.seconds)
+                    np.savez(temporary, samples=result.samples, recognised=result.class_accuracy, seconds=result.seconds)
 
             stage(f"sample {name}", images * settings.steps, "image-steps", file.is_file(), sample)
             with np.load(file) as arrays:

@@ -22,7 +22,7 @@ from dydit_cli.evaluate.reference import Reference
 from dydit_cli.model.execution import Executable
 from dydit_cli.profiling.profile import profile_checkpoint
 from dydit_cli.sampling.options import SamplingConfig
-from dydit_cli.sampling.sampler import open_sampler, protocol
+from dydit_cli.sampling.sampler import open_sampler, record_of
 from dydit_cli.studies.methods import Row
 from dydit_cli.studies.progress import RowWork
 from dydit_cli.studies.recipe import EvaluationPart
@@ -72,12 +72,11 @@ def measure(loaded: Checkpoint, row: Row, evaluator: Evaluator, work: RowWork) -
     image_sampler = open_sampler(loaded, sampling)
     sampled = work.part("sample", SAMPLE_SHARE, config.images * config.settings.steps)
     start = time.perf_counter()
-    samples = image_sampler.samples(0, config.images, lambda progress: sampled(progress.batch))
+    samples = image_sampler.samples(0, config.images, sampled)
     pixels = image_sampler.pixels(samples)
     seconds = time.perf_counter() - start
     labels = image_sampler.labels(0, config.images).numpy()
-    record = {"images": config.images, **protocol(loaded, sampling), "device": evaluator.device}
-    images = ArrayImages(row.name, pixels, labels, record)
+    images = ArrayImages(row.name, pixels, labels, record_of(loaded, sampling, config.images))
     result = evaluate(images, evaluator.reference, evaluator.extractor, batch=config.batch, device=evaluator.device)
 
     loss = None

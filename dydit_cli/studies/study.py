@@ -13,7 +13,7 @@ import torch
 from dydit_cli.checkpoint.checkpoint import Checkpoint
 from dydit_cli.checkpoint.read import read
 from dydit_cli.data.dataset import ImageData
-from dydit_cli.data.load import BUNDLED, load_data
+from dydit_cli.data.load import load_data, load_held_out
 from dydit_cli.devices import pick_device, world_size
 from dydit_cli.errors import DyditError
 from dydit_cli.evaluate.evaluate import find_extractor
@@ -52,11 +52,11 @@ def make_evaluator(recipe: StudyRecipe, static: Checkpoint, device: str) -> Eval
 
 def held_out_part(data: str, count: int) -> ImageData | None:
     """`count` images of the part that is held out of `data`, from everywhere in it; None where it has no such part."""
-    if data not in BUNDLED or count == 0:
+    part = load_held_out(data) if count else None
+    if part is None:
         return None
-    part = BUNDLED[data](held_out=True)
-    every = torch.linspace(0, len(part) - 1, min(count, len(part))).round().long()
-    return ImageData(part.name, part.images[every], part.labels[every], part.num_classes)
+    images, labels = part.take(torch.linspace(0, len(part) - 1, min(count, len(part))).round().long())
+    return ImageData(part.name, images, labels, part.num_classes)
 
 
 def facts(start: Start, evaluator: Evaluator) -> dict[str, Any]:

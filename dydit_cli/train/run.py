@@ -19,7 +19,7 @@ from dydit_cli.checkpoint.native import write_into
 from dydit_cli.checkpoint.options import LoadOptions
 from dydit_cli.checkpoint.read import CheckpointLike, read
 from dydit_cli.data.imagefolder import describe_skipped
-from dydit_cli.data.load import BUNDLED, load_data, split_name
+from dydit_cli.data.load import default_recipe, find_source, load_data
 from dydit_cli.devices import pick_device
 from dydit_cli.distributed import init_distributed
 from dydit_cli.errors import DyditError
@@ -139,19 +139,20 @@ def resolve_recipe(
         raise DyditError(f"FLOPs ratio {flops_ratio}; it must be over 0 and at most 1")
     if steps is not None and steps < 1:
         raise DyditError(f"{steps} steps; train at least 1")
-    resolved = recipe if isinstance(recipe, Recipe) else read_recipe(recipe or default_recipe(data or trained_on))
+    resolved = recipe if isinstance(recipe, Recipe) else read_recipe(recipe or recipe_of(data or trained_on or "digits"))
     if steps is not None:
         resolved = with_steps(resolved, steps)
     given = {"routing.flops_ratio": flops_ratio, "data": data}
     return with_settings(with_settings(resolved, {key: value for key, value in given.items() if value is not None}), settings)
 
 
-def default_recipe(data: str | None) -> str:
-    """The recipe to fine-tune with on a data set where none is named."""
-    name, _ = split_name(data or "digits")
-    if name not in BUNDLED:
+def recipe_of(data: str) -> str:
+    """The shipped recipe to fine-tune with on a data set; raises `DyditError` where there is no such set or recipe."""
+    find_source(data)
+    recipe = default_recipe(data)
+    if recipe is None:
         raise DyditError(f"data set {data} has no recipe of its own; name one with --recipe, see the folder recipes/")
-    return f"{name}/finetune"
+    return recipe
 
 
 def run_training(
@@ -201,7 +202,7 @@ def run_training(
                 hooks: dict[str, Any] = {"save": save, "on_step": record, "should_stop": should_stop}
                 result = train(model, data, recipe, processes=processes, resume=saved, **hooks)
             if processes.main:
-                result = write_result(model, spec, result, folder, device)
+                result = write_result(model, spec, result, folder, device, data.class_names)
         except SafetensorError as error:
             raise DyditError(f"{out}: cannot be written: {error}; make room and run the same command again") from None
         except OSError as error:
@@ -212,7 +213,14 @@ def run_training(
     return replace(result, unreadable=describe_skipped(data.skipped))
 
 
-def write_result(model: Backbone, spec: RunSpec, result: TrainResult, folder: RunFolder, device: str) -> TrainResult:
+def write_result(
+    model: Backbone,
+    spec: RunSpec,
+    result: TrainResult,
+    folder: RunFolder,
+    device: str,
+    class_names: tuple[str, ...] | None = None,
+) -> TrainResult:
     """Writes the trained model into the run's folder; of a run that has ended it is calibrated first, where the recipe has
     it, and the states go last, so that a kill at any moment leaves a run that continues."""
     recipe, start, calibration = spec.recipe, spec.start, None
@@ -227,7 +235,8 @@ def write_result(model: Backbone, spec: RunSpec, result: TrainResult, folder: Ru
         **({"flops_ratio": recipe.routing.flops_ratio} if spec.dynamic else {}),
         **{part: routing for part, routing in parts.items() if routing != "learned"},
     )
-    trained = Checkpoint.of(model, [*start.lineage, step], like=start)
+    labels = start.labels or (dict(enumerate(class_names)) if class_names else None)  # else the data's
+    trained = replace(Checkpoint.of(model, [*start.lineage, step], like=start), labels=labels)
     ended = not result.interrupted and result.stopped is None
     if ended and spec.dynamic and recipe.routing.calibrate:
         settings, seed = recipe.calibration.settings, recipe.train.seed

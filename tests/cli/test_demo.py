@@ -13,15 +13,14 @@ import pytest
 from typer.testing import CliRunner
 
 import dydit_cli
-from dydit_cli.bundled import WEIGHTS
+from dydit_cli.bundled import MODELS, WEIGHTS
 from dydit_cli.checkpoint.read import read
 from dydit_cli.cli.app import app
 from dydit_cli.data.digits import load_digits_split
-from dydit_cli.data.load import BUNDLED
 from dydit_cli.diffusion.options import SamplerSettings
 from dydit_cli.errors import DyditError
 from dydit_cli.evaluate.classifier import classifier as classifier_of
-from dydit_cli.evaluate.classifier import judge
+from dydit_cli.evaluate.classifier import classify_samples
 from dydit_cli.model.families.dit import DiT
 from dydit_cli.studies import demo as demo_module
 from dydit_cli.studies.demo import demo
@@ -33,20 +32,20 @@ def test_the_classifier_is_right_on_held_out_digits() -> None:
     classifier = classifier_of("digits")
     held_out = load_digits_split(held_out=True)
     assert classifier.accuracy >= 0.97
-    assert classifier.recognised(held_out.images, held_out.labels) == classifier.accuracy
-    assert classifier.recognised(held_out.images, (held_out.labels + 1) % 10) < 0.05
+    assert classifier.class_accuracy(held_out.images, held_out.labels) == classifier.accuracy
+    assert classifier.class_accuracy(held_out.images, (held_out.labels + 1) % 10) < 0.05
 
 
-@pytest.mark.parametrize("data", BUNDLED)
+@pytest.mark.parametrize("data", [name.removesuffix("-dit") for name in MODELS])
 def test_the_bundled_model_is_recognised(data: str) -> None:
     """The card's figure is for 1,000 samples and 50 steps; one of each class and 12 are enough to see that it is whole."""
     model = dydit_cli.load(f"{data}-dit")
     assert isinstance(model, DiT)
-    judged = judge(model, images=62, data=data, settings=SamplerSettings(steps=12))
-    assert judged.recognised >= 0.95
+    classified = classify_samples(model, images=62, data=data, settings=SamplerSettings(steps=12))
+    assert classified.class_accuracy >= 0.95
 
 
-@pytest.mark.parametrize("data", BUNDLED)
+@pytest.mark.parametrize("data", [name.removesuffix("-dit") for name in MODELS])
 def test_the_card_says_what_the_model_is(data: str) -> None:
     name = f"{data}-dit"
     folder, checkpoint = WEIGHTS / name, read(name)
@@ -132,7 +131,7 @@ def test_a_demo_that_is_killed_in_stage_after_stage_continues(
         if stage == "sample static":  # all that is before it was whole, and so is not made any more
             for name in ("convert", "finetune", "profile"):
                 monkeypatch.delattr(demo_module, name)
-    monkeypatch.delattr(demo_module, "judge")
+    monkeypatch.delattr(demo_module, "classify_samples")
     a_demo(out)
     assert figures_of(out) == figures_of(calm)
     for file in ("finetuned/model.safetensors", "samples.png", "profile/timesteps.csv"):

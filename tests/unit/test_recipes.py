@@ -17,7 +17,7 @@ from dydit_cli.checkpoint.native import write
 from dydit_cli.checkpoint.read import read
 from dydit_cli.cli.app import load
 from dydit_cli.data.dataset import ImageData
-from dydit_cli.data.load import BUNDLED, split_name
+from dydit_cli.data.load import find_source
 from dydit_cli.errors import DyditError
 from dydit_cli.model.families.dit import DiT, DiTConfig, DyDiT, DyDiTConfig
 from dydit_cli.recipe_files import read_merged
@@ -70,7 +70,7 @@ def test_a_recipe_runs_two_steps_on_a_shrunken_model(path: Path) -> None:
     recipe, full = with_settings(with_steps(read_recipe(path), 2), {"train.batch_size": 8}), read_recipe(path)
     if full.routing.complete_steps:
         recipe = with_settings(recipe, {"routing.complete_steps": 1})
-    channels = 1 if split_name(recipe.data)[0] in BUNDLED else 4
+    channels = 4 if find_source(recipe.data)[0].takes_path else 1
     classes = int(option(arguments, "--num-classes") or 10)
     config = replace(SHRUNKEN, in_channels=channels, num_classes=classes)
     generator = torch.Generator().manual_seed(0)

@@ -34,7 +34,10 @@ def finetune(
     steps: options.TrainSteps = None,
     data: Annotated[
         str | None,
-        Opt("digits, glyphs, imagefolder:PATH or latents:PATH.", default="RECIPE's, or what CKPT was trained on"),
+        Opt(
+            "digits, fashion, glyphs, idx:PATH, imagefolder:PATH or latents:PATH.",
+            default="RECIPE's, or what CKPT was trained on",
+        ),
     ] = None,
     recipe: Annotated[str | None, Opt("A TOML recipe.", default="DATA/finetune")] = None,
     lr: Annotated[float | None, Opt("The model's learning rate.", default="the recipe's")] = None,

@@ -41,6 +41,7 @@ def profile(
     checkpoints: Annotated[Sequence[str] | None, Arg("CKPT...", "One checkpoint, or several to compare.")] = None,
     out: Annotated[Path | None, Opt("The folder to write.", ("--out", "-o"), metavar="DIR")] = None,
     images: Annotated[int, Opt("Images to draw and average over, classes in turn.", metavar="N")] = 16,
+    classes: options.Classes = None,
     *,
     settings: Annotated[SamplerSettings, Without("cfg_interval")],
     tome: Tome = None,
@@ -90,10 +91,11 @@ def profile(
     for checkpoint, folder in work:
         with console.stages() as stages:
             stages.begin(f"profile {Path(checkpoint).name}", images * settings.steps, "image-steps")
+            loaded = options.read(checkpoint, loading)
             results.append(
                 run(
-                    options.read(checkpoint, loading), folder, images=images, settings=settings, batch=batch, seed=seed,
-                    keep_masks=keep_masks, time=time, tome=tome, device=device, force=force,
+                    loaded, folder, images=images, classes=options.class_numbers(classes, loaded), settings=settings,
+                    batch=batch, seed=seed, keep_masks=keep_masks, time=time, tome=tome, device=device, force=force,
                     on_progress=lambda progress, stages=stages: stages.advance(progress.batch),  # type: ignore[misc]
                 )
             )  # fmt: skip
