@@ -72,7 +72,7 @@ def demo(
     often = min(SAVE_EVERY, recipe.train.save_every)
     recipe = with_settings(recipe, {"train.seed": seed, "train.save_every": often})
     sampling = {name: list(value) if isinstance(value, tuple) else value for name, value in asdict(settings).items()}
-    asked = {"images": images, "seed": seed, "device": chosen.type, **flat({"sampling": sampling, **recipe.model_dump()})}
+    wanted = {"images": images, "seed": seed, "device": chosen.type, **flat({"sampling": sampling, **recipe.model_dump()})}
     unfinished = Resumable(out, UNFINISHED_FILE, FORMAT, "an unfinished demo")
 
     def sampled(progress: Progress) -> None:
@@ -89,8 +89,8 @@ def demo(
         if force:
             check_output(out, force)
         else:
-            unfinished.check(asked)
-        unfinished.begin({"format": FORMAT, **asked}, force)
+            unfinished.check(wanted)
+        unfinished.begin({"format": FORMAT, **wanted}, force)
         write_json(out / RECIPE_FILE, recipe.model_dump())
         static, run, profiled = read(BUNDLED), RunFolder(out / "finetuned"), out / "profile"
 
@@ -134,10 +134,10 @@ def demo(
                 figures = {figure: float(arrays[figure]) for figure in ("recognised", "seconds")}
             rows[name] = {"macs": measured.summary[f"macs_{name}"], **figures}
 
-        of_profiles = [name for name, kind in FIGURES.items() if kind.takes == "profile"]
+        of_profiles = [name for name, figure in FIGURES.items() if figure.takes == "profile"]
         on_stage("draw", len(of_profiles) + 1, "figures")
-        for figure in of_profiles:
-            visualize(measured, figure, out / f"{figure}.png", force=True)
+        for name in of_profiles:
+            visualize(measured, name, out / f"{name}.png", force=True)
             on_work(1, "")
         save_png(side_by_side({"static DiT": samples["static"], "DyDiT": samples["dynamic"]}), out / "samples.png")
         on_work(1, "")

@@ -75,7 +75,7 @@ class Start:
     def of(cls, checkpoint: Checkpoint, recipe: StudyRecipe, device: str) -> Start:
         part = recipe.finetune
         names: dict[Tuning, str] = {"dynamic": part.dynamic, "static": part.static}
-        tunings = {kind: resolve_recipe(name, steps=part.steps, data=recipe.data) for kind, name in names.items()}
+        tunings = {tuning: resolve_recipe(name, steps=part.steps, data=recipe.data) for tuning, name in names.items()}
         return cls(checkpoint, recipe, tunings, device)
 
     def tuning(self, row: Row) -> Recipe | None:
@@ -126,5 +126,5 @@ def method_of(name: str) -> Method:
 
 def rows_of(recipe: StudyRecipe) -> list[Row]:
     """All rows, a seed after the other, so that an unfinished study already compares everything; the static model first."""
-    kinds = [kind for method in METHODS.values() for kind in method.rows(recipe.methods)]
-    return [Row(method, target, seed) for seed in recipe.seeds for method, target in kinds]
+    rows = [row for method in METHODS.values() for row in method.rows(recipe.methods)]
+    return [Row(name, target, seed) for seed in recipe.seeds for name, target in rows]

@@ -1,4 +1,4 @@
-"""How far a study's rows are, and how one that was asked to stop ends."""
+"""A study's progress, and how an interrupted one ends."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ OnStage = Callable[[str, int, str, int], None]  # what, how many, of which unit,
 
 
 class Interrupted(Exception):  # noqa: N818
-    """The study was asked to stop; finished rows are on disk, and so is what a fine-tuning had learned."""
+    """The study is to stop; finished rows are on disk, and so is what a fine-tuning had learned."""
 
 
 class RowWork:
@@ -23,7 +23,7 @@ class RowWork:
         self._done, self._told, self._scale = 0.0, 0, 1.0
 
     def part(self, what: str, share: float, total: int) -> Callable[[int], None]:
-        """Call the result with amounts that make `total`; it raises `Interrupted` where the study was asked to stop."""
+        """Call the result with amounts that make `total`; it raises `Interrupted` where the study is to stop."""
         share *= self._scale
 
         def advance(amount: int) -> None:

@@ -48,7 +48,7 @@ class MethodsPart(Section):
 class EvaluationPart(SamplingSection):
     """How a row is measured."""
 
-    images: int = Field(default=1000, ge=2, description="samples that are judged")
+    images: int = Field(default=1000, ge=2, description="samples that are evaluated")
     features: str = "digits"
     reference: str | None = Field(default=None, description="what samples are compared with, as for `dydit evaluate`")
     vae: str | None = Field(default=None, description="an AutoencoderKL, for models of latents")

@@ -81,7 +81,7 @@ class Runner:
 
     def run_rows(self, on_row: Callable[[], object]) -> None:
         """Goes over the rows again while there was one to run, for those that another process left; `on_row` is called
-        after each. Raises `Interrupted` where it was asked to stop."""
+        after each. Raises `Interrupted` where it is to stop."""
         todo = []
         for row in self.rows:
             if not self.folder.done(row):

@@ -35,9 +35,9 @@ def settings_of(start: Start) -> tuple[dict[str, Any], set[str]]:
     """What a study has to be begun with again, flat, the fine-tuning recipes with all their values; and the names of what
     is at its default, which an older study's folder may lack."""
     settings, unchanged = flat(start.recipe.model_dump(mode="json")), defaults(start.recipe)
-    for kind, tuning in start.tunings.items():
-        settings |= flat(tuning.model_dump(mode="json"), f"{kind}.")
-        unchanged |= defaults(tuning, f"{kind}.")
+    for name, tuning in start.tunings.items():
+        settings |= flat(tuning.model_dump(mode="json"), f"{name}.")
+        unchanged |= defaults(tuning, f"{name}.")
     return {**settings, "first_seed": start.recipe.seeds[0], "model_sha256": fingerprint(start.checkpoint)}, unchanged
 
 
@@ -60,7 +60,7 @@ def held_out_part(data: str, count: int) -> ImageData | None:
 
 
 def facts(start: Start, evaluator: Evaluator) -> dict[str, Any]:
-    """What the protocol says of all rows alike."""
+    """The protocol's facts that all rows share."""
     recipe, evaluation, config = start.recipe, start.recipe.evaluation, start.checkpoint.config
     pretrained = sum(int(entry["steps"]) for entry in start.checkpoint.lineage if entry.get("action") == "pretrain")
     return {
@@ -92,7 +92,7 @@ def facts(start: Start, evaluator: Evaluator) -> dict[str, Any]:
 
 @dataclass(frozen=True)
 class Study:
-    """What a study found so far. `table` has a line for each finished row, `summary` one for each method and target,
+    """What a study has come to so far. `table` has a line for each finished row, `summary` one for each method and target,
     `protocol` is study.json; `left` counts the rows that are not done, which other processes may be at."""
 
     table: pd.DataFrame

@@ -97,7 +97,7 @@ class RoutingRecipe(Section):
 
 
 class SamplingSection(Section):
-    """How samples are drawn."""
+    """How images are sampled."""
 
     sampler: str = "ddim"
     steps: int | None = Field(default=None, ge=1, description="sampling steps, by default the sampler's usual number")
@@ -134,17 +134,18 @@ class Recipe(Section):
 SECTIONS = (Recipe, ModelRecipe, TrainRecipe, RoutingRecipe, CalibrationRecipe)
 
 
+PHASES = (
+    ("train", "lr_warmup_steps"), ("routing", "hold_steps"), ("routing", "warmup_steps"), ("routing", "complete_steps"),
+    ("routing", "noise_off_steps"),
+)  # fmt: skip
+
+
 def with_steps(recipe: Recipe, steps: int) -> Recipe:
     """`recipe` over another number of steps, its phases stretched in proportion, so that the run keeps its shape."""
-    factor = steps / recipe.train.steps
-
-    def stretched(section: TrainRecipe | RoutingRecipe, *names: str) -> dict[str, int]:
-        return {name: round(getattr(section, name) * factor) for name in names}
-
-    values = recipe.model_dump()
-    values["train"].update(steps=steps, **stretched(recipe.train, "lr_warmup_steps"))
-    phases = ("hold_steps", "warmup_steps", "complete_steps", "noise_off_steps")
-    values["routing"].update(stretched(recipe.routing, *phases))
+    factor, values = steps / recipe.train.steps, recipe.model_dump()
+    for section, name in PHASES:
+        values[section][name] = round(values[section][name] * factor)
+    values["train"]["steps"] = steps
     return recipe_from_dict(values, "--steps")
 
 

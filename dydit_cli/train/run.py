@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import os
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, replace
@@ -75,7 +77,7 @@ def finetune(
 
 
 def tuned_start(checkpoint: CheckpointLike, recipe: Recipe, reading: LoadOptions, num_classes: int | None) -> RunSpec:
-    """What fine-tuning begins with, and how to come by it again."""
+    """A fine-tuning of `checkpoint`, and how what it begins with is read again."""
     start = read(checkpoint, reading)
     # a relative path would be another one's elsewhere; a hub id or a bundled name is the same everywhere
     path = str(Path(start.path).resolve()) if start.path is not None and Path(start.path).exists() else start.path
@@ -175,7 +177,7 @@ def run_training(
     another process trains into `out`, and, after saving, where the gradient guard ended the run.
     """
     folder, recipe, start = RunFolder(Path(out)), spec.recipe, spec.start
-    _ = recipe.calibration.settings  # a mistake in it is told before anything is trained
+    _ = recipe.calibration.settings  # a mistake in it is raised before anything is trained
     with init_distributed(device) as processes, ExitStack() as stack:
         folder.check(spec, force)
         data = load_data(recipe.data, start.config)
@@ -191,12 +193,12 @@ def run_training(
             with folder.log(processes.main) as log:
 
                 def record(metrics: StepMetrics) -> None:
-                    log.write(metrics)
+                    log.write(json.dumps(metrics.to_dict()) + "\n")
                     if on_step:
                         on_step(metrics)
 
                 def save(state: Saved) -> None:
-                    log.settle()
+                    os.fsync(log.fileno())  # no state is ever ahead of its metrics
                     folder.states.save(state, recipe.train.keep)
 
                 hooks: dict[str, Any] = {"save": save, "on_step": record, "should_stop": should_stop}

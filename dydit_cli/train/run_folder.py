@@ -15,7 +15,7 @@ from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 import torch
 from filelock import FileLock, Timeout
@@ -138,14 +138,14 @@ class StateFolder:
 
     def recipe(self) -> Recipe:
         """The run's recipe."""
-        values: dict[str, Any] = {}
-        run = {name: value for name, value in self.read().items() if name not in NOT_RECIPE}
-        set_values(values, run, str(self.path / RUN_FILE))
-        return recipe_from_dict(values, str(self.path / RUN_FILE))
+        file, values = str(self.path / RUN_FILE), dict[str, Any]()
+        own = {name: value for name, value in self.read().items() if name.partition(".")[0] in Recipe.model_fields}
+        set_values(values, own, file)
+        return recipe_from_dict(values, file)
 
     def check(self, run: dict[str, Any], free: Collection[str] = (), new: Collection[str] = ()) -> None:
-        """Raises `DyditError`, naming the first difference, where the run was begun as another one than `run`, but for
-        values named in `free`, and for those in `new` that it says nothing of."""
+        """Raises `DyditError`, naming the first difference, where the run is another one than `run`, but for values named in
+        `free`, and those in `new` that its file lacks."""
         self.read()
         Resumable(self.path, RUN_FILE, FORMAT, "an unfinished run").check(run, free, new)
 
@@ -173,7 +173,7 @@ class StateFolder:
             shutil.rmtree(self._folder(step), ignore_errors=True)
 
     def newest(self, on_damage: Callable[[str], None] = lambda text: None) -> Saved | None:
-        """The newest state that is whole, None for none; `on_damage` is told of each that is not."""
+        """The newest state that is whole, None for none; `on_damage` is called for each that is not."""
         for step in self.steps():
             try:
                 return self._read(step)
@@ -186,7 +186,7 @@ class StateFolder:
         facts = json.loads((folder / FACTS_FILE).read_text(encoding="utf-8"))
         size = (folder / TENSORS_FILE).stat().st_size
         if facts.pop("step") != step or facts.pop("bytes") != size:
-            raise ValueError(f"{size} bytes of tensors are not those that its facts say")
+            raise ValueError(f"{size} bytes of tensors are not those of its facts")
         return Saved(step, load_file(folder / TENSORS_FILE), facts)
 
     def _folder(self, step: int) -> Path:
@@ -204,9 +204,6 @@ class StateFolder:
             shutil.rmtree(gone, ignore_errors=True)
             os.rename(self.path, gone)
             shutil.rmtree(gone, ignore_errors=True)
-
-
-NOT_RECIPE = {"format", "format_version", "action", "start", "source"}  # what else run.json says
 
 
 @dataclass(frozen=True)
@@ -255,10 +252,9 @@ class RunFolder:
     def check(self, spec: RunSpec, force: bool) -> None:
         """Raises `DyditError` where neither a new run can begin here, nor an unfinished one continue, nor a finished one
         have more steps."""
-        steps = spec.recipe.train.steps
         if self._barely_begun() or (self.states.exists() and not force):
             return
-        if force or not self.kept.exists() or self.kept.recipe().train.steps == steps:
+        if force or not self.kept.exists() or self.kept.recipe().train.steps == spec.recipe.train.steps:
             check_output(self.path, force)
 
     def open(self, spec: RunSpec, force: bool, processes: Distributed, on_note: Callable[[str], None]) -> Saved | None:
@@ -277,13 +273,13 @@ class RunFolder:
             self._check_steps(spec, old.recipe().train.steps, 0 if saved is None else saved.step)
         processes.wait()  # all have looked before anything changes
         if processes.main:
-            write_json(self.path / RECIPE_FILE, spec.recipe.model_dump())
             if old is None:
                 self.states.remove()
                 self.kept.remove()
             elif old == self.kept:
                 os.rename(self.kept.path, self.states.path)
-            self.states.begin({**facts, "source": spec.source})
+            self.states.begin({**facts, "source": spec.source})  # from here on the folder's model is not this run's
+            write_json(self.path / RECIPE_FILE, spec.recipe.model_dump())
             self.states.sweep()
             self._cut_metrics(0 if saved is None else saved.step)
         processes.wait()
@@ -309,8 +305,9 @@ class RunFolder:
 
     def _barely_begun(self) -> bool:
         """Whether a kill in the first moment left what is there: nothing is lost where it begins again."""
-        beginnings = (RECIPE_FILE, f".{RECIPE_FILE}.", STATE_FOLDER, f".{STATE_FOLDER}.")
-        return self.path.is_dir() and all(child.name.startswith(beginnings) for child in self.path.iterdir())
+        names = [path.name for folder in (self.path, self.states.path) if folder.is_dir() for path in folder.iterdir()]
+        ours, half_written = (RECIPE_FILE, STATE_FOLDER, RUN_FILE), (f".{RECIPE_FILE}.", f".{STATE_FOLDER}.", f".{RUN_FILE}.")
+        return self.path.is_dir() and all(name in ours or name.startswith(half_written) for name in names)
 
     def _cut_metrics(self, steps: int) -> None:
         """Leaves the lines of the first `steps` steps: those after the state will be written again."""
@@ -329,26 +326,9 @@ class RunFolder:
         """Of the last step, None where none was taken."""
         return next((StepMetrics(**json.loads(line)) for line in self._metrics()[-1:]), None)
 
-    @contextmanager
-    def log(self, main: bool) -> Iterator[MetricsLog]:
+    def log(self, main: bool) -> TextIO:
         """metrics.jsonl, open at its end; in other processes than the `main` one, nothing."""
-        with open(self.path / METRICS_FILE if main else os.devnull, "a", encoding="utf-8", buffering=1) as file:
-            yield MetricsLog(file)
-
-
-class MetricsLog:
-    """Lines of metrics.jsonl."""
-
-    def __init__(self, file: Any) -> None:
-        self._file = file
-
-    def write(self, metrics: StepMetrics) -> None:
-        self._file.write(json.dumps(metrics.to_dict()) + "\n")
-
-    def settle(self) -> None:
-        """Brings what was written to the disk, so that no state is ever ahead of its metrics."""
-        self._file.flush()
-        os.fsync(self._file.fileno())
+        return open(self.path / METRICS_FILE if main else os.devnull, "a", encoding="utf-8", buffering=1)
 
 
 def fingerprint(checkpoint: Checkpoint) -> str:

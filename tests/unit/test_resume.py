@@ -157,8 +157,21 @@ def test_a_kill_before_anything_was_saved_begins_again(start: Path, calm: Path, 
     (out / ".recipe.json.x.tmp.json").write_text("{")
     (out / "recipe.json").write_text("{}")
     (out / ".state.x.tmp").mkdir()
+    (out / "state").mkdir()
+    (out / "state" / ".run.json.x.tmp.json").write_text("{")
     run(start, out)
     assert result_of(out) == result_of(calm)
+
+
+@pytest.mark.parametrize("name", ["state/novel.txt", "statement.txt", "recipe.json.bak"])
+def test_what_only_looks_like_a_beginning_is_left_alone(start: Path, tmp_path: Path, name: str) -> None:
+    file = tmp_path / "out" / name
+    file.parent.mkdir(parents=True)
+    file.write_text("mine")
+    with pytest.raises(DyditError, match="already exists; choose another name"):
+        run(start, tmp_path / "out")
+    assert file.read_text() == "mine"
+    assert len(list((tmp_path / "out").rglob("*"))) == len(Path(name).parts)
 
 
 @pytest.mark.parametrize(
