@@ -17,7 +17,7 @@ PACKAGE = Path(dydit_cli.__file__).parent
 # from the ground up: a room imports from the layers below its own, and from itself
 LAYERS: tuple[set[str], ...] = (
     {"errors", "version"},
-    {"units", "files", "devices", "bundled"},
+    {"units", "files", "devices", "bundled", "seeds"},
     {"distributed", "hub", "pixels", "recipe_files"},
     {"model"},
     {"flops", "diffusion"},

@@ -14,6 +14,7 @@ from dydit_cli.devices import describe_device
 from dydit_cli.diffusion.schedule import spaced_timesteps
 from dydit_cli.errors import DyditError
 from dydit_cli.model.weight_cache import SliceStats, WeightAccess
+from dydit_cli.seeds import check_seed
 from dydit_cli.version import __version__
 
 if TYPE_CHECKING:
@@ -40,6 +41,7 @@ class BenchSettings:
     seed: int = 0
 
     def __post_init__(self) -> None:
+        check_seed(self.seed)
         spaced_timesteps(self.steps)
         for name, value in (("batch", self.batch), ("measured steps", self.measured), ("repeats", self.repeats)):
             if value < 1:

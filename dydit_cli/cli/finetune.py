@@ -10,6 +10,7 @@ import typer
 from dydit_cli.cli import console, options
 from dydit_cli.cli.training import Out, Resume, finish, interruptible, only_resume, train
 from dydit_cli.errors import DyditError
+from dydit_cli.seeds import LARGEST
 
 
 def finetune(
@@ -42,7 +43,7 @@ def finetune(
     router_lr: Annotated[float | None, typer.Option(help="The routers' learning rate.", show_default="the recipe's")] = None,
     batch_size: Annotated[int | None, typer.Option(help="Images a step.", show_default="the recipe's")] = None,
     seed: Annotated[
-        int | None, typer.Option(min=0, help="The same seed gives the same result.", show_default="the recipe's")
+        int | None, typer.Option(min=0, max=LARGEST, help="The same seed gives the same result.", show_default="the recipe's")
     ] = None,
     setting: Annotated[
         list[str],

@@ -9,6 +9,7 @@ import typer
 
 from dydit_cli.cli import console
 from dydit_cli.errors import DyditError
+from dydit_cli.seeds import LARGEST
 
 if TYPE_CHECKING:
     from dydit_cli.checkpoint.checkpoint import Checkpoint
@@ -29,7 +30,7 @@ Json = Annotated[bool, typer.Option("--json", help="Print the figures as JSON.")
 
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda or mps.")]
 
-Seed = Annotated[int, typer.Option(min=0, help="The same seed gives the same result.")]
+Seed = Annotated[int, typer.Option(min=0, max=LARGEST, help="The same seed gives the same result.")]
 
 Weights = Annotated[str, typer.Option(help="Which weights of a training checkpoint: ema or model.")]
 

@@ -21,6 +21,7 @@ from dydit_cli.files import atomic_folder, check_output
 from dydit_cli.model.config import DyDiTConfig
 from dydit_cli.model.dydit import DyDiT
 from dydit_cli.model.routers import HEAD_AND_GROUP_BIAS, TOKEN_BIAS, TokenRouter, WidthRouter
+from dydit_cli.seeds import check_seed
 
 TOLERANCE = 1e-4
 
@@ -89,6 +90,7 @@ def convert(
     destination = check_output(destination, force)
     if ranking not in get_args(RankingName):
         raise DyditError(f"no ranking {ranking!r}; choose one of {', '.join(get_args(RankingName))}")
+    check_seed(seed)
     static = read(source, reading)
     if isinstance(static.config, DyDiTConfig):
         raise DyditError(f"{static.path}: is a DyDiT already; fine-tune it: dydit finetune {static.path} --out DIR")

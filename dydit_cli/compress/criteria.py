@@ -21,6 +21,7 @@ from dydit_cli.diffusion.schedule import TRAIN_STEPS, linear_schedule, spaced_ti
 from dydit_cli.errors import DyditError
 from dydit_cli.model.config import DiTConfig
 from dydit_cli.model.dit import DiT
+from dydit_cli.seeds import check_seed
 
 Method = Literal["random", "magnitude", "taylor", "diff"]
 
@@ -55,6 +56,7 @@ class CalibrationData:
     on_work: Callable[[int], None] = _ignore
 
     def __post_init__(self) -> None:
+        check_seed(self.seed)
         for what, value in (("batches", self.batches), ("images in a batch", self.batch_size)):
             if value < 1:
                 raise DyditError(f"{value} {what}; importance is measured on at least 1")

@@ -26,6 +26,7 @@ from dydit_cli.files import check_output
 from dydit_cli.model.execution import Executable, executor
 from dydit_cli.model.sparse import SparseDyDiT
 from dydit_cli.profiling.profile import names_of
+from dydit_cli.seeds import check_seed, derived
 from dydit_cli.version import __version__
 
 MAPS_AT = (20, 100, 250, 500, 750, 950)
@@ -57,6 +58,7 @@ class LossSettings:
         for what in ("images", "map_images", "map_noises", "batch"):
             if getattr(self, what) < 1:
                 raise DyditError(f"{what.replace('_', ' ')} {getattr(self, what)}: take at least 1")
+        check_seed(self.seed)
         spaced_timesteps(self.timesteps)
         wrong = [t for t in self.maps_at if not 0 <= t < TRAIN_STEPS]
         if wrong or not self.maps_at:
@@ -166,13 +168,13 @@ def at_timestep(
     model: Executable, x0: Tensor, labels: Tensor, timestep: int, settings: LossSettings, on_work: OnWork
 ) -> Tensor:
     """(M,) the images' losses at `timestep`, float32 on the cpu."""
-    noise = torch.randn(x0.shape, generator=torch.Generator().manual_seed(settings.seed * TRAIN_STEPS + timestep))
+    noise = torch.randn(x0.shape, generator=torch.Generator().manual_seed(derived(settings.seed, TRAIN_STEPS, timestep)))
     return squared_errors(model, x0, labels, timestep, noise, settings.batch, on_work).flatten(1).mean(dim=1)
 
 
 def maps_of(model: Executable, x0: Tensor, labels: Tensor, timestep: int, settings: LossSettings, on_work: OnWork) -> Tensor:
     """R S S, the loss of each patch, mean over the noises."""
-    generator = torch.Generator().manual_seed(MAP_SEEDS + settings.seed * TRAIN_STEPS + timestep)
+    generator = torch.Generator().manual_seed(derived(settings.seed, TRAIN_STEPS, MAP_SEEDS + timestep))
     total = torch.zeros(())
     for _ in range(settings.map_noises):
         noise = torch.randn(x0.shape, generator=generator)

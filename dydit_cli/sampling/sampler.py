@@ -26,6 +26,7 @@ from dydit_cli.model.execution import Executable, Execution, executor
 from dydit_cli.model.sparse import SparseDyDiT
 from dydit_cli.model.tome import Merging
 from dydit_cli.pixels import to_pixels
+from dydit_cli.seeds import check_seed
 
 OnProgress = Callable[[Progress], None]
 
@@ -51,6 +52,7 @@ class SamplingConfig:
     tome: float | None = None
 
     def __post_init__(self) -> None:
+        check_seed(self.seed)
         if self.dtype not in DTYPES:
             raise DyditError(f"no dtype {self.dtype!r}; choose one of {', '.join(DTYPES)}")
 

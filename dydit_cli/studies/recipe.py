@@ -11,7 +11,7 @@ from pydantic import Field, ValidationError, model_validator
 from dydit_cli.compress.criteria import Method
 from dydit_cli.diffusion.sampler import DEFAULT_STEPS, GuidanceChannels, SamplerName, SamplerSettings
 from dydit_cli.errors import DyditError
-from dydit_cli.recipe_files import Section, explain, find_recipe, first_fault, parse_setting, read_merged
+from dydit_cli.recipe_files import Section, Seed, explain, find_recipe, first_fault, parse_setting, read_merged
 
 Share = Annotated[float, Field(gt=0, le=1)]
 
@@ -74,7 +74,7 @@ class StudyRecipe(Section):
 
     model: str
     data: str = "digits"
-    seeds: tuple[Annotated[int, Field(ge=0)], ...] = Field(default=(0, 1, 2), min_length=1)
+    seeds: tuple[Seed, ...] = Field(default=(0, 1, 2), min_length=1)
     keep_checkpoints: bool = Field(default=False, description="of every seed; those of the first are always kept")
     finetune: FinetunePart
     methods: MethodsPart = MethodsPart()
