@@ -1,7 +1,8 @@
-"""Any checkpoint that people have, in: the tool says what it found."""
+"""Reads any checkpoint that people have, and records what it was and what was inferred."""
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal, get_args
@@ -14,7 +15,7 @@ from dydit_cli.checkpoint.infer import Hints, infer
 from dydit_cli.checkpoint.native import CONFIG_FILE, is_native, read_native
 from dydit_cli.checkpoint.tensors import INDEX_ENDING, Weights, read_pickle, read_safetensors, read_shards, state_dict_in
 from dydit_cli.devices import pick_device
-from dydit_cli.errors import DyditError
+from dydit_cli.errors import DyditError, naming
 from dydit_cli.files import read_json
 from dydit_cli.hub import _download, may_be_hub_id
 from dydit_cli.model.config import TimestepVariant
@@ -30,10 +31,10 @@ CheckpointLike = str | Path | Checkpoint
 
 @dataclass(frozen=True)
 class LoadOptions:
-    """What a reader is told beside the path.
+    """What a reader needs to know beside the path.
 
-    `weights` chooses among a training checkpoint's two sets; `num_heads` and `input_size` are for weights that do not
-    tell them; `timestep_variant` says which code the weights were trained with where their format would say otherwise.
+    `weights` chooses one of a training checkpoint's two sets; `num_heads` and `input_size` are for weights that leave them
+    open; `timestep_variant` is the code that the weights were trained with, where their format would mean another.
     """
 
     weights: WhichWeights = "ema"
@@ -79,22 +80,18 @@ def read(path: CheckpointLike, reading: LoadOptions = LoadOptions()) -> Checkpoi
     """
     if isinstance(path, Checkpoint):
         return path
-    place = resolve(path)
-    if not place.exists() and may_be_hub_id(str(path)):
-        place = _download(str(path))
-    if place.is_dir():
-        return replace(_read_folder(place, reading), path=str(path))
-    if place.is_file():
-        return replace(_read_file(place, reading), path=str(path))
-    names = ", ".join(MODELS)
-    raise DyditError(f"{path}: no such checkpoint; give a folder, a .pt or .safetensors file, or a bundled one: {names}")
+    local = resolve(path)
+    if not os.path.exists(local) and may_be_hub_id(str(path)):
+        local = _download(str(path))
+    if not os.path.exists(local):
+        names = ", ".join(MODELS)
+        raise DyditError(f"{path}: no such checkpoint; give a folder, a .pt or .safetensors file, or a bundled one: {names}")
+    return replace(_read_folder(local, reading) if local.is_dir() else _read_file(local, reading), path=str(path))
 
 
 def resolve(path: str | Path) -> Path:
-    """The place that `path` names: itself, or a bundled checkpoint by its name."""
-    if not Path(path).exists() and str(path) in MODELS:
-        return WEIGHTS / str(path)
-    return Path(path)
+    """What `path` names: itself, or a bundled checkpoint by its name."""
+    return WEIGHTS / str(path) if str(path) in MODELS and not os.path.exists(path) else Path(path)
 
 
 def _read_folder(folder: Path, reading: LoadOptions) -> Checkpoint:
@@ -118,25 +115,23 @@ def _read_folder(folder: Path, reading: LoadOptions) -> Checkpoint:
 
 def _read_file(file: Path, reading: LoadOptions) -> Checkpoint:
     if (file.suffix == ".safetensors" or _is_index(file)) and (file.parent / CONFIG_FILE).is_file():
-        # a weights file inside a folder that says what it is
+        # a weights file inside a folder whose config.json describes it
         return _read_folder(file.parent, reading)
     notes: list[str] = []
     hints = Hints(reading.num_heads, reading.input_size, reading.timestep_variant or "original")
     if _is_index(file):
-        weights, kind = read_shards(file), "sharded .safetensors"
+        weights, format = read_shards(file), "sharded .safetensors"
     elif file.suffix == ".safetensors":
-        weights, kind = read_safetensors(file), ".safetensors"
+        weights, format = read_safetensors(file), ".safetensors"
     elif file.suffix in PICKLES:
-        weights, kind = _from_pickle(file, reading, notes)
+        weights, format = _from_pickle(file, reading, notes)
     else:
         raise DyditError(f"{file}: not a checkpoint; give a folder, a .pt or a .safetensors file")
-    try:
-        return replace(_from_state_dict(weights, kind, hints, reading, notes), file=file)
-    except DyditError as error:
-        raise DyditError(f"{file}: {error}") from None
+    with naming(file):
+        return replace(_from_state_dict(weights, format, hints, reading, notes), file=file)
 
 
-def _from_state_dict(weights: Weights, kind: str, hints: Hints, reading: LoadOptions, notes: list[str]) -> Checkpoint:
+def _from_state_dict(weights: Weights, format: str, hints: Hints, reading: LoadOptions, notes: list[str]) -> Checkpoint:
     names = "DiT"
     if keys.is_diffusers(set(weights)):
         names = "diffusers DiT"
@@ -150,8 +145,7 @@ def _from_state_dict(weights: Weights, kind: str, hints: Hints, reading: LoadOpt
         weights = {**weights, "pos_embed": sincos_positions(inferred.config.hidden_size, side)}
     if inferred.config.kind == "dydit":
         names = "DyDiT"
-    found = f"{names} weights ({kind})"
-    return Checkpoint(inferred.config, weights, [], found, (*notes, *inferred.notes)).check()
+    return Checkpoint(inferred.config, weights, [], f"{names} weights ({format})", (*notes, *inferred.notes)).check()
 
 
 def _from_pickle(file: Path, reading: LoadOptions, notes: list[str]) -> tuple[Weights, str]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Sequence
+from contextlib import suppress
 from typing import Annotated, Any
 
 import typer
@@ -22,10 +23,17 @@ class OneLineErrors(TyperGroup):
         extra["standalone_mode"] = False
         try:
             code = super().main(args, *more, **extra)
+            if sys.stdout is not None:
+                sys.stdout.flush()  # a full disk shows itself here at the latest
         except DyditError as error:
             code = _fail(str(error), 2)
         except typer.Abort:
             code = _fail("interrupted", 130)
+        except OSError as error:
+            if os.environ.get("DYDIT_TRACEBACK"):
+                raise
+            code = _fail(f"{error.filename or 'output'}: {error.strerror or error}", 2)
+            sys.stdout = None  # what is left in it would be tried, and fail, once more
         except Exception as error:
             # typer's own usage errors can say themselves in one line; what cannot is a fault of ours
             if hasattr(error, "format_message"):
@@ -43,7 +51,8 @@ class OneLineErrors(TyperGroup):
 
 
 def _fail(message: str, code: int) -> int:
-    err.print("error: " + " ".join(message.split()), style="bold red", markup=False, highlight=False, soft_wrap=True)
+    with suppress(OSError):  # the log may be what cannot be written
+        err.print("error: " + " ".join(message.split()), style="bold red", markup=False, highlight=False, soft_wrap=True)
     return code
 
 
@@ -66,11 +75,19 @@ def _version(value: bool) -> None:
         raise typer.Exit
 
 
+# what several processes of a launcher share; study refuses them itself, and says how it is shared
+SHARED = ("encode", "finetune", "pretrain", "sample", "study")
+
+
 @app.callback()
 def _options(
+    context: typer.Context,
     version: Annotated[bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")] = False,
 ) -> None:
-    pass
+    if os.environ.get("WORLD_SIZE") and context.invoked_subcommand not in SHARED:
+        from dydit_cli.distributed import run_alone
+
+        run_alone(f"dydit {context.invoked_subcommand}")
 
 
 def _register() -> None:

@@ -12,6 +12,7 @@ import json
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,9 +20,9 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from safetensors.torch import save_file
 from torch import Tensor
 
+from dydit_cli.checkpoint.stream import write_safetensors
 from dydit_cli.data.dataset import Skipped
 from dydit_cli.data.imagefolder import THREADS, Listing, list_pictures, none_readable, read_picture, reason, to_model
 from dydit_cli.data.latents import (
@@ -39,7 +40,7 @@ from dydit_cli.data.vae import Encoder, load_encoder
 from dydit_cli.devices import pick_device
 from dydit_cli.distributed import share_work
 from dydit_cli.errors import DyditError
-from dydit_cli.files import Resumable, atomic_file, check_output, write_json
+from dydit_cli.files import Resumable, atomic_file, check_output, locked, sweep, write_json
 
 SHARD_SIZE = 5000
 
@@ -107,7 +108,7 @@ def encode(
     if dtype not in DTYPES:
         raise DyditError(f"no dtype {dtype!r}; choose one of {', '.join(DTYPES)}")
     start = time.perf_counter()
-    with share_work(device) as team:
+    with share_work(device) as team, ExitStack() as stack:
         if not team.main:  # one display is enough
             on_stage, on_progress = _silent, _silent
         run = _Run(Path(out), list_pictures(images), shard_size)
@@ -133,6 +134,8 @@ def encode(
             "vae_sha256": encoder.sha256,
             "scaling_factor": encoder.scaling_factor,
         }
+        if team.main:
+            stack.enter_context(locked(run.folder))
         if force:
             check_output(run.folder, force)
         else:
@@ -187,7 +190,7 @@ def _write_shard(
         "label": torch.tensor(labels, dtype=torch.int32),
     }
     with atomic_file(run.path(shard)) as temporary:
-        save_file(tensors, temporary, {"skipped": json.dumps([[one.file, one.reason] for one in skipped])})
+        write_safetensors(temporary, tensors, {"skipped": json.dumps([[one.file, one.reason] for one in skipped])})
 
 
 def _by_picture(values: Tensor) -> Tensor:
@@ -217,8 +220,8 @@ def _read_ahead(
 
 def _write_index(run: _Run, asked: dict[str, Any], shape: tuple[int, int, int]) -> None:
     """index.json from what the shards themselves say. Raises `DyditError` for a damaged shard, or nothing readable."""
-    for leftover in [*run.folder.glob(f".{INDEX_FILE}.*"), *(run.folder / SHARDS).glob(".*")]:
-        leftover.unlink()  # what a kill left half-written
+    for folder in (run.folder, run.folder / SHARDS):
+        sweep(folder)
     entries, skipped = [], list[tuple[str, str]]()
     for number in range(run.count):
         shard = open_shard(run.path(number))

@@ -215,10 +215,6 @@ def find_images(samples: str | Path) -> Images | None:
     return open_folder(path)
 
 
-def _holds_weights(folder: Path) -> bool:
-    return any(file.suffix in (".pt", ".pth", ".bin", ".ckpt", ".safetensors") for file in folder.iterdir())
-
-
 def find_extractor(features: str, *, inception: str | Path | None = None, device: str = "auto") -> Extractor:
     """The network of `inception`, `digits` or `glyphs`; `inception` is the file of the first one's weights.
 

@@ -8,9 +8,9 @@ from pathlib import Path
 
 import torch
 import torch.nn.functional as F
-from safetensors.torch import save_file
 from torch import Tensor
 
+from dydit_cli.checkpoint.stream import write_safetensors
 from dydit_cli.data.load import BUNDLED
 from dydit_cli.evaluate.feature_network import (
     FACTS_FILE,
@@ -91,7 +91,7 @@ def write(name: str, folder: Path, epochs: int | None = None, seed: int = 0) -> 
         "seconds": round(time.perf_counter() - start, 1),
     }
     with atomic_file(folder / WEIGHTS_FILE) as temporary:
-        save_file(network.state_dict(), temporary)
+        write_safetensors(temporary, network.state_dict(), metadata=None)
     write_json(folder / FACTS_FILE, facts)
     return facts
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,7 +21,7 @@ from dydit_cli.checkpoint.read import CheckpointLike, LoadOptions, read
 from dydit_cli.diffusion.generate import Progress
 from dydit_cli.distributed import share_work
 from dydit_cli.errors import DyditError
-from dydit_cli.files import Resumable, check_output, sha256
+from dydit_cli.files import Resumable, check_output, locked, sha256, sweep
 from dydit_cli.sampling.sampler import ImageSampler, SamplingConfig, open_sampler, protocol
 
 FORMAT, FORMAT_VERSION = "dydit-npz", 1
@@ -86,7 +87,7 @@ def sample_npz(
     start = time.perf_counter()
     run = ShardedRun(Path(out), num, shard_size)
     place = Resumable(run.folder, SETTINGS_FILE, FORMAT, "samples")
-    with share_work(how.device) as team:
+    with share_work(how.device) as team, ExitStack() as stack:
         if not team.main:  # one display is enough
             on_stage, on_progress = _silent, _silent
         loaded = read(checkpoint, reading)
@@ -100,6 +101,8 @@ def sample_npz(
             "read_as": "; ".join((loaded.found, *loaded.notes)),  # of the two sets of a training checkpoint, which
             "model": loaded.config.to_dict(),
         }
+        if team.main:
+            stack.enter_context(locked(run.folder))
         if force:
             check_output(run.folder, force)
         else:
@@ -138,8 +141,8 @@ def draw_shards(
 
 def join(run: ShardedRun, on_progress: Callable[[int], None]) -> None:
     """Writes samples.npz from the shards, one in memory at a time. Raises `DyditError` for a damaged shard."""
-    for leftover in [*run.folder.glob(f".{SAMPLES_FILE}.*"), *(run.folder / SHARDS).glob(".*")]:
-        leftover.unlink()  # what a kill left half-written
+    for folder in (run.folder, run.folder / SHARDS):
+        sweep(folder)
     image = read_npz(run.path(0)).shape[1:]  # S S 3
 
     def parts() -> Iterator[NDArray[np.uint8]]:

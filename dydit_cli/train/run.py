@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
 
 from dydit_cli.artifacts.run import StepMetrics
 from dydit_cli.checkpoint import lineage
@@ -21,6 +21,7 @@ from dydit_cli.data.load import BUNDLED, load_data, split_name
 from dydit_cli.devices import pick_device
 from dydit_cli.distributed import init_distributed
 from dydit_cli.errors import DyditError
+from dydit_cli.files import locked
 from dydit_cli.model.config import DiTConfig, DyDiTConfig
 from dydit_cli.model.dit import DiT
 from dydit_cli.train.loop import TrainResult, train
@@ -162,11 +163,14 @@ def run_training(
     after saving, where the gradient guard ended the run.
     """
     folder, recipe, start = RunFolder(Path(out)), asked.recipe, asked.start
-    with init_distributed(device) as team:
+    with init_distributed(device) as team, ExitStack() as stack:
         place = pick_device(device)
         folder.check(force)
         data = load_data(recipe.data, start.config)
         data.check(start.config)
+        if team.main:
+            stack.enter_context(locked(out))
+            folder.check(force)  # again: another process may have finished here since
         try:
             saved = folder.open(asked, force, team, on_note)
             model = start.build().to(place).float()
@@ -188,8 +192,6 @@ def run_training(
                 write_model(model, asked, result, folder.path)
                 if not result.interrupted and result.stopped is None:
                     folder.states.remove()
-        except SafetensorError as error:
-            raise DyditError(f"{out}: cannot be written: {error}; make room and run the same command again") from None
         except OSError as error:
             raise DyditError(f"{out}: cannot be written: {error.strerror or error}; choose another place") from None
         team.wait()

@@ -18,14 +18,15 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor
 
 from dydit_cli.artifacts.run import StepMetrics
 from dydit_cli.checkpoint.checkpoint import Checkpoint
+from dydit_cli.checkpoint.stream import write_safetensors
 from dydit_cli.distributed import Distributed
 from dydit_cli.errors import DyditError
-from dydit_cli.files import Resumable, atomic_file, atomic_folder, check_output, write_json
+from dydit_cli.files import Resumable, atomic_file, atomic_folder, check_output, sweep, write_json
 from dydit_cli.train.batch import TrainingBatches
 from dydit_cli.train.recipe import Recipe
 from dydit_cli.train.step import Trainer
@@ -127,9 +128,10 @@ class StateFolder:
         folder = self._folder(saved.step)
         with atomic_folder(folder) as temporary:
             try:
-                save_file(saved.tensors, temporary / TENSORS_FILE)
-            except SafetensorError as error:  # it wraps the system's own error, a full disk above all
-                raise DyditError(f"{folder}: cannot be written: {error}; make room and run the same command again") from None
+                write_safetensors(temporary / TENSORS_FILE, saved.tensors, metadata=None)
+            except OSError as error:
+                reason = error.strerror or error
+                raise DyditError(f"{folder}: cannot be written: {reason}; make room and run the same command again") from None
             size = (temporary / TENSORS_FILE).stat().st_size
             facts = {"step": saved.step, "bytes": size, **saved.facts}
             (temporary / FACTS_FILE).write_text(json.dumps(facts, indent=2) + "\n", encoding="utf-8")
@@ -155,11 +157,6 @@ class StateFolder:
 
     def _folder(self, step: int) -> Path:
         return self.path / f"step-{step:08d}"
-
-    def sweep(self) -> None:
-        """Removes what a kill left half-written."""
-        for leftover in [*self.path.glob(".*.tmp*"), *self.run.glob(f".{STATE_FOLDER}.*")]:
-            shutil.rmtree(leftover, ignore_errors=True)
 
     def remove(self) -> None:
         """Removes the states of a finished run, in one step as far as a reader can see."""
@@ -218,7 +215,8 @@ class RunFolder:
                 self.states.remove()
                 write_json(self.path / RECIPE_FILE, asked.recipe.model_dump())
                 self.states.begin({**facts, "source": asked.source})
-            self.states.sweep()
+            for folder in (self.path, self.states.path):
+                sweep(folder)
         team.wait()
         saved = self.states.newest(on_note if team.main else lambda text: None)
         team.wait()

@@ -3,12 +3,9 @@
 from __future__ import annotations
 
 import json
-import resource
 import shlex
 import shutil
 import signal
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +21,7 @@ from dydit_cli.train.loop import TrainResult
 from dydit_cli.train.recipe import Recipe, recipe_from_dict, with_settings
 from dydit_cli.train.run import finetune, pretrain, resume
 from dydit_cli.train.run_folder import StateFolder
+from tests.conftest import no_room
 from tests.kill_resume import RECIPE, kill_and_resume, make_start, result_of
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -139,7 +137,7 @@ def test_a_damaged_state_is_passed_over(start: Path, calm: Path, tmp_path: Path,
     out, notes = tmp_path / "out", list[str]()
     run(start, out, 8)
     damage(out / "state" / "step-00000008" / name)
-    (out / "state" / ".step-00000009.x.tmp").mkdir()  # half-written
+    (out / "state" / ".step-00000009.abcd1234.tmp").mkdir()  # half-written
     begun: list[int] = []
     run(start, out, on_note=notes.append, on_begin=begun.append)
     assert begun == [6]
@@ -151,9 +149,9 @@ def test_a_damaged_state_is_passed_over(start: Path, calm: Path, tmp_path: Path,
 def test_a_kill_before_anything_was_saved_begins_again(start: Path, calm: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
     out.mkdir()
-    (out / ".recipe.json.x.tmp.json").write_text("{")
+    (out / ".recipe.json.abcd1234.tmp.json").write_text("{")
     (out / "recipe.json").write_text("{}")
-    (out / ".state.x.tmp").mkdir()
+    (out / ".state.abcd1234.tmp").mkdir()
     run(start, out)
     assert result_of(out) == result_of(calm)
 
@@ -211,17 +209,6 @@ def test_pretraining_resumes_too(tmp_path: Path) -> None:
     pretrain(recipe, tmp_path / "b", device="cpu", on_step=seen.append, should_stop=lambda: len(seen) == 3)
     resume(tmp_path / "b", device="cpu")
     assert result_of(tmp_path / "a") == result_of(tmp_path / "b")
-
-
-@contextmanager
-def no_room(size: int) -> Iterator[None]:
-    """Files end at `size` bytes, where a write fails as on a full disk."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
 
 
 def test_a_full_disk_is_one_line_and_keeps_the_last_state(start: Path, calm: Path, tmp_path: Path) -> None:
