@@ -25,7 +25,7 @@ LARGEST_RECIPE = 1_000_000  # bytes
 
 @dataclass(frozen=True)
 class Merged:
-    """A recipe's values with those of its bases below them; `files` says which file gave each, by `section.key`."""
+    """A recipe's values with those of its bases below them; `files` maps `section.key` to the file that gave it."""
 
     values: dict[str, Any]
     files: dict[str, Path]
@@ -142,13 +142,13 @@ def parse_setting(text: str) -> tuple[str, Any]:
 
 
 def first_fault(error: ValidationError) -> Any:
-    """The fault to tell of: an unknown key is the likeliest cause of a missing one."""
+    """The fault to report: an unknown key is the likeliest cause of a missing one."""
     faults = error.errors()
     return next((fault for fault in faults if fault["type"] == "extra_forbidden"), faults[0])
 
 
 def explain(error: ValidationError, sections: Sequence[type[BaseModel]]) -> str:
-    """The first fault in one line; for an unknown key, the nearest of those that `sections` know."""
+    """The first fault in one line; for an unknown key, the nearest one of `sections`."""
     first = first_fault(error)
     location = ".".join(str(part) for part in first["loc"])
     if first["type"] == "extra_forbidden":

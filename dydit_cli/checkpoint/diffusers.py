@@ -14,7 +14,7 @@ from dydit_cli.checkpoint import keys
 from dydit_cli.checkpoint.checkpoint import Checkpoint
 from dydit_cli.checkpoint.native import parse_labels
 from dydit_cli.checkpoint.stream import write_safetensors
-from dydit_cli.checkpoint.tensors import INDEX_ENDING, read_pickle, read_safetensors, read_shards, state_dict_in
+from dydit_cli.checkpoint.tensors import INDEX_ENDING, read_tensors
 from dydit_cli.errors import DyditError, naming
 from dydit_cli.files import atomic_folder, read_json, write_json
 from dydit_cli.model.config import DiTConfig, TimestepVariant
@@ -115,11 +115,7 @@ def _weights(folder: Path) -> tuple[dict[str, Tensor], Path]:
     for pattern in (f"{STEM}.safetensors", f"{STEM}{INDEX_ENDING}", f"{STEM}.fp16.safetensors", f"{STEM}.bin"):
         path = folder / pattern
         if path.is_file():
-            if pattern.endswith(INDEX_ENDING):
-                return read_shards(path), path
-            if pattern.endswith(".bin"):
-                return state_dict_in(read_pickle(path), path), path
-            return read_safetensors(path), path
+            return read_tensors(path), path
     raise DyditError(f"{folder}: has no weights: {STEM}.safetensors is missing")
 
 
@@ -207,5 +203,5 @@ class DiffusersTransformer(nn.Module):
 
 
 def as_diffusers(model: Executable, execution: Execution = "sparse") -> DiffusersTransformer:
-    """What `load` returned, ready to be a DiTPipeline's transformer; a DyDiT is run as `execution` says."""
+    """What `load` returned, ready to be a DiTPipeline's transformer; `execution` is how a DyDiT runs."""
     return DiffusersTransformer(executor(model, execution) if isinstance(model, DiT) else model)

@@ -13,16 +13,14 @@ from dydit_cli.checkpoint.checkpoint import Checkpoint
 from dydit_cli.checkpoint.diffusers import read_pipeline, read_transformer
 from dydit_cli.checkpoint.infer import Hints, infer
 from dydit_cli.checkpoint.native import CONFIG_FILE, is_native, read_native
-from dydit_cli.checkpoint.tensors import INDEX_ENDING, Weights, read_pickle, read_safetensors, read_shards, state_dict_in
+from dydit_cli.checkpoint.tensors import PICKLES, Weights, is_index, read_pickle, read_tensors, state_dict_in
 from dydit_cli.devices import pick_device
 from dydit_cli.errors import DyditError, naming
 from dydit_cli.files import read_json
-from dydit_cli.hub import _download, may_be_hub_id
+from dydit_cli.hub import download, may_be_hub_id
 from dydit_cli.model.config import TimestepVariant
 from dydit_cli.model.execution import Executable, Execution, executor
 from dydit_cli.model.layers import sincos_positions
-
-PICKLES = (".pt", ".pth", ".bin", ".ckpt")
 
 WhichWeights = Literal["ema", "model"]
 
@@ -63,7 +61,7 @@ def load(
     timestep_variant: TimestepVariant | None = None,
     tome: float | None = None,
 ) -> Executable:
-    """The model of any checkpoint that `read` knows, in evaluation mode on `device`, float32.
+    """The model of any checkpoint that `read` takes, in evaluation mode on `device`, float32.
 
     `execution` is how a DyDiT runs: `masked` (a `DyDiT`, differentiable), `sparse` (the skipped work left out) or
     `complete` (everything on). `tome` is the share of its tokens that a static model merges before attention (a
@@ -82,7 +80,7 @@ def read(path: CheckpointLike, reading: LoadOptions = LoadOptions()) -> Checkpoi
         return path
     local = resolve(path)
     if not os.path.exists(local) and may_be_hub_id(str(path)):
-        local = _download(str(path))
+        local = download(str(path))
     if not os.path.exists(local):
         names = ", ".join(MODELS)
         raise DyditError(f"{path}: no such checkpoint; give a folder, a .pt or .safetensors file, or a bundled one: {names}")
@@ -104,8 +102,8 @@ def _read_folder(folder: Path, reading: LoadOptions) -> Checkpoint:
         if isinstance(header, dict) and header.get("_class_name") == "DiTTransformer2DModel":
             return read_transformer(folder, header, reading.timestep_variant)
         raise DyditError(f"{folder / CONFIG_FILE}: neither a dydit nor a diffusers DiTTransformer2DModel configuration")
-    files = [file for file in sorted(folder.iterdir()) if file.suffix in (*PICKLES, ".safetensors") or _is_index(file)]
-    indices = [file for file in files if _is_index(file)]
+    files = [file for file in sorted(folder.iterdir()) if file.suffix in (*PICKLES, ".safetensors") or is_index(file)]
+    indices = [file for file in files if is_index(file)]
     if len(indices or files) == 1:
         return _read_file((indices or files)[0], reading)
     if files:
@@ -114,17 +112,15 @@ def _read_folder(folder: Path, reading: LoadOptions) -> Checkpoint:
 
 
 def _read_file(file: Path, reading: LoadOptions) -> Checkpoint:
-    if (file.suffix == ".safetensors" or _is_index(file)) and (file.parent / CONFIG_FILE).is_file():
+    if (file.suffix == ".safetensors" or is_index(file)) and (file.parent / CONFIG_FILE).is_file():
         # a weights file inside a folder whose config.json describes it
         return _read_folder(file.parent, reading)
     notes: list[str] = []
     hints = Hints(reading.num_heads, reading.input_size, reading.timestep_variant or "original")
-    if _is_index(file):
-        weights, format = read_shards(file), "sharded .safetensors"
-    elif file.suffix == ".safetensors":
-        weights, format = read_safetensors(file), ".safetensors"
-    elif file.suffix in PICKLES:
+    if file.suffix in PICKLES:
         weights, format = _from_pickle(file, reading, notes)
+    elif is_index(file) or file.suffix == ".safetensors":
+        weights, format = read_tensors(file), "sharded .safetensors" if is_index(file) else ".safetensors"
     else:
         raise DyditError(f"{file}: not a checkpoint; give a folder, a .pt or a .safetensors file")
     with naming(file):
@@ -158,7 +154,3 @@ def _from_pickle(file: Path, reading: LoadOptions, notes: list[str]) -> tuple[We
         raise DyditError(f"{file}: a training checkpoint without {part!r} weights; it has {', '.join(sorted(value))}")
     notes.append(f"the {part} weights of a training checkpoint (--weights says which)")
     return state_dict_in(value[part], file), f"{file.suffix}, training checkpoint"
-
-
-def _is_index(file: Path) -> bool:
-    return file.name.endswith(INDEX_ENDING)

@@ -28,9 +28,23 @@ Weights = dict[str, Tensor]
 
 INDEX_ENDING = ".safetensors.index.json"
 
+PICKLES = (".pt", ".pth", ".bin", ".ckpt")
+
 MAX_HEADER = 16_000_000  # bytes; that of the largest DiT is under 1 MB, and each MB takes half a second to check
 
 MAX_INFLATION = 2  # how much more a zip may hold than it is long; PyTorch's own are not compressed
+
+
+def is_index(path: Path) -> bool:
+    """Whether `path` is named as an index of shards."""
+    return path.name.endswith(INDEX_ENDING)
+
+
+def read_tensors(path: Path) -> Weights:
+    """The tensors of a .safetensors file, of the shards that an index names, or of a .pt file that holds nothing else."""
+    if is_index(path):
+        return read_shards(path)
+    return state_dict_in(read_pickle(path), path) if path.suffix in PICKLES else read_safetensors(path)
 
 
 def read_safetensors(path: Path) -> Weights:
@@ -169,7 +183,7 @@ def check_tensors(weights: Weights, path: Path) -> Weights:
         if tensor.layout != torch.strided or tensor.is_quantized or tensor.device.type != "cpu":
             raise DyditError(f"{path}: {name} is no dense tensor")
         if not tensor.is_floating_point() or tensor.dtype not in NAMES:
-            raise DyditError(f"{path}: {name} is {_dtype(tensor)}; weights are floating point")
+            raise DyditError(f"{path}: {name} is {_dtype(tensor)}; weights are floating point, as .safetensors has it")
         if tensor.numel() * tensor.element_size() > tensor.untyped_storage().nbytes():
             raise DyditError(f"{path}: {name} says shape {list(tensor.shape)}, which its data do not fill")
         if not torch.isfinite(tensor if tensor.element_size() > 1 else tensor.float()).all():

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from dydit_cli.checkpoint.read import PICKLES
+from dydit_cli.checkpoint.tensors import PICKLES
 from dydit_cli.devices import pick_device
 from dydit_cli.errors import DyditError
 from dydit_cli.evaluate.feature_network import NETWORKS, network_extractor
