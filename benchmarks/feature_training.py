@@ -11,9 +11,9 @@ from pathlib import Path
 
 import torch
 import torch.nn.functional as F
-from safetensors.torch import save_file
 from torch import Tensor
 
+from dydit_cli.checkpoint.stream import write_safetensors
 from dydit_cli.data.imagefolder import to_model
 from dydit_cli.data.load import load_data
 from dydit_cli.errors import DyditError
@@ -95,7 +95,7 @@ def write(name: str, folder: Path, epochs: int | None = None, seed: int = 0) -> 
         "seconds": round(time.perf_counter() - start, 1),
     }
     with atomic_file(folder / WEIGHTS_FILE) as temporary:
-        save_file(network.state_dict(), temporary)
+        write_safetensors(temporary, network.state_dict(), metadata=None)
     write_json(folder / FACTS_FILE, facts)
     return facts
 

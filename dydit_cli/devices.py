@@ -13,14 +13,14 @@ DTYPES: dict[DtypeName, torch.dtype] = {"fp32": torch.float32, "bf16": torch.bfl
 
 
 def pick_device(name: str) -> torch.device:
-    """`auto` is cuda, then mps, then cpu, whichever is there; raises `DyditError` for one that is not."""
+    """`auto` is cuda, then mps, then cpu, the first that is available; raises `DyditError` for one that is not."""
     available = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
     if name == "auto":
-        return torch.device(next(kind for kind, there in available.items() if there))
-    kind = name.split(":")[0]
-    if kind not in available:
+        return torch.device(next(type for type, usable in available.items() if usable))
+    type = name.split(":")[0]
+    if type not in available:
         raise DyditError(f"no device {name!r}; choose auto, cpu, cuda or mps")
-    if not available[kind]:
+    if not available[type]:
         raise DyditError(f"device {name}: this machine or this PyTorch has none; use --device cpu")
     try:
         return torch.device(name)
@@ -37,7 +37,7 @@ def synchronize(device: torch.device) -> None:
 
 
 def world_size() -> int:
-    """How many processes the launcher says that it started; 1 without a launcher."""
+    """How many processes the launcher started; 1 without a launcher."""
     text = os.environ.get("WORLD_SIZE", "")
     return int(text) if text.isdecimal() else 1
 

@@ -9,6 +9,7 @@ from dydit_cli.diffusion.options import spaced_timesteps
 from dydit_cli.errors import DyditError
 from dydit_cli.model.options import PlanMemory, WeightAccess
 from dydit_cli.options import DtypeName, Opt, Seed
+from dydit_cli.seeds import check_seed
 
 
 @dataclass(frozen=True)
@@ -31,6 +32,7 @@ class BenchSettings:
     seed: Seed = 0
 
     def __post_init__(self) -> None:
+        check_seed(self.seed)
         spaced_timesteps(self.steps)
         for name, value in (("batch", self.batch), ("measured steps", self.measured), ("repeats", self.repeats)):
             if value < 1:

@@ -20,7 +20,7 @@ SHOWN = 5
 
 @dataclass(frozen=True)
 class Mismatch:
-    """Empty (and false) where everything fits. `wrong` maps a name to (wanted, found), as text."""
+    """Empty (and false) where everything fits. `wrong` maps a name to its (expected, actual) shapes, as text."""
 
     missing: list[str]
     unexpected: list[str]
@@ -37,20 +37,21 @@ class Mismatch:
         if self.unexpected:
             parts.append(f"unknown {_some(self.unexpected)}")
         if self.wrong:
-            parts.append(_some([f"{name} is {found} where {wanted} is wanted" for name, (wanted, found) in self.wrong.items()]))
+            shapes = [f"{name} is {actual} where {expected} is wanted" for name, (expected, actual) in self.wrong.items()]
+            parts.append(_some(shapes))
         return "; ".join(parts)
 
 
-def compare(wanted: Mapping[str, Tensor], found: Mapping[str, Tensor]) -> Mismatch:
+def compare(expected: Mapping[str, Tensor], actual: Mapping[str, Tensor]) -> Mismatch:
     """Compares names and shapes."""
-    wrong: dict[str, tuple[str, str]] = {}
-    for name in wanted.keys() & found.keys():
-        if wanted[name].shape != found[name].shape:
-            wrong[name] = (str(list(wanted[name].shape)), str(list(found[name].shape)))
+    shapes = {
+        name: (str(list(expected[name].shape)), str(list(actual[name].shape)))
+        for name in sorted(expected.keys() & actual.keys())
+    }
     return Mismatch(
-        missing=sorted(wanted.keys() - found.keys()),
-        unexpected=sorted(found.keys() - wanted.keys()),
-        wrong=dict(sorted(wrong.items())),
+        missing=sorted(expected.keys() - actual.keys()),
+        unexpected=sorted(actual.keys() - expected.keys()),
+        wrong={name: (a, b) for name, (a, b) in shapes.items() if a != b},
     )
 
 
@@ -96,10 +97,10 @@ class Checkpoint:
             raise DyditError(f"the weights have {blocks} blocks where the configuration says {self.config.depth}")
         try:
             with torch.device("meta"):
-                wanted = build_model(self.config).state_dict()
+                expected = build_model(self.config).state_dict()
         except (RuntimeError, OverflowError):
             raise DyditError("the configuration's sizes are too large for any model") from None
-        mismatch = compare(wanted, self.weights)
+        mismatch = compare(expected, self.weights)
         if mismatch:
             raise DyditError(f"the weights do not fit a {self.config.size_name}: {mismatch.summary()}")
         return self

@@ -13,6 +13,7 @@ from dydit_cli.checkpoint.diffusers import write_transformer
 from dydit_cli.checkpoint.native import write
 from dydit_cli.checkpoint.options import FormatName, LoadOptions
 from dydit_cli.checkpoint.read import read
+from dydit_cli.checkpoint.tensors import write_pickle
 from dydit_cli.devices import DTYPES
 from dydit_cli.errors import DyditError
 from dydit_cli.files import atomic_file, check_output
@@ -58,7 +59,7 @@ def export(
         write_transformer(checkpoint, destination)
     else:
         with atomic_file(destination) as temporary:
-            torch.save({name: w.contiguous() for name, w in checkpoint.weights.items()}, temporary)
+            write_pickle(temporary, checkpoint.weights)
     return checkpoint
 
 

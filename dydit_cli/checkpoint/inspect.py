@@ -11,7 +11,7 @@ from dydit_cli.model.macs import static_macs
 
 
 def inspect(path: str | Path, reading: LoadOptions = LoadOptions()) -> dict[str, Any]:
-    """What was found, kind, size, parameters, bytes, tokens, routers and lineage of a checkpoint, as plain values for JSON.
+    """What was read, its kind, size, parameters, bytes, tokens, routers and lineage of a checkpoint, as plain values for JSON.
 
     `macs_static` is the static model's multiply-accumulates per forward and image.
     """

@@ -25,6 +25,7 @@ from dydit_cli.model.config import RoutedConfig
 from dydit_cli.model.families import build_model, with_routers
 from dydit_cli.model.routers import HEAD_AND_GROUP_BIAS, TOKEN_BIAS
 from dydit_cli.model.sites import Weights
+from dydit_cli.seeds import check_seed
 
 TOLERANCE = 1e-4
 
@@ -95,6 +96,7 @@ def convert(
     options = replace(options, **changes)
     if options.ranking not in RANKINGS:
         raise DyditError(f"no ranking {options.ranking!r}; choose one of {', '.join(RANKINGS)}")
+    check_seed(options.seed)
     static = read(source, reading)
     if static.config.dynamic:
         raise DyditError(f"{static.path}: is a DyDiT already; fine-tune it: dydit finetune {static.path} --out DIR")

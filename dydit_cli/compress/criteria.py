@@ -21,6 +21,7 @@ from dydit_cli.diffusion.process import process_of
 from dydit_cli.errors import DyditError
 from dydit_cli.model.backbone import Backbone
 from dydit_cli.model.config import ModelConfig
+from dydit_cli.seeds import check_seed
 
 MOST_TIMESTEPS = 1_000  # at which losses are compared
 
@@ -55,6 +56,7 @@ class CalibrationData:
     on_work: Callable[[int], None] = _ignore
 
     def __post_init__(self) -> None:
+        check_seed(self.seed)
         for what, value in (("batches", self.batches), ("images in a batch", self.batch_size)):
             if value < 1:
                 raise DyditError(f"{value} {what}; importance is measured on at least 1")

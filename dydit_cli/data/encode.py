@@ -12,6 +12,7 @@ import json
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,8 +20,8 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from safetensors.torch import save_file
 
+from dydit_cli.checkpoint.stream import write_safetensors
 from dydit_cli.data.dataset import Skipped
 from dydit_cli.data.imagefolder import THREADS, Listing, list_pictures, none_readable, read_picture, reason, to_model
 from dydit_cli.data.latents import (
@@ -38,7 +39,7 @@ from dydit_cli.data.vae import Encoder, load_encoder
 from dydit_cli.devices import pick_device
 from dydit_cli.distributed import share_work
 from dydit_cli.errors import DyditError
-from dydit_cli.files import Resumable, Shards, atomic_file, check_output, write_json
+from dydit_cli.files import Resumable, Shards, atomic_file, check_output, locked, sweep, write_json
 
 SHARD_SIZE = 5000
 
@@ -81,7 +82,7 @@ def encode(
     if dtype not in DTYPES:
         raise DyditError(f"no dtype {dtype!r}; choose one of {', '.join(DTYPES)}")
     start = time.perf_counter()
-    with share_work(device) as team:
+    with share_work(device) as team, ExitStack() as stack:
         if not team.main:  # one display is enough
             on_stage, on_progress = (lambda *what: None), (lambda amount: None)
         folder, listing = Path(out), list_pictures(images)
@@ -108,6 +109,8 @@ def encode(
             "vae_sha256": encoder.sha256,
             "scaling_factor": encoder.scaling_factor,
         }
+        if team.main:
+            stack.enter_context(locked(out))
         if force:
             check_output(folder, force)
         else:
@@ -164,7 +167,7 @@ def _write_shard(
         "label": torch.tensor(labels, dtype=torch.int32),
     }
     with atomic_file(shards.path(shard)) as temporary:
-        save_file(tensors, temporary, {"skipped": json.dumps([[one.file, one.reason] for one in skipped])})
+        write_safetensors(temporary, tensors, {"skipped": json.dumps([[one.file, one.reason] for one in skipped])})
 
 
 def _read_ahead(
@@ -189,8 +192,8 @@ def _read_ahead(
 
 def _write_index(folder: Path, listing: Listing, shards: Shards, settings: dict[str, Any], shape: tuple[int, int, int]) -> None:
     """index.json from the shards' own headers. Raises `DyditError` for a damaged shard, or nothing readable."""
-    for leftover in [*folder.glob(f".{INDEX_FILE}.*"), *shards.folder.glob(".*")]:
-        leftover.unlink()  # what a kill left half-written
+    for place in (folder, shards.folder):
+        sweep(place)
     entries, skipped = [], list[tuple[str, str]]()
     for number in range(shards.count):
         shard = open_shard(shards.path(number))

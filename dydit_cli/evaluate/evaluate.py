@@ -11,7 +11,8 @@ import numpy as np
 import torch
 
 from dydit_cli.artifacts.samples import ARRAY_FILE, RECORD_FILE
-from dydit_cli.checkpoint.read import PICKLES, resolve
+from dydit_cli.checkpoint.read import resolve
+from dydit_cli.checkpoint.tensors import PICKLES
 from dydit_cli.data.imagefolder import to_model
 from dydit_cli.data.load import find_source
 from dydit_cli.devices import pick_device

@@ -7,6 +7,7 @@ from typing import Annotated
 
 from dydit_cli.errors import DyditError
 from dydit_cli.options import Opt, Seed
+from dydit_cli.seeds import check_seed
 
 MOST_TIMESTEPS = 1_000
 MAPS_AT = (20, 100, 250, 500, 750, 950)
@@ -48,5 +49,6 @@ class LossSettings:
         for what in ("images", "map_images", "map_noises", "batch"):
             if getattr(self, what) < 1:
                 raise DyditError(f"{what.replace('_', ' ')} {getattr(self, what)}: take at least 1")
+        check_seed(self.seed)
         if not 1 <= self.timesteps <= MOST_TIMESTEPS:
             raise DyditError(f"{self.timesteps} timesteps; measure at 1 to {MOST_TIMESTEPS}")

@@ -26,6 +26,7 @@ from dydit_cli.evaluate.options import LossSettings as LossSettings
 from dydit_cli.files import check_output
 from dydit_cli.model.execution import Executable, executor
 from dydit_cli.profiling.profile import names_of
+from dydit_cli.seeds import derived
 from dydit_cli.version import __version__
 
 MAP_SEEDS = 1 << 32  # keeps the maps' noises apart from the curves'
@@ -153,12 +154,12 @@ def at_timestep(
 def noise_seed(model: Executable, timestep: int, seed: int) -> int:
     """Of the noise at a timestep, the same whichever model sees it."""
     process = process_of(model.config)
-    return seed * len(process.every()) + process.number(timestep)
+    return derived(seed, len(process.every()), process.number(timestep))
 
 
 def maps_of(model: Executable, x0: Tensor, labels: Tensor, timestep: int, settings: LossSettings, on_work: OnWork) -> Tensor:
     """R S S, the loss of each patch, mean over the noises."""
-    generator = torch.Generator().manual_seed(MAP_SEEDS + noise_seed(model, timestep, settings.seed))
+    generator = torch.Generator().manual_seed((MAP_SEEDS + noise_seed(model, timestep, settings.seed)) % 2**64)
     total = torch.zeros(())
     for _ in range(settings.map_noises):
         noise = torch.randn(x0.shape, generator=generator)

@@ -23,6 +23,7 @@ from dydit_cli.model.backbone import DynamicBackbone
 from dydit_cli.model.execution import executor, static_twin
 from dydit_cli.profiling.record import KEPT_MASKS, Recorder
 from dydit_cli.profiling.step_timer import StepTimer
+from dydit_cli.seeds import check_seed
 from dydit_cli.units import macs, share
 from dydit_cli.version import __version__
 
@@ -79,6 +80,7 @@ def profile_checkpoint(
     on_progress: Callable[[Progress], None] | None = None,
 ) -> Profile:
     """As `profile`, of a model that is in memory; `name` is what the summary calls it."""
+    check_seed(seed)
     if images < 1:
         raise DyditError(f"{images} images: profile at least 1")
     if settings.cfg_interval != ALWAYS:

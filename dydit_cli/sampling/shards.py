@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,7 @@ from dydit_cli.checkpoint.options import LoadOptions
 from dydit_cli.checkpoint.read import CheckpointLike, read
 from dydit_cli.distributed import share_work
 from dydit_cli.errors import DyditError
-from dydit_cli.files import Resumable, Shards, check_output, sha256, write_json
+from dydit_cli.files import Resumable, Shards, check_output, locked, sha256, sweep, write_json
 from dydit_cli.sampling.options import SamplingConfig
 from dydit_cli.sampling.sampler import ImageSampler, open_sampler, protocol
 
@@ -75,7 +76,7 @@ def sample_npz(
     folder = Path(out)
     run = ShardedRun(folder / SHARDS, num, shard_size, ".npz")
     resumable = Resumable(folder, RECORD_FILE, FORMAT, "samples")
-    with share_work(config.device) as team:
+    with share_work(config.device) as team, ExitStack() as stack:
         if not team.main:  # one display is enough
             on_stage, on_progress = (lambda *what: None), (lambda amount: None)
         loaded = read(checkpoint, reading)
@@ -90,6 +91,8 @@ def sample_npz(
             "model": loaded.config.to_dict(),
         }
         before = num
+        if team.main:
+            stack.enter_context(locked(folder))
         if force:
             check_output(folder, force)
         else:
@@ -144,8 +147,10 @@ def sample_shard(
 
 def join(run: ShardedRun, path: Path, on_progress: Callable[[int], None]) -> None:
     """Writes the file `path` from the shards, one in memory at a time. Raises `DyditError` for a damaged shard."""
-    for leftover in [*path.parent.glob(f".{path.name}.*"), *run.folder.glob(".*"), *run.folder.glob("*.begun.*")]:
-        leftover.unlink()  # what a kill left
+    for folder in (path.parent, run.folder):
+        sweep(folder)
+    for leftover in run.folder.glob("*.begun.*"):
+        leftover.unlink()  # of fewer images
     image = read_npz(run.path(0)).shape[1:]  # S S 3
 
     def parts() -> Iterator[NDArray[np.uint8]]:

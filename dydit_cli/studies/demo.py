@@ -25,13 +25,13 @@ from dydit_cli.evaluate.classifier import classifier, classify_samples
 from dydit_cli.figures.catalogue import FIGURES
 from dydit_cli.figures.samples import side_by_side
 from dydit_cli.figures.visualize import visualize
-from dydit_cli.files import Resumable, atomic_file, check_output, write_json
+from dydit_cli.files import Resumable, atomic_file, check_output, locked, write_json
 from dydit_cli.pixels import save_png
 from dydit_cli.profiling.profile import profile
 from dydit_cli.reports.report import report
 from dydit_cli.train.recipe import Recipe, flat, read_recipe, with_settings
 from dydit_cli.train.run import RECIPE_FILE, finetune
-from dydit_cli.train.run_folder import RunFolder, locked
+from dydit_cli.train.run_folder import RunFolder
 
 BUNDLED = "digits-dit"
 

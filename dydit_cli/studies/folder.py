@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Collection, Mapping
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,9 +14,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dydit_cli.errors import DyditError
-from dydit_cli.files import Resumable, atomic_file, check_output, write_json
+from dydit_cli.files import Resumable, atomic_file, check_output, claim, write_json
 from dydit_cli.studies.methods import Row
-from dydit_cli.train.run_folder import claim
 
 RECIPE_FILE, FORMAT = "recipe.json", "dydit-study"
 
@@ -43,7 +42,11 @@ class StudyFolder:
         values = {"format": FORMAT, **settings}
         if force:
             check_output(self.path, force=True)
-            study.begin(values, force=True)
+            with ExitStack() as claims:
+                for file in sorted((self.path / CLAIMS).glob("*")):
+                    if not claims.enter_context(claim(file)):
+                        raise DyditError(f"{self.path}: another process is at {file.name}, so --force cannot start it anew")
+                study.begin(values, force=True)
         else:
             study.check(values, free, new)
             write_json(self.path / RECIPE_FILE, values)

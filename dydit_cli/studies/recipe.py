@@ -9,7 +9,7 @@ from typing import Annotated
 from pydantic import AfterValidator, Field, model_validator
 
 from dydit_cli.compress.criteria import CRITERIA
-from dydit_cli.recipe_files import Section
+from dydit_cli.recipe_files import Section, Seed
 from dydit_cli.train.recipe import SamplingSection, read_as
 
 Share = Annotated[float, Field(gt=0, le=1)]
@@ -70,7 +70,7 @@ class StudyRecipe(Section):
 
     model: str
     data: str = "digits"
-    seeds: tuple[Annotated[int, Field(ge=0)], ...] = Field(default=(0, 1, 2), min_length=1)
+    seeds: tuple[Seed, ...] = Field(default=(0, 1, 2), min_length=1)
     keep_checkpoints: bool = Field(default=False, description="of every seed; those of the first are always kept")
     finetune: FinetunePart
     methods: MethodsPart = MethodsPart()

@@ -10,7 +10,7 @@ from pydantic import Field, ValidationError, model_validator
 
 from dydit_cli.diffusion.options import GuidanceChannels, SamplerSettings
 from dydit_cli.errors import DyditError
-from dydit_cli.recipe_files import Section, explain, find_recipe, first_fault, parse_setting, read_merged
+from dydit_cli.recipe_files import Section, Seed, explain, find_recipe, first_fault, parse_setting, read_merged
 
 MOST_STRATA = 1_000  # of timesteps
 
@@ -44,7 +44,7 @@ class TrainRecipe(Section):
         default=None, gt=0, description="gamma: a timestep's squared noise errors weigh min(SNR, gamma) / SNR"
     )
     grad_limit: float | None = Field(default=None, gt=0, description="a step whose gradient norm is over it is skipped")
-    seed: int = Field(default=0, ge=0)
+    seed: Seed = 0
     accumulation: int = Field(default=1, ge=1, description="micro-batches that a process cuts its part of a batch into")
     precision: Literal["fp32", "bf16"] = "fp32"
     gradient_checkpointing: bool = Field(default=False, description="blocks are computed again in the backward pass")

@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
 
 from dydit_cli.artifacts.run import METRICS_FILE as METRICS_FILE
 from dydit_cli.artifacts.run import StepMetrics
@@ -25,6 +24,7 @@ from dydit_cli.data.load import default_recipe, find_source, load_data
 from dydit_cli.devices import pick_device
 from dydit_cli.distributed import init_distributed
 from dydit_cli.errors import DyditError
+from dydit_cli.files import locked
 from dydit_cli.model.backbone import Backbone
 from dydit_cli.model.config import RoutedConfig
 from dydit_cli.model.families import build_model, families
@@ -32,7 +32,7 @@ from dydit_cli.profiling.calibrate import calibrate
 from dydit_cli.train.loop import TrainResult, train
 from dydit_cli.train.recipe import Recipe, read_recipe, with_settings, with_steps
 from dydit_cli.train.run_folder import RECIPE_FILE as RECIPE_FILE
-from dydit_cli.train.run_folder import RunFolder, RunSpec, Saved, locked
+from dydit_cli.train.run_folder import RunFolder, RunSpec, Saved
 
 
 def pretrain(recipe: Recipe, out: str | Path, **options: Any) -> TrainResult:
@@ -205,8 +205,6 @@ def run_training(
                 result = train(model, data, recipe, processes=processes, resume=saved, **hooks)
             if processes.main:
                 result = write_result(model, spec, result, folder, device, data.class_names)
-        except SafetensorError as error:
-            raise DyditError(f"{out}: cannot be written: {error}; make room and run the same command again") from None
         except OSError as error:
             raise DyditError(f"{out}: cannot be written: {error.strerror or error}; choose another place") from None
         processes.wait()

@@ -11,24 +11,23 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Callable, Collection, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TextIO
 
 import torch
-from filelock import FileLock, Timeout
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor
 
 from dydit_cli.artifacts.run import METRICS_FILE, StepMetrics
 from dydit_cli.checkpoint.checkpoint import Checkpoint
 from dydit_cli.checkpoint.native import CONFIG_FILE
+from dydit_cli.checkpoint.stream import write_safetensors
 from dydit_cli.distributed import Distributed
 from dydit_cli.errors import DyditError
-from dydit_cli.files import Resumable, atomic_file, atomic_folder, check_output, write_json
+from dydit_cli.files import Resumable, atomic_file, atomic_folder, check_output, sweep, write_json
 from dydit_cli.train.batch import TrainingBatches
 from dydit_cli.train.recipe import FREE, Recipe, defaults, flat, recipe_from_dict, set_values, why_not_more_steps
 from dydit_cli.train.step import Trainer
@@ -38,34 +37,6 @@ STATE_FOLDER, KEPT_FOLDER, RUN_FILE = "state", "last-state", "run.json"
 TENSORS_FILE, FACTS_FILE, RECIPE_FILE = "tensors.safetensors", "facts.json", "recipe.json"
 
 FORMAT, FORMAT_VERSION = "dydit-run", 1
-
-
-@contextmanager
-def locked(path: str | Path) -> Iterator[None]:
-    """Holds the output `path` for the length of the block; raises `DyditError` where another process holds it."""
-    target = Path(os.path.realpath(path))
-    file = target.with_name(f".{target.name}.lock")
-    with claim(file) as mine:
-        if not mine:
-            raise DyditError(f"{path}: another process of dydit is writing it; wait for that one, or choose another place")
-        try:
-            yield
-        finally:
-            file.unlink(missing_ok=True)  # while it is held: a later one could be another process's
-
-
-@contextmanager
-def claim(file: Path, wait: bool = False) -> Iterator[bool]:
-    """Whether the lock `file` is this process's for the length of the block; False where another process has it, unless
-    this one is to `wait`. However a process ends, its locks end with it."""
-    file.parent.mkdir(parents=True, exist_ok=True)
-    lock = FileLock(file)
-    with suppress(Timeout):
-        lock.acquire(blocking=wait)
-    try:
-        yield lock.is_locked
-    finally:
-        lock.release()
 
 
 @dataclass(frozen=True)
@@ -159,9 +130,10 @@ class StateFolder:
         folder = self._folder(saved.step)
         with atomic_folder(folder) as temporary:
             try:
-                save_file(saved.tensors, temporary / TENSORS_FILE)
-            except SafetensorError as error:  # it wraps the system's own error, a full disk above all
-                raise DyditError(f"{folder}: cannot be written: {error}; make room and run the same command again") from None
+                write_safetensors(temporary / TENSORS_FILE, saved.tensors, metadata=None)
+            except OSError as error:
+                reason = error.strerror or error
+                raise DyditError(f"{folder}: cannot be written: {reason}; make room and run the same command again") from None
             size = (temporary / TENSORS_FILE).stat().st_size
             facts = {"step": saved.step, "bytes": size, **saved.facts}
             (temporary / FACTS_FILE).write_text(json.dumps(facts, indent=2) + "\n", encoding="utf-8")
@@ -191,11 +163,6 @@ class StateFolder:
 
     def _folder(self, step: int) -> Path:
         return self.path / f"step-{step:08d}"
-
-    def sweep(self) -> None:
-        """Removes what a kill left half-written."""
-        for leftover in [*self.path.glob(".*.tmp*"), *self.path.parent.glob(f".{self.path.name}.*")]:
-            shutil.rmtree(leftover, ignore_errors=True)
 
     def remove(self) -> None:
         """Removes all states, in one step as far as a reader can see."""
@@ -280,7 +247,8 @@ class RunFolder:
                 os.rename(self.kept.path, self.states.path)
             self.states.begin({**facts, "source": spec.source})  # from here on the folder's model is not this run's
             write_json(self.path / RECIPE_FILE, spec.recipe.model_dump())
-            self.states.sweep()
+            for folder in (self.path, self.states.path):
+                sweep(folder)
             self._cut_metrics(0 if saved is None else saved.step)
         processes.wait()
         return saved

@@ -108,7 +108,7 @@ def test_missing_shards_are_made_and_the_others_kept(room: Path, whole: Path, tm
     for name in ("000001", "000004"):
         (out / "shards" / f"{name}.safetensors").unlink()
     kept = {path: path.stat().st_mtime_ns for path in (out / "shards").iterdir()}
-    (out / "shards" / ".000001.safetensors.x.tmp.safetensors").write_bytes(b"half a shard")
+    (out / "shards" / ".000001.safetensors.abcd1234.tmp.safetensors").write_bytes(b"half a shard")
     result = dydit(*arguments(room, out, "--json"))
     assert result.exit_code == 0, result.output
     assert (json.loads(result.stdout)["encoded"], json.loads(result.stdout)["count"]) == (8, 23)

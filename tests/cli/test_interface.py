@@ -101,7 +101,7 @@ def test_a_module_is_a_command_and_its_dataclasses_are_options() -> None:
         (["--word", "hi"], "Invalid value for '--word': 'hi' is not one of 'hello', 'welcome'. (see"),
         (["--between", "a"], "error: --between a: write two words"),
         (["--volume", 0], "Invalid value for '--volume'"),
-        (["--seed", 2**63], f"error: --seed {2**63}: it must be from 0 to {2**63 - 1}"),
+        (["--seed", 2**63], f"error: --seed {2**63}; it must be a whole number from 0 to {2**63 - 1}"),
         (["--silent", 1], "No such option: --silent"),
     ):
         refused = dydit("greet", "Ada", *wrong)

@@ -91,7 +91,7 @@ def test_missing_shards_are_drawn_and_the_others_kept(model: Path, whole: Path, 
     for name in ("000001.npz", "000004.npz"):
         (out / "shards" / name).unlink()
         del kept[name]
-    (out / "shards" / ".000001.npz.x.tmp.npz").write_bytes(b"half a shard")
+    (out / "shards" / ".000001.npz.abcd1234.tmp.npz").write_bytes(b"half a shard")
     result = dydit(*arguments(model, out))
     assert result.exit_code == 0, result.output
     assert "23 images in" in result.stdout

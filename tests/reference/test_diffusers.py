@@ -101,6 +101,21 @@ def test_pipeline_keeps_class_names_and_finds_its_vae(tmp_path: Path) -> None:
     assert (ours.labels, ours.vae) == (checkpoint.labels, checkpoint.vae)
 
 
+def test_damaged_pipelines_are_one_line(tmp_path: Path) -> None:
+    (tmp_path / "transformer").mkdir()
+    index, config = tmp_path / "model_index.json", tmp_path / "transformer" / "config.json"
+    index.write_text('{"_class_name": "DiTPipeline"}')
+    for text in ("[]", "null", '"DiTTransformer2DModel"'):
+        config.write_text(text)
+        with pytest.raises(DyditError, match=r"transformer/config\.json: not a configuration of a DiTTransformer2DModel"):
+            read(tmp_path)
+    build_diffusers(tmp_path / "transformer")
+    for labels in ("[1]", '{"one": "tench"}', '{"' + 5000 * "1" + '": "tench"}', '{"1": 5}'):
+        index.write_text('{"_class_name": "DiTPipeline", "id2label": ' + labels + "}")
+        with pytest.raises(DyditError, match=r"model_index\.json: labels must map class numbers to names$"):
+            read(tmp_path)
+
+
 def test_what_diffusers_would_compute_otherwise_is_refused(tmp_path: Path, tiny_static: DiT) -> None:
     write(Checkpoint.of(tiny_static, []), tmp_path / "static")
     with pytest.raises(DyditError, match=r"sinusoid \(over 128\), and diffusers computes another .* --any-variant"):

@@ -14,7 +14,6 @@ import torch
 from safetensors.torch import load_file, save_file
 
 import dydit_cli
-from dydit_cli.checkpoint import native
 from dydit_cli.checkpoint.checkpoint import Checkpoint
 from dydit_cli.checkpoint.native import write
 from dydit_cli.checkpoint.read import read
@@ -25,7 +24,7 @@ from dydit_cli.files import atomic_file, atomic_folder, write_text
 from dydit_cli.model.execution import SparseModel
 from dydit_cli.model.families.dit import DiT, DyDiT, DyDiTConfig
 from dydit_cli.model.routers import WidthRouter
-from tests.conftest import TINY, inputs
+from tests.conftest import TINY, inputs, no_room
 
 
 @pytest.fixture
@@ -130,14 +129,9 @@ def test_missing_and_foreign_paths(tmp_path: Path) -> None:
         read(tmp_path / "file")
 
 
-def test_a_failed_write_leaves_the_old_one(tmp_path: Path, static_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_failed_write_leaves_the_old_one(tmp_path: Path, static_folder: Path) -> None:
     before = {path.name: path.read_bytes() for path in static_folder.iterdir()}
-
-    def full(*args: object, **kwargs: object) -> None:
-        raise OSError(28, "No space left on device")
-
-    monkeypatch.setattr(native, "save_file", full)
-    with pytest.raises(DyditError, match="cannot be written: No space left on device"):
+    with no_room(30_000), pytest.raises(DyditError, match="cannot be written: File too large"):
         write(Checkpoint.of(DiT(TINY), []), static_folder)
     assert {path.name: path.read_bytes() for path in static_folder.iterdir()} == before
     assert [path.name for path in tmp_path.iterdir()] == ["static"]

@@ -4,13 +4,10 @@ from __future__ import annotations
 
 import json
 import multiprocessing
-import resource
 import shlex
 import shutil
 import signal
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -22,11 +19,13 @@ from dydit_cli.checkpoint.read import read
 from dydit_cli.cli.app import app
 from dydit_cli.cli.training import Display
 from dydit_cli.errors import DyditError
+from dydit_cli.files import claim
 from dydit_cli.train import run as training
 from dydit_cli.train.loop import TrainResult
 from dydit_cli.train.recipe import Recipe, recipe_from_dict, with_settings
 from dydit_cli.train.run import finetune, pretrain, resume
-from dydit_cli.train.run_folder import RunFolder, claim
+from dydit_cli.train.run_folder import RunFolder
+from tests.conftest import no_room
 from tests.kill_resume import RECIPE, kill_and_resume, make_start, result_of
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -142,7 +141,7 @@ def test_a_damaged_state_is_passed_over(start: Path, calm: Path, tmp_path: Path,
     out, notes = tmp_path / "out", list[str]()
     run(start, out, 8)
     damage(out / "state" / "step-00000008" / name)
-    (out / "state" / ".step-00000009.x.tmp").mkdir()  # half-written
+    (out / "state" / ".step-00000009.abcd1234.tmp").mkdir()  # half-written
     begun: list[int] = []
     run(start, out, on_note=notes.append, on_begin=begun.append)
     assert begun == [6]
@@ -154,11 +153,11 @@ def test_a_damaged_state_is_passed_over(start: Path, calm: Path, tmp_path: Path,
 def test_a_kill_before_anything_was_saved_begins_again(start: Path, calm: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
     out.mkdir()
-    (out / ".recipe.json.x.tmp.json").write_text("{")
+    (out / ".recipe.json.abcd1234.tmp.json").write_text("{")
     (out / "recipe.json").write_text("{}")
-    (out / ".state.x.tmp").mkdir()
+    (out / ".state.abcd1234.tmp").mkdir()
     (out / "state").mkdir()
-    (out / "state" / ".run.json.x.tmp.json").write_text("{")
+    (out / "state" / ".run.json.abcd1234.tmp.json").write_text("{")
     run(start, out)
     assert result_of(out) == result_of(calm)
 
@@ -227,17 +226,6 @@ def test_pretraining_resumes_too(tmp_path: Path) -> None:
     pretrain(recipe, tmp_path / "b", device="cpu", on_step=seen.append, should_stop=lambda: len(seen) == 3)
     resume(tmp_path / "b", device="cpu")
     assert result_of(tmp_path / "a") == result_of(tmp_path / "b")
-
-
-@contextmanager
-def no_room(size: int) -> Iterator[None]:
-    """Files end at `size` bytes, where a write fails as on a full disk."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
 
 
 def test_a_full_disk_is_one_line_and_keeps_the_last_state(start: Path, calm: Path, tmp_path: Path) -> None:

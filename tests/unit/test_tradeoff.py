@@ -335,6 +335,18 @@ def test_a_claim_ends_with_its_process(tmp_path: Path) -> None:
         assert mine
 
 
+def test_starting_anew_waits_for_nobody(model: Path, tmp_path: Path) -> None:
+    """Nor does it take away what another process is at."""
+    small = recipe(model, methods={"control": False, "dydit": [], "prune": [], "tome": []})
+    run(small, tmp_path / "out", time=False)
+    with (
+        StudyFolder(tmp_path / "out").claim("static-seed3"),
+        pytest.raises(DyditError, match="out: another process is at static-seed3, so --force cannot start it anew"),
+    ):
+        run(small, tmp_path / "out", time=False, force=True)
+    assert run(small, tmp_path / "out", time=False).left == 0
+
+
 # figures
 
 
