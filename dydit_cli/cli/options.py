@@ -39,13 +39,11 @@ Settings = Annotated[
 ]
 
 RunOut = Annotated[
-    Path | None,
-    Opt("The folder to write. The same command again continues it after a kill.", ("--out", "-o"), metavar="DIR"),
+    Path | None, Opt("The folder to write. The same command again continues it after a kill.", ("--out", "-o"), metavar="DIR")
 ]
 
 Resume = Annotated[
-    Path | None,
-    Opt("Continue the unfinished run in DIR as it was asked for; nothing else needs to be given.", metavar="DIR"),
+    Path | None, Opt("Continue the unfinished run in DIR as it was asked for; nothing else needs to be given.", metavar="DIR")
 ]
 
 

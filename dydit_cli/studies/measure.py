@@ -22,7 +22,7 @@ from dydit_cli.evaluate.features import Extractor
 from dydit_cli.evaluate.images import ArrayImages
 from dydit_cli.evaluate.reference import Reference
 from dydit_cli.model.execution import Executable
-from dydit_cli.profiling.profile import profile_checkpoint
+from dydit_cli.profiling.profile import profile
 from dydit_cli.sampling.sampler import SamplingConfig, open_sampler, protocol
 from dydit_cli.studies.recipe import EvaluationPart
 from dydit_cli.studies.rows import Row, RowWork
@@ -64,7 +64,7 @@ def measure(loaded: Checkpoint, row: Row, evaluator: Evaluator, work: RowWork) -
     """The figures of one row."""
     how = evaluator.how
     counted = work.part("count MACs", PROFILE_SHARE, how.profiled * how.settings.steps)
-    summary = profile_checkpoint(
+    summary = profile(
         loaded, name=row.name, images=how.profiled, settings=how.settings, seed=row.seed, batch=how.batch,
         tome=row.tome, device=evaluator.device, on_progress=lambda progress: counted(progress.batch),
     ).summary  # fmt: skip

@@ -271,7 +271,7 @@ def test_models_are_tuned_on_latents_and_on_pictures(room: Path, whole: Path, tm
         (pixel, f"latents:{whole}", "has 4 channels and the model 3; choose data that fit the model"),
         (latent, f"imagefolder:{images}", "write them once with dydit encode IMAGES OUT --vae PATH and give latents:OUT"),
         (latent, "latents:nowhere", "nowhere: no latents (index.json); make them with dydit encode"),
-        (latent, "photos", "no data set 'photos'; choose one of digits, glyphs, imagefolder:PATH, latents:PATH"),
+        (latent, "photos", "no data set 'photos'; choose one of digits, glyphs, fashion, imagefolder:PATH, latents:PATH"),
     ):
         refused(dydit("finetune", model, "--data", data, "--out", tmp_path / "no", *few), message)
     assert not (tmp_path / "no").exists()

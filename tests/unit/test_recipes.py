@@ -10,13 +10,12 @@ from pathlib import Path
 
 import pytest
 import torch
-import typer.main
 
 from dydit_cli.artifacts.run import StepMetrics
 from dydit_cli.checkpoint.checkpoint import Checkpoint
 from dydit_cli.checkpoint.native import write
 from dydit_cli.checkpoint.read import read
-from dydit_cli.cli.app import app
+from dydit_cli.cli.app import load
 from dydit_cli.data.dataset import ImageData
 from dydit_cli.data.load import BUNDLED, split_name
 from dydit_cli.errors import DyditError
@@ -62,9 +61,7 @@ def option(arguments: list[str], name: str) -> str | None:
 def test_a_recipe_names_the_command_that_runs_it(path: Path) -> None:
     name, arguments = command_of(path)
     assert str(path.relative_to(ROOT)) in arguments
-    group = typer.main.get_command(app)
-    command = group.commands[name]  # type: ignore[attr-defined]
-    command.make_context(name, list(arguments))  # an option that is not there is an error
+    load(name).make_context(name, list(arguments))  # an option that is not there is an error
     if path in RECIPES:
         assert (name == "pretrain") == (read_recipe(path).model is not None)
 

@@ -8,6 +8,7 @@ Example: `dydit finetune runs/digits-dydit --flops-ratio 0.5 --data digits --out
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -34,8 +35,7 @@ def finetune(
     ] = None,
     steps: options.TrainSteps = None,
     data: Annotated[
-        str | None,
-        Opt("digits, glyphs, imagefolder:PATH or latents:PATH.", default="RECIPE's, or what CKPT was trained on"),
+        str | None, Opt("digits, glyphs, imagefolder:PATH or latents:PATH.", default="RECIPE's, or what CKPT was trained on")
     ] = None,
     recipe: Annotated[str | None, Opt("A TOML recipe.", default="DATA/finetune")] = None,
     lr: Annotated[float | None, Opt("The model's learning rate.", default="the recipe's")] = None,
@@ -68,7 +68,7 @@ def finetune(
     else:
         start = options.read(checkpoint, loading)
         if not (data or recipe or start.trained_on):
-            check_digits_fit(checkpoint, start)
+            check_digits_fit(checkpoint, start, num_classes)
         resolved = resolve_recipe(
             recipe, flops_ratio=flops_ratio, steps=steps, data=data, settings=setting, trained_on=start.trained_on
         )
@@ -92,12 +92,13 @@ def finetune(
             console.say(f"next: dydit profile {folder} --out DIR (measures the ratio without the training noise)")
 
 
-def check_digits_fit(name: str, start: Checkpoint) -> None:
+def check_digits_fit(name: str, start: Checkpoint, num_classes: int | None) -> None:
     """Raises `DyditError` for a model that cannot be tuned on what is taken where nothing tells its data."""
     from dydit_cli.data.load import load_data
 
+    digits = load_data("digits")
     try:
-        load_data("digits").check(start.config)
+        digits.check(start.config if num_classes is None else replace(start.config, num_classes=digits.num_classes))
     except DyditError:
         raise DyditError(
             f"{name}: does not tell what it was trained on; name its data with --data, such as latents:DIR, and a recipe "
