@@ -34,6 +34,13 @@ class Opt:
     choices: Callable[[], Iterable[str]] | None = None
 
 
+class Without:
+    """Beside a dataclass among the fields of another, or a command's parameters: its fields that are no options there."""
+
+    def __init__(self, *names: str) -> None:
+        self.names = names
+
+
 @dataclass(frozen=True)
 class Arg:
     """An argument, which has no name on the command line; `metavar` stands for it in help and errors."""

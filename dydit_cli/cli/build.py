@@ -12,14 +12,7 @@ from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_typ
 
 import typer
 
-from dydit_cli.options import Arg, Opt
-
-
-class Without:
-    """Beside a dataclass in a command's parameters: the fields that this command has no options for."""
-
-    def __init__(self, *names: str) -> None:
-        self.names = names
+from dydit_cli.options import Arg, Opt, Without
 
 
 class Typed:

@@ -58,7 +58,7 @@ class Stages:
             self._bar.update(self._task, completed=done, rate=speed, note=note)
         elif done >= self._total or now - self._shown >= LOG_EVERY_SECONDS:
             self._shown = now
-            left = (self._total / done - 1) * past
+            left = (self._total / max(done, 1e-9) - 1) * past
             ending = f"{units.seconds(left)} left" if done < self._total else f"took {units.seconds(past)}"
             text = f"{self._what}: {int(done)}/{self._total} {self._unit}, {speed}, {ending}"
             err.print(text + (f", {note}" if note else ""), markup=False, soft_wrap=True)

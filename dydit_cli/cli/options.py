@@ -38,8 +38,7 @@ Settings = Annotated[
 ]
 
 RunOut = Annotated[
-    Path | None,
-    Opt("The folder to write. The same command again continues it after a kill.", ("--out", "-o"), metavar="DIR"),
+    Path | None, Opt("The folder to write. The same command again continues it after a kill.", ("--out", "-o"), metavar="DIR")
 ]
 
 Resume = Annotated[

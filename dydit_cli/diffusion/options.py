@@ -19,6 +19,9 @@ TRAIN_STEPS = 1000
 ALWAYS = (0, TRAIN_STEPS - 1)  # the interval of timesteps that leaves none out
 
 
+Batch = Annotated[int, Opt("Images drawn at once (guidance doubles it).", min=1)]
+
+
 def spaced_timesteps(steps: int, spacing: Spacing = "linspace", train_steps: int = TRAIN_STEPS) -> list[int]:
     """`steps` timesteps of the schedule, the noisiest first.
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,20 +11,18 @@ import pandas as pd
 import torch
 
 from dydit_cli.artifacts.profile import FORMAT, FORMAT_VERSION, Profile, timestep_table
-from dydit_cli.checkpoint.checkpoint import Checkpoint
 from dydit_cli.checkpoint.lineage import CARD_FILE, with_figures
 from dydit_cli.checkpoint.options import LoadOptions
 from dydit_cli.checkpoint.read import CheckpointLike, read
 from dydit_cli.devices import pick_device
 from dydit_cli.diffusion.generate import Progress, cycle_labels
-from dydit_cli.diffusion.options import ALWAYS, SamplerSettings
 from dydit_cli.errors import DyditError
 from dydit_cli.files import atomic_file, check_output, write_json, write_text
 from dydit_cli.model.backbone import DynamicBackbone
 from dydit_cli.model.execution import executor, static_twin
-from dydit_cli.profiling.record import KEPT_MASKS, Recorder
+from dydit_cli.profiling.options import ProfileOptions
+from dydit_cli.profiling.record import Recorder
 from dydit_cli.profiling.step_timer import StepTimer
-from dydit_cli.seeds import check_seed
 from dydit_cli.units import macs, share
 from dydit_cli.version import __version__
 
@@ -31,71 +30,36 @@ from dydit_cli.version import __version__
 def profile(
     checkpoint: CheckpointLike,
     out: str | Path | None = None,
+    options: ProfileOptions = ProfileOptions(),
     *,
-    images: int = 16,
-    classes: Sequence[int] | None = None,
-    settings: SamplerSettings = SamplerSettings(),
-    seed: int = 0,
-    batch: int = 64,
-    keep_masks: int = KEPT_MASKS,
-    time: bool = False,
-    tome: float | None = None,
+    name: str | None = None,
     reading: LoadOptions = LoadOptions(),
     device: str = "auto",
     force: bool = False,
     on_progress: Callable[[Progress], None] | None = None,
+    **changes: Any,
 ) -> Profile:
-    """Samples `images` images, `classes` (None: all) in turn, and counts what every step executed; writes to `out` if given.
+    """Samples images and counts what every step executed; writes to `out` if given.
 
-    Token masks are kept of the first `keep_masks` images, numbers of tokens of all. `time` runs every step twice more,
-    sparse and static, and adds their seconds. A static model's profile is what it always does, or with `tome` what is
-    left when it merges this share of its tokens before attention (`model.tome`). Raises `DyditError` for an existing
-    `out` (without `force`), images under 1, or guidance in a part of the schedule only.
+    A static model's profile is what it always does. `changes` replace single fields of `options`, as in
+    `profile(checkpoint, images=4)`; `name` is what the summary calls the model, by default its path. Raises `DyditError`
+    for an existing `out` (without `force`), and as `ProfileOptions` does.
     """
     if out is not None:
         check_output(out, force)
-    loaded = read(checkpoint, reading)
-    result = profile_checkpoint(
-        loaded, name=str(loaded.path), images=images, classes=classes, settings=settings, seed=seed, batch=batch,
-        keep_masks=keep_masks, time=time, tome=tome, device=device, on_progress=on_progress,
-    )  # fmt: skip
-    if out is not None:
-        result.write(out)
-    return result
-
-
-def profile_checkpoint(
-    checkpoint: Checkpoint,
-    *,
-    name: str,
-    images: int,
-    classes: Sequence[int] | None = None,
-    settings: SamplerSettings,
-    seed: int,
-    batch: int,
-    keep_masks: int = KEPT_MASKS,
-    time: bool = False,
-    tome: float | None = None,
-    device: str,
-    on_progress: Callable[[Progress], None] | None = None,
-) -> Profile:
-    """As `profile`, of a model that is in memory; `name` is what the summary calls it."""
-    check_seed(seed)
-    if images < 1:
-        raise DyditError(f"{images} images: profile at least 1")
-    if settings.cfg_interval != ALWAYS:
-        raise DyditError("a profile counts the same guidance at every step; leave the guidance interval (cfg_interval) out")
+    checkpoint, options = read(checkpoint, reading), replace(options, **changes)
+    settings = options.settings
     config, place = checkpoint.config, pick_device(device)
     built = checkpoint.build().to(place).float()
-    model = executor(built, "sparse", tome=tome)
+    model = executor(built, "sparse", tome=options.tome)
     halves = 1 if settings.cfg == 1 else 2
-    recorder = Recorder(model, halves, max(1, keep_masks))
+    recorder = Recorder(model, halves, max(1, options.keep_masks))
     clock = None
-    if time and model is not built:  # a static model as it is has nothing to be compared with
+    if options.time and model is not built:  # a static model as it is has nothing to be compared with
         whole = static_twin(built) if isinstance(built, DynamicBackbone) else built
-        clock = StepTimer(executor(built, "sparse", tome=tome), whole, recorder, settings.timesteps)
-    labels = cycle_labels(list(classes or range(config.num_classes)), images)
-    samples = recorder.sample(labels, settings, seed=seed, batch=batch, denoiser=clock, on_progress=on_progress)
+        clock = StepTimer(executor(built, "sparse", tome=options.tome), whole, recorder, settings.timesteps)
+    labels = cycle_labels(list(options.classes or range(config.num_classes)), options.images)
+    samples = recorder.sample(labels, settings, seed=options.seed, batch=options.batch, denoiser=clock, on_progress=on_progress)
     record = recorder.record()
     table = timestep_table(record, config)
     if clock:
@@ -105,7 +69,7 @@ def profile_checkpoint(
     summary = {
         "format": FORMAT,
         "format_version": FORMAT_VERSION,
-        "checkpoint": name,
+        "checkpoint": str(checkpoint.path) if name is None else name,
         "model": config.to_dict(),
         "lineage": checkpoint.lineage,
         "unit": "MAC (1 multiply-accumulate = 1 FLOP of fvcore and the papers), mean per forward and image",
@@ -116,7 +80,7 @@ def profile_checkpoint(
         "ratio": dynamic / static,
         "routed_ratio": float(table["routed_ratio"].mean()),
         "flops_ratio_asked": asked_ratio(checkpoint.lineage),
-        "tome": tome or None,
+        "tome": options.tome or None,
         "tokens_in_attention": config.num_tokens if recorder.merging is None else recorder.merging.kept,
         "active_heads_share": float(table["active_heads_share"].mean()),
         "active_groups_share": float(table["active_groups_share"].mean()),
@@ -131,17 +95,20 @@ def profile_checkpoint(
         "cfg": settings.cfg,
         "cfg_channels": settings.cfg_channels,
         "spacing": settings.timestep_spacing,
-        "images": images,
-        **({"classes": list(classes)} if classes else {}),
+        "images": options.images,
+        **({"classes": list(options.classes)} if options.classes else {}),
         "images_with_masks": record.tokens.shape[3],
-        "seed": seed,
+        "seed": options.seed,
         "dtype": "float32",
         "device": place.type,
         "versions": {"dydit": __version__, "torch": torch.__version__},
     }
     if clock:
         summary |= clock.summary(dynamic / static)
-    return Profile(summary, table, record, samples.numpy(), labels.numpy())
+    result = Profile(summary, table, record, samples.numpy(), labels.numpy())
+    if out is not None:
+        result.write(out)
+    return result
 
 
 def asked_ratio(lineage: list[dict[str, Any]]) -> float | None:

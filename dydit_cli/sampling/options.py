@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, get_args
 
-from dydit_cli.diffusion.options import SamplerSettings
+from dydit_cli.diffusion.options import Batch, SamplerSettings
 from dydit_cli.errors import DyditError
 from dydit_cli.model.options import Execution, PlanMemory, Tome
 from dydit_cli.options import Device, DtypeName, Opt, Seed
@@ -30,7 +30,7 @@ class SamplingConfig:
     )
     dtype: Annotated[DtypeName, Opt("The model runs in fp32, bf16 or fp16; the sampler in fp32.")] = "fp32"
     vae: Annotated[str | Path | None, Opt("An AutoencoderKL, for models of latents: a folder or hub id.", metavar="DIR")] = None
-    batch: Annotated[int, Opt("Images drawn at once (guidance doubles it).", min=1)] = 64
+    batch: Batch = 64
     device: Device = "auto"
     compile: Annotated[bool, Opt("Let torch.compile fuse what it can: for long runs on a GPU.")] = False
     plan_memory: PlanMemory = None

@@ -20,7 +20,7 @@ from dydit_cli.evaluate.features import Extractor
 from dydit_cli.evaluate.images import ArrayImages
 from dydit_cli.evaluate.reference import Reference
 from dydit_cli.model.execution import Executable
-from dydit_cli.profiling.profile import profile_checkpoint
+from dydit_cli.profiling.profile import profile
 from dydit_cli.sampling.options import SamplingConfig
 from dydit_cli.sampling.sampler import open_sampler, record_of
 from dydit_cli.studies.methods import Row
@@ -62,7 +62,7 @@ def measure(loaded: Checkpoint, row: Row, evaluator: Evaluator, work: RowWork) -
     """The figures of one row."""
     config = evaluator.config
     counted = work.part("count MACs", PROFILE_SHARE, config.profiled * config.settings.steps)
-    summary = profile_checkpoint(
+    summary = profile(
         loaded, name=row.name, images=config.profiled, settings=config.settings, seed=row.seed, batch=config.batch,
         tome=row.tome, device=evaluator.device, on_progress=lambda progress: counted(progress.batch),
     ).summary  # fmt: skip

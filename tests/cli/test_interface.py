@@ -22,6 +22,7 @@ from dydit_cli.cli.app import app, names
 from dydit_cli.compress.options import ConvertOptions, PruneOptions
 from dydit_cli.diffusion.options import SAMPLERS, Sampler, SamplerSettings
 from dydit_cli.evaluate.options import LossSettings
+from dydit_cli.profiling.options import ProfileOptions
 from dydit_cli.sampling.options import SamplingConfig
 from tests.cli.conftest import FAST
 from tests.processes import dydit, start
@@ -35,9 +36,9 @@ from dataclasses import dataclass
 from typing import Annotated
 
 from dydit_cli.cli import console
-from dydit_cli.cli.build import Typed, Without
+from dydit_cli.cli.build import Typed
 from dydit_cli.errors import DyditError
-from dydit_cli.options import Arg, Opt, Seed
+from dydit_cli.options import Arg, Opt, Seed, Without
 
 
 def pair(text: str) -> tuple[str, str]:
@@ -122,7 +123,7 @@ def test_what_a_registry_holds_can_be_typed(monkeypatch: pytest.MonkeyPatch) -> 
     [
         ("sample", (SamplerSettings, SamplingConfig, LoadOptions)),
         ("evaluate", (SamplerSettings, SamplingConfig, LoadOptions)),
-        ("profile", (SamplerSettings, LoadOptions)),
+        ("profile", (SamplerSettings, ProfileOptions, LoadOptions)),
         ("bench", (BenchSettings,)),
         ("losses", (LossSettings, LoadOptions)),
         ("convert", (ConvertOptions, LoadOptions)),

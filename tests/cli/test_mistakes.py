@@ -7,6 +7,11 @@ from pathlib import Path
 import pytest
 import torch
 
+from dydit_cli.checkpoint.checkpoint import Checkpoint
+from dydit_cli.checkpoint.native import write
+from dydit_cli.data.vae import load_vae
+from dydit_cli.errors import DyditError
+from dydit_cli.model.families.dit import DiT, DiTConfig
 from tests.processes import dydit
 
 MISTAKES: dict[str, tuple[str, str]] = {
@@ -27,6 +32,20 @@ MISTAKES: dict[str, tuple[str, str]] = {
         "is a DyDiT already",
     ),
     "profile nothing": ("profile", "no checkpoint; name one, or show the published sizes with --table"),
+    "table of a checkpoint": (
+        "profile nosuch --table",
+        "--table shows the published sizes and profiles nothing; leave nosuch out",
+    ),
+    "table into a folder": ("profile --table --out {tmp}/out", "profiles nothing; leave --out out"),
+    "seed over 63 bits": (
+        "sample {room}/tuned --seed 9223372036854775808 --out {tmp}/out",
+        "--seed 9223372036854775808; it must be a whole number from 0 to 9223372036854775807",
+    ),
+    "seed of a tuning": ("finetune {room}/converted --seed -1 --out {tmp}/out", "--seed -1; it must be a whole number from 0 to"),
+    "resume with other weights": (
+        "finetune --resume {room}/tuned --weights model",
+        "--resume continues a run as it was asked for; leave --weights out",
+    ),
     "profile to nowhere": ("profile {room}/tuned", "no folder to write; name one with --out DIR"),
     "unknown unit": ("profile --table --unit watt", "Invalid value for '--unit': 'watt' is not one of 'mac', 'flop'."),
     "width of a static model": (
@@ -195,6 +214,25 @@ def test_a_mistake_gets_one_line_and_leaves_nothing(room: Path, tmp_path: Path, 
     assert message.format(room=room) in line
     assert list(tmp_path.iterdir()) == []
     assert snapshot(room) == before
+
+
+def test_a_model_that_does_not_tell_its_data_wants_them_named(tmp_path: Path) -> None:
+    latents = DiTConfig(input_size=4, patch_size=2, in_channels=4, hidden_size=16, depth=1, num_heads=2, num_classes=1000)
+    write(Checkpoint.of(DiT(latents), []), tmp_path / "xl")
+    result = dydit("finetune", tmp_path / "xl", "--out", tmp_path / "out")
+    assert (result.exit_code, result.stdout, result.stderr.count("\n")) == (2, "", 1)
+    assert (
+        f"{tmp_path}/xl: does not tell what it was trained on; name its data with --data, such as latents:DIR" in result.stderr
+    )
+    assert "and a recipe with --recipe" in result.stderr
+    assert "digits" not in result.stderr
+
+
+def test_the_vae_of_a_pipeline_is_hinted_at(tmp_path: Path) -> None:
+    (tmp_path / "pipeline" / "vae").mkdir(parents=True)
+    (tmp_path / "pipeline" / "vae" / "config.json").write_text("{}")
+    with pytest.raises(DyditError, match=f"^{tmp_path}/pipeline: a whole pipeline; give its VAE: {tmp_path}/pipeline/vae$"):
+        load_vae(tmp_path / "pipeline", torch.device("cpu"))
 
 
 def snapshot(folder: Path) -> dict[str, float]:

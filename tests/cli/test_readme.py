@@ -67,7 +67,8 @@ def printed(text: str) -> list[list[str]]:
 
 
 def run(arguments: list[str]) -> None:
-    result = CliRunner().invoke(app, [*arguments, *QUICK.get(arguments[0], [])])
+    quick = [] if "--table" in arguments else QUICK.get(arguments[0], [])
+    result = CliRunner().invoke(app, [*arguments, *quick])
     assert result.exit_code == 0, f"dydit {shlex.join(arguments)}\n{result.output}"
 
 

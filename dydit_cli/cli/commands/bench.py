@@ -20,8 +20,7 @@ if TYPE_CHECKING:
 
 def bench(
     checkpoint: Annotated[
-        str | None,
-        Arg("[CKPT]", "A DyDiT checkpoint (with --tome a static one); without one, random weights of --model."),
+        str | None, Arg("[CKPT]", "A DyDiT checkpoint (with --tome a static one); without one, random weights of --model.")
     ] = None,
     model: Annotated[str, Opt("A published size, such as DiT-XL/2.")] = "DiT-S/2",
     flops_ratio: Annotated[float, Opt("The random model's FLOPs ratio.", ("--flops-ratio", "--lambda"))] = 0.5,

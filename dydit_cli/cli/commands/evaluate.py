@@ -51,8 +51,7 @@ def evaluate(
         str, Opt("inception (FID, sFID, IS, precision, recall), digits or glyphs (for the bundled sets).")
     ] = "inception",
     inception: Annotated[
-        Path | None,
-        Opt("torch-fidelity's file of Inception weights.", metavar="PATH", default="in PyTorch's hub cache"),
+        Path | None, Opt("torch-fidelity's file of Inception weights.", metavar="PATH", default="in PyTorch's hub cache")
     ] = None,
     out: Annotated[Path | None, Opt("Store figures and protocol: .json.", ("--out", "-o"), metavar="FILE")] = None,
     num: Annotated[int, Opt("How many images a checkpoint draws.", min=2)] = 1000,

@@ -8,6 +8,7 @@ Example: `dydit finetune runs/digits-dydit --flops-ratio 0.5 --data digits --out
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING, Annotated, Any
 
 from dydit_cli.checkpoint.options import LoadOptions
@@ -71,8 +72,8 @@ def finetune(
         raise DyditError(f"{'CKPT' if checkpoint is None else '--out'} is missing (see dydit finetune --help)")
     else:
         start = options.read(checkpoint, loading)
-        if not (data or recipe or start.trained_on or num_classes):
-            check_digits_fit(checkpoint, start)
+        if not (data or recipe or start.trained_on):
+            check_digits_fit(checkpoint, start, num_classes)
         resolved = resolve_recipe(
             recipe, flops_ratio=flops_ratio, steps=steps, data=data, settings=setting, trained_on=start.trained_on
         )
@@ -101,12 +102,13 @@ def finetune(
             console.say(f"next: dydit profile {folder} --out DIR (measures the ratio without the training noise)")
 
 
-def check_digits_fit(name: str, start: Checkpoint) -> None:
+def check_digits_fit(name: str, start: Checkpoint, num_classes: int | None) -> None:
     """Raises `DyditError` for a model that cannot be tuned on what is taken where nothing tells its data."""
     from dydit_cli.data.load import load_data
 
+    digits = load_data("digits")
     try:
-        load_data("digits").check(start.config)
+        digits.check(start.config if num_classes is None else replace(start.config, num_classes=digits.num_classes))
     except DyditError:
         raise DyditError(
             f"{name}: does not tell what it was trained on; name its data with --data, such as latents:DIR, and a recipe "

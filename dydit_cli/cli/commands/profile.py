@@ -8,18 +8,17 @@ Example: `dydit profile runs/digits-0.5 --out runs/profile-0.5`
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from dydit_cli import units
 from dydit_cli.checkpoint.options import LoadOptions
 from dydit_cli.cli import console, options
-from dydit_cli.cli.build import Typed, Without
-from dydit_cli.diffusion.options import SamplerSettings
+from dydit_cli.cli.build import Typed
 from dydit_cli.errors import DyditError
-from dydit_cli.model.options import Tome
 from dydit_cli.options import Arg, Opt
+from dydit_cli.profiling.options import ProfileOptions
 
 if TYPE_CHECKING:
     from dydit_cli.artifacts.profile import Profile
@@ -40,20 +39,12 @@ def profile(
     typed: Typed,
     checkpoints: Annotated[Sequence[str] | None, Arg("CKPT...", "One checkpoint, or several to compare.")] = None,
     out: Annotated[Path | None, Opt("The folder to write.", ("--out", "-o"), metavar="DIR")] = None,
-    images: Annotated[int, Opt("Images to draw and average over, classes in turn.", metavar="N")] = 16,
     classes: options.Classes = None,
     *,
-    settings: Annotated[SamplerSettings, Without("cfg_interval")],
-    tome: Tome = None,
-    time: Annotated[bool, Opt("Time every step too, as it runs and static: three times the work.")] = False,
+    how: ProfileOptions,
     width_only: Annotated[bool, Opt("Heads and groups at all 1,000 timesteps, without drawing images.")] = False,
     table: Annotated[bool, Opt("The twelve DiT sizes beside the published figures; no CKPT.")] = False,
     unit: Annotated[Unit, Opt("What is shown: mac, or flop (2 per MAC). Files hold MACs.")] = "mac",
-    keep_masks: Annotated[
-        int, Opt("Keep the token masks of the first N images; of all, their numbers.", metavar="N", min=1)
-    ] = 64,
-    batch: Annotated[int, Opt("Images drawn at once (guidance doubles it).", min=1)] = 64,
-    seed: options.Seed = 0,
     loading: LoadOptions,
     device: options.Device = "auto",
     force: options.Force = False,
@@ -70,7 +61,7 @@ def profile(
         raise DyditError("no checkpoint; name one, or show the published sizes with --table")
     if out is None:
         raise DyditError("no folder to write; name one with --out DIR")
-    if tome and (card or width_only):
+    if how.tome and (card or width_only):
         what = "--card tells of the checkpoint as it is" if card else "--width-only counts heads and groups alone"
         raise DyditError(f"{what}; leave --tome out")
 
@@ -90,12 +81,12 @@ def profile(
     results = []
     for checkpoint, folder in work:
         with console.stages() as stages:
-            stages.begin(f"profile {Path(checkpoint).name}", images * settings.steps, "image-steps")
+            stages.begin(f"profile {Path(checkpoint).name}", how.images * how.settings.steps, "image-steps")
             loaded = options.read(checkpoint, loading)
+            own = replace(how, classes=options.class_numbers(classes, loaded))
             results.append(
                 run(
-                    loaded, folder, images=images, classes=options.class_numbers(classes, loaded), settings=settings,
-                    batch=batch, seed=seed, keep_masks=keep_masks, time=time, tome=tome, device=device, force=force,
+                    loaded, folder, own, device=device, force=force,
                     on_progress=lambda progress, stages=stages: stages.advance(progress.batch),  # type: ignore[misc]
                 )
             )  # fmt: skip

@@ -25,8 +25,7 @@ def study(
     recipe: Annotated[str, Arg("RECIPE", "A study's TOML file, or one that ships with dydit: digits/tradeoff.")],
     out: options.Out,
     setting: Annotated[
-        Sequence[str],
-        Opt("Replace one value of the recipe, such as evaluation.images=200.", ("--set",), metavar="KEY=VALUE"),
+        Sequence[str], Opt("Replace one value of the recipe, such as evaluation.images=200.", ("--set",), metavar="KEY=VALUE")
     ] = (),
     time: Annotated[bool, Opt("Take times when all rows are done.")] = True,
     device: options.Device = "auto",
