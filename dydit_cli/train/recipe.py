@@ -16,8 +16,9 @@ MOST_STRATA = 1_000  # of timesteps
 
 
 class ModelRecipe(Section):
-    """The static model that `pretrain` starts from random weights; the fields of `ModelConfig`."""
+    """The static model that `pretrain` starts from random weights; `family` is a name in `model.families`."""
 
+    family: str = "dit"
     input_size: int
     patch_size: int
     in_channels: int

@@ -44,8 +44,12 @@ def random_start(recipe: Recipe) -> RunSpec:
     """Training the recipe's static model from random weights under its seed; raises `DyditError` where it has none."""
     if recipe.model is None:
         raise DyditError("the recipe has no [model] section; pretrain needs one")
+    values = recipe.model.model_dump()
+    family = families().get(values.pop("family"))
+    if family is None:
+        raise DyditError(f"'model.family': {recipe.model.family!r} is no family; choose one of {', '.join(families())}")
     torch.manual_seed(recipe.train.seed)
-    start = Checkpoint.of(build_model(families()["dit"].static_config(**recipe.model.model_dump())), lineage=[])
+    start = Checkpoint.of(build_model(family.static_config(**values)), lineage=[])
     return RunSpec("pretrain", start, recipe, {})
 
 
