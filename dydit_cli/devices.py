@@ -13,14 +13,14 @@ DTYPES: dict[DtypeName, torch.dtype] = {"fp32": torch.float32, "bf16": torch.bfl
 
 
 def pick_device(name: str) -> torch.device:
-    """`auto` is cuda, then mps, then cpu, whichever is there; raises `DyditError` for one that is not."""
+    """`auto` is cuda, then mps, then cpu, the first that is available; raises `DyditError` for one that is not."""
     available = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
     if name == "auto":
-        return torch.device(next(kind for kind, there in available.items() if there))
-    kind = name.split(":")[0]
-    if kind not in available:
+        return torch.device(next(type for type, usable in available.items() if usable))
+    type = name.split(":")[0]
+    if type not in available:
         raise DyditError(f"no device {name!r}; choose auto, cpu, cuda or mps")
-    if not available[kind]:
+    if not available[type]:
         raise DyditError(f"device {name}: this machine or this PyTorch has none; use --device cpu")
     try:
         return torch.device(name)
@@ -28,22 +28,22 @@ def pick_device(name: str) -> torch.device:
         raise DyditError(f"no device {name!r}; choose auto, cpu, cuda or mps") from None
 
 
-def wait(place: torch.device) -> None:
+def synchronize(device: torch.device) -> None:
     """Until the device has done all its work; a cpu always has."""
-    if place.type == "cuda":
-        torch.cuda.synchronize(place)
-    elif place.type == "mps":
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    elif device.type == "mps":
         torch.mps.synchronize()
 
 
 def world_size() -> int:
-    """How many processes the launcher says that it started; 1 without a launcher."""
+    """How many processes the launcher started; 1 without a launcher."""
     text = os.environ.get("WORLD_SIZE", "")
     return int(text) if text.isdecimal() else 1
 
 
-def describe_device(place: torch.device) -> str:
+def describe_device(device: torch.device) -> str:
     """The device in words."""
-    if place.type == "cuda":
-        return torch.cuda.get_device_name(place)
-    return f"{place.type}, {torch.get_num_threads()} threads" if place.type == "cpu" else place.type
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    return f"{device.type}, {torch.get_num_threads()} threads" if device.type == "cpu" else device.type

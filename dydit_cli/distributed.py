@@ -7,6 +7,7 @@
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from datetime import timedelta
@@ -57,20 +58,28 @@ class Distributed:
         return self._accelerator.reduce(values, reduction="sum") if self._accelerator else values
 
     def any(self, flag: bool) -> bool:
-        """Whether any process says so."""
+        """Whether the flag is set in any process."""
         if self._accelerator is None:
             return flag
         return bool(self.sum(torch.tensor(float(flag), device=self._accelerator.device)) > 0)
 
     def wait(self) -> None:
-        """Until all have come here."""
+        """Returns when all processes have called it."""
         if self._state:
             self._state.wait_for_everyone()
 
 
 def is_main() -> bool:
-    """Whether this process is the one that talks to the user."""
+    """Whether this process is the first of a launcher's, or the only one; it alone prints."""
     return world_size() == 1 or os.environ.get("RANK", "0") == "0"
+
+
+def run_alone(what: str) -> None:
+    """Raises `DyditError` in the main one of several processes, and ends the others: `what` would be done in each anew."""
+    if world_size() > 1:
+        if is_main():
+            raise DyditError(f"WORLD_SIZE={world_size()}: {what} runs in one process; start it without the launcher")
+        sys.exit(2)
 
 
 @contextmanager
@@ -111,9 +120,9 @@ def init_distributed(device: str) -> Iterator[Distributed]:
         mixed_precision="no",  # the recipe's train.precision says
         kwargs_handlers=[InitProcessGroupKwargs(timeout=TRAINING_PATIENCE)],
     )
-    kind = str(accelerator.distributed_type.value)
-    if kind not in PLAIN:
-        raise DyditError(f"accelerate is configured for {kind}, and training knows DDP alone; run accelerate config anew")
+    type = str(accelerator.distributed_type.value)
+    if type not in PLAIN:
+        raise DyditError(f"accelerate is configured for {type}, and training knows DDP alone; run accelerate config anew")
     yield Distributed(accelerator)
     # not after an error: the others may never come, and the launcher ends them
     accelerator.end_training()

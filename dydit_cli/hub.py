@@ -13,7 +13,8 @@ def may_be_hub_id(path: str) -> bool:
     return bool(re.fullmatch(r"[A-Za-z0-9][\w.-]*/[\w.-]+", path)) and not Path(path.split("/")[0]).exists()
 
 
-def _download(name: str) -> Path:
+def download(name: str) -> Path:
+    """The folder that holds the hub's repository `name`; raises `DyditError` where it cannot be had."""
     try:
         from huggingface_hub import snapshot_download
     except ImportError:

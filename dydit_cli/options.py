@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
 from dydit_cli.errors import DyditError
+from dydit_cli.seeds import check_seed
 
 DtypeName = Literal["fp32", "bf16", "fp16"]
 
@@ -48,14 +49,12 @@ class Arg:
     help: str
 
 
-LARGEST_SEED = 2**63 - 1  # of torch's generators
-
-
 def parse_seed(seed: int) -> int:
     """Raises `DyditError` for what no generator takes."""
-    if not 0 <= seed <= LARGEST_SEED:
-        raise DyditError(f"--seed {seed}: it must be from 0 to {LARGEST_SEED}")
-    return seed
+    try:
+        return check_seed(seed)
+    except DyditError as error:
+        raise DyditError(f"--{error}") from None
 
 
 Seed = Annotated[int, Opt("The same seed gives the same result.", metavar="N", default="0", of=int, parse=parse_seed)]

@@ -3,22 +3,29 @@
 from __future__ import annotations
 
 import difflib
+import os
 import tomllib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from dydit_cli.errors import DyditError
+from dydit_cli.files import read_text
+from dydit_cli.seeds import LARGEST
 
 KEY = "base"
+
+MAX_BASES = 20
+
+LARGEST_RECIPE = 1_000_000  # bytes
 
 
 @dataclass(frozen=True)
 class Merged:
-    """A recipe's values with those of its bases below them; `files` says which file gave each, by `section.key`."""
+    """A recipe's values with those of its bases below them; `files` maps `section.key` to the file that gave it."""
 
     values: dict[str, Any]
     files: dict[str, Path]
@@ -28,45 +35,64 @@ class Merged:
         return self.files.get(location) or self.files.get(location.rpartition(".")[0]) or top
 
 
-def read_merged(path: Path, above: tuple[Path, ...] = ()) -> Merged:
-    """Reads a TOML file and the chain of its bases, each path relative to the file that names it.
+def read_merged(path: Path) -> Merged:
+    """Reads a TOML file and the chain of its bases.
 
-    `above` are the files that led here. Raises `DyditError` where one is missing or no TOML, or the chain is a circle.
+    A base is a path relative to the file that names it, or the name of a shipped recipe. Raises `DyditError` where one is
+    missing, no TOML or elsewhere, or the chain is a circle or too long.
     """
-    values = _read(path, above)
-    base = values.pop(KEY, None)
-    if base is None:
-        return Merged(values, _places(values, path))
+    chain, layers = [path], [_read(path, None)]
+    while (base := layers[-1].pop(KEY, None)) is not None:
+        below = _find_base(chain[-1], base)
+        if os.path.realpath(below) in map(os.path.realpath, chain):
+            names = " -> ".join(other.name for other in (*chain, below))
+            raise DyditError(f"{chain[-1]}: its bases run in a circle: {names}")
+        if len(chain) > MAX_BASES:
+            raise DyditError(f"{path}: stands on more than {MAX_BASES} bases, one on the other; write some of them together")
+        layers.append(_read(below, chain[-1]))
+        chain.append(below)
+    values: dict[str, Any] = {}
+    files: dict[str, Path] = {}
+    for file, layer in zip(reversed(chain), reversed(layers), strict=True):
+        for name, value in layer.items():
+            files[name] = file
+            if isinstance(value, dict):
+                files |= {f"{name}.{key}": file for key in value}
+            # a section replaces single keys of its base's; anything else replaces the whole
+            both = isinstance(value, dict) and isinstance(values.get(name), dict)
+            values[name] = {**values[name], **value} if both else value
+    return Merged(values, files)
+
+
+def _find_base(path: Path, base: Any) -> Path:
+    """The file that the recipe `path` calls `base`: in its own folder, below that or in a neighbouring one, or shipped."""
     if not isinstance(base, str):
-        raise DyditError(f"{path}: 'base' is {base!r}; it must be the path of another recipe, relative to this one")
-    chain, below = (*above, path), path.parent / base
-    if below.resolve() in (other.resolve() for other in chain):
-        raise DyditError(f"{path}: its bases run in a circle: {' -> '.join(other.name for other in (*chain, below))}")
-    merged = read_merged(below, chain)
-    both = dict(merged.values)
-    for name, value in values.items():
-        # a section replaces single keys of its base's; anything else replaces the whole
-        both[name] = {**both[name], **value} if isinstance(value, dict) and isinstance(both.get(name), dict) else value
-    return Merged(both, {**merged.files, **_places(values, path)})
+        raise DyditError(f"{path}: 'base' is {repr(base)[:80]}; it must be the path of another recipe, relative to this one")
+    below, folder = path.parent / base, Path(os.path.realpath(path.parent))
+    if not os.path.isfile(below) and (shipped := _shipped(base)):
+        return shipped
+    root = folder.parent if len(folder.parents) > 1 else folder
+    if Path(base).is_absolute() or "\0" in base or root not in Path(os.path.realpath(below)).parents:
+        raise DyditError(
+            f"{path}: its base {base[:80]!r} is not in the recipes' own folders; a base lies beside the recipe, below it or in "
+            "a folder beside its own, or is a shipped recipe's name, such as digits/finetune"
+        )
+    return below
 
 
-def _read(path: Path, above: tuple[Path, ...]) -> dict[str, Any]:
+def _read(path: Path, named_by: Path | None) -> dict[str, Any]:
     try:
-        return tomllib.loads(path.read_text(encoding="utf-8"))
+        return tomllib.loads(read_text(path, LARGEST_RECIPE))
     except FileNotFoundError:
-        if above:
-            raise DyditError(f"{above[-1]}: no base {path}; a base is the path of a recipe, relative to this one") from None
+        if named_by is not None:
+            raise DyditError(
+                f"{named_by}: no base {path}; a base is the path of a recipe, relative to this one, or a shipped one's name"
+            ) from None
         raise DyditError(f"{path}: no such recipe; recipes are TOML files, see the folder recipes/") from None
-    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
-        raise DyditError(f"{path}: not a readable TOML recipe: {error}") from None
-
-
-def _places(values: dict[str, Any], path: Path) -> dict[str, Path]:
-    places = dict.fromkeys(values, path)
-    for section, inside in values.items():
-        if isinstance(inside, dict):
-            places |= {f"{section}.{key}": path for key in inside}
-    return places
+    except RecursionError:
+        raise DyditError(f"{path}: not a readable TOML recipe: it is nested too deeply") from None
+    except (OSError, ValueError) as error:
+        raise DyditError(f"{path}: not a readable TOML recipe: {getattr(error, 'strerror', None) or error}") from None
 
 
 # in an installed package the recipes lie inside it, in a checkout beside it
@@ -75,16 +101,31 @@ _PACKAGE = Path(__file__).parent
 SHIPPED = next((folder for folder in (_PACKAGE / "recipes", _PACKAGE.parent / "recipes") if folder.is_dir()), _PACKAGE)
 
 
-class Section(BaseModel):
-    """A table of a recipe: unknown keys are refused."""
+Seed = Annotated[int, Field(ge=0, le=LARGEST)]
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+
+class Section(BaseModel):
+    """A table of a recipe: unknown keys are refused, and numbers that are not finite or need more than 64 bits."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _fits(cls, value: Any) -> Any:
+        if isinstance(value, int) and abs(value) > LARGEST:
+            raise ValueError(f"the number must lie between -{LARGEST} and {LARGEST}")
+        return value
 
 
 def find_recipe(name: str | Path) -> Path:
     """A recipe's file: a path, or the name of one that ships with dydit, such as `digits/finetune`."""
-    shipped = SHIPPED / f"{name}.toml"
-    return shipped if not Path(name).is_file() and shipped.is_file() else Path(name)
+    return Path(name) if os.path.isfile(name) else _shipped(name) or Path(name)
+
+
+def _shipped(name: str | Path) -> Path | None:
+    """The shipped recipe of this name, None where there is none."""
+    file = SHIPPED / f"{name}.toml"
+    return file if SHIPPED in Path(os.path.normpath(file)).parents and os.path.isfile(file) else None
 
 
 def parse_setting(text: str) -> tuple[str, Any]:
@@ -96,16 +137,18 @@ def parse_setting(text: str) -> tuple[str, Any]:
         return key.strip(), tomllib.loads(f"value = {value}")["value"]
     except tomllib.TOMLDecodeError:
         return key.strip(), value.strip()
+    except RecursionError:
+        raise DyditError(f"--set {key.strip()}: its value is nested too deeply") from None
 
 
 def first_fault(error: ValidationError) -> Any:
-    """The fault to tell of: an unknown key is the likeliest cause of a missing one."""
+    """The fault to report: an unknown key is the likeliest cause of a missing one."""
     faults = error.errors()
     return next((fault for fault in faults if fault["type"] == "extra_forbidden"), faults[0])
 
 
 def explain(error: ValidationError, sections: Sequence[type[BaseModel]]) -> str:
-    """The first fault in one line; for an unknown key, the nearest of those that `sections` know."""
+    """The first fault in one line; for an unknown key, the nearest one of `sections`."""
     first = first_fault(error)
     location = ".".join(str(part) for part in first["loc"])
     if first["type"] == "extra_forbidden":
@@ -115,4 +158,4 @@ def explain(error: ValidationError, sections: Sequence[type[BaseModel]]) -> str:
     if first["type"] == "missing":
         return f"{location!r} is missing"
     message = first["msg"].removeprefix("Value error, ")
-    return f"{location!r}: {message[:1].lower() + message[1:]}, not {first['input']!r}" if location else message
+    return f"{location!r}: {message[:1].lower() + message[1:]}, not {repr(first['input'])[:80]}" if location else message

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import os
+import resource
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 import torch
 
-from dydit_cli.model.config import DiTConfig, DyDiTConfig
-from dydit_cli.model.dit import DiT
-from dydit_cli.model.dydit import DyDiT
+from dydit_cli.model.families.dit import DiT, DiTConfig, DyDiT, DyDiTConfig
 
 ROOT = Path(__file__).parent.parent
 TINY = DiTConfig(input_size=4, patch_size=1, in_channels=1, hidden_size=24, depth=3, num_heads=3, num_classes=10)
@@ -33,6 +33,17 @@ def one_thread() -> Iterator[None]:
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(before)
+
+
+@contextmanager
+def no_room(size: int) -> Iterator[None]:
+    """Files end at `size` bytes, where a write fails as on a full disk."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
 
 
 def randomize(model: DiT, seed: int = 0, scale: float = 0.2) -> DiT:

@@ -9,6 +9,7 @@ from dydit_cli.diffusion.options import spaced_timesteps
 from dydit_cli.errors import DyditError
 from dydit_cli.model.options import PlanMemory, WeightAccess
 from dydit_cli.options import DtypeName, Opt, Seed
+from dydit_cli.seeds import check_seed
 
 
 @dataclass(frozen=True)
@@ -31,6 +32,7 @@ class BenchSettings:
     seed: Seed = 0
 
     def __post_init__(self) -> None:
+        check_seed(self.seed)
         spaced_timesteps(self.steps)
         for name, value in (("batch", self.batch), ("measured steps", self.measured), ("repeats", self.repeats)):
             if value < 1:
@@ -39,8 +41,10 @@ class BenchSettings:
             raise DyditError(f"no dtype {self.dtype!r}; choose one of {', '.join(get_args(DtypeName))}")
 
     @property
-    def timesteps(self) -> list[int]:
-        """The sampling timesteps that are run."""
-        every = spaced_timesteps(self.steps)
-        count = min(self.measured, self.steps)
-        return [every[round(i * (len(every) - 1) / max(1, count - 1))] for i in range(count)]
+    def count(self) -> int:
+        """How many timesteps are run."""
+        return min(self.measured, self.steps)
+
+    def measured_of(self, every: list[int]) -> list[int]:
+        """Of all sampling timesteps those that are run."""
+        return [every[round(i * (len(every) - 1) / max(1, self.count - 1))] for i in range(self.count)]

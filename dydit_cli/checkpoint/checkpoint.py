@@ -11,16 +11,16 @@ import torch
 from torch import Tensor
 
 from dydit_cli.errors import DyditError
-from dydit_cli.model.config import DiTConfig, DyDiTConfig
-from dydit_cli.model.dit import DiT
-from dydit_cli.model.dydit import DyDiT
+from dydit_cli.model.backbone import Backbone
+from dydit_cli.model.config import ModelConfig
+from dydit_cli.model.families import build_model
 
 SHOWN = 5
 
 
 @dataclass(frozen=True)
 class Mismatch:
-    """Empty (and false) where everything fits. `wrong` maps a name to (wanted, found), as text."""
+    """Empty (and false) where everything fits. `wrong` maps a name to its (expected, actual) shapes, as text."""
 
     missing: list[str]
     unexpected: list[str]
@@ -37,20 +37,21 @@ class Mismatch:
         if self.unexpected:
             parts.append(f"unknown {_some(self.unexpected)}")
         if self.wrong:
-            parts.append(_some([f"{name} is {found} where {wanted} is wanted" for name, (wanted, found) in self.wrong.items()]))
+            shapes = [f"{name} is {actual} where {expected} is wanted" for name, (expected, actual) in self.wrong.items()]
+            parts.append(_some(shapes))
         return "; ".join(parts)
 
 
-def compare(wanted: Mapping[str, Tensor], found: Mapping[str, Tensor]) -> Mismatch:
+def compare(expected: Mapping[str, Tensor], actual: Mapping[str, Tensor]) -> Mismatch:
     """Compares names and shapes."""
-    wrong: dict[str, tuple[str, str]] = {}
-    for name in wanted.keys() & found.keys():
-        if wanted[name].shape != found[name].shape:
-            wrong[name] = (str(list(wanted[name].shape)), str(list(found[name].shape)))
+    shapes = {
+        name: (str(list(expected[name].shape)), str(list(actual[name].shape)))
+        for name in sorted(expected.keys() & actual.keys())
+    }
     return Mismatch(
-        missing=sorted(wanted.keys() - found.keys()),
-        unexpected=sorted(found.keys() - wanted.keys()),
-        wrong=dict(sorted(wrong.items())),
+        missing=sorted(expected.keys() - actual.keys()),
+        unexpected=sorted(actual.keys() - expected.keys()),
+        wrong={name: (a, b) for name, (a, b) in shapes.items() if a != b},
     )
 
 
@@ -68,7 +69,7 @@ class Checkpoint:
     `path` is what the reader was given and `file` the file of the weights (of shards, their index).
     """
 
-    config: DiTConfig
+    config: ModelConfig
     weights: dict[str, Tensor]
     lineage: list[dict[str, Any]] = field(default_factory=list)
     found: str = "a model in memory"
@@ -79,7 +80,7 @@ class Checkpoint:
     file: Path | None = None
 
     @classmethod
-    def of(cls, model: DiT, lineage: list[dict[str, Any]], like: Checkpoint | None = None) -> Checkpoint:
+    def of(cls, model: Backbone, lineage: list[dict[str, Any]], like: Checkpoint | None = None) -> Checkpoint:
         """`model` as it is now, with the labels and the VAE of the checkpoint that it came from."""
         weights = {name: p.detach().cpu().contiguous() for name, p in model.state_dict().items()}
         return cls(model.config, weights, lineage, labels=like.labels if like else None, vae=like.vae if like else None)
@@ -91,35 +92,26 @@ class Checkpoint:
 
     def check(self) -> Checkpoint:
         """Itself; raises `DyditError` where names or shapes do not match the configuration."""
-        blocks = {name.split(".")[1] for name in self.weights if name.startswith("blocks.")}
-        if len(blocks) != self.config.depth:
-            raise DyditError(f"the weights have {len(blocks)} blocks where the configuration says {self.config.depth}")
+        blocks = self.config.count_blocks(self.weights)
+        if blocks != self.config.depth:
+            raise DyditError(f"the weights have {blocks} blocks where the configuration says {self.config.depth}")
         try:
             with torch.device("meta"):
-                wanted = build_model(self.config).state_dict()
+                expected = build_model(self.config).state_dict()
         except (RuntimeError, OverflowError):
             raise DyditError("the configuration's sizes are too large for any model") from None
-        mismatch = compare(wanted, self.weights)
+        mismatch = compare(expected, self.weights)
         if mismatch:
             raise DyditError(f"the weights do not fit a {self.config.size_name}: {mismatch.summary()}")
         return self
 
-    def build(self) -> DiT:
+    def build(self) -> Backbone:
         """The model with its own copy of the weights, in their dtype, in evaluation mode."""
         with torch.device("meta"):
             model = build_model(self.config)
         model.load_state_dict({name: w.clone() for name, w in self.weights.items()}, assign=True)
-        for name, p in model.named_parameters():
-            p.requires_grad_(name != "pos_embed")
         return model.eval()
 
-
-def build_model(config: DiTConfig) -> DiT:
-    """A model of `config` with random weights: `DyDiT` for a `DyDiTConfig`, else `DiT`."""
-    return DyDiT(config) if isinstance(config, DyDiTConfig) else DiT(config)
-
-
-TABLE = "y_embedder.embedding_table.weight"
 
 STD = 0.02  # as DiT initialises it
 
@@ -131,13 +123,14 @@ def with_classes(checkpoint: Checkpoint, num_classes: int, seed: int) -> Checkpo
     """
     if num_classes < 1:
         raise DyditError(f"{num_classes} classes; a model has at least 1")
-    old = checkpoint.weights[TABLE]
+    name = checkpoint.config.label_table
+    old = checkpoint.weights[name]
     table = torch.randn(num_classes + 1, old.shape[1], generator=torch.Generator().manual_seed(seed)) * STD
     table[-1] = old[-1].float()
     return replace(
         checkpoint,
         config=replace(checkpoint.config, num_classes=num_classes),
-        weights={**checkpoint.weights, TABLE: table.to(old.dtype)},
+        weights={**checkpoint.weights, name: table.to(old.dtype)},
         lineage=[*checkpoint.lineage, {"action": "re-initialise the label table", "num_classes": num_classes, "seed": seed}],
         labels=None,
     )

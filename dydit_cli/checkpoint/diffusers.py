@@ -8,19 +8,18 @@ from types import SimpleNamespace
 from typing import Any
 
 import torch
-from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from dydit_cli.checkpoint import keys
 from dydit_cli.checkpoint.checkpoint import Checkpoint
 from dydit_cli.checkpoint.native import parse_labels
-from dydit_cli.checkpoint.tensors import INDEX_ENDING, read_pickle, read_safetensors, read_shards, state_dict_in
-from dydit_cli.errors import DyditError
+from dydit_cli.checkpoint.stream import write_safetensors
+from dydit_cli.checkpoint.tensors import INDEX_ENDING, read_tensors
+from dydit_cli.errors import DyditError, naming
 from dydit_cli.files import atomic_folder, read_json, write_json
-from dydit_cli.model.config import DiTConfig, TimestepVariant
-from dydit_cli.model.dit import DiT
-from dydit_cli.model.execution import Executable, Execution, executor
-from dydit_cli.model.layers import sincos_positions
+from dydit_cli.model.backbone import Backbone
+from dydit_cli.model.execution import Executable, executor
+from dydit_cli.model.families.dit import DiTConfig, fill, from_diffusers, to_diffusers
+from dydit_cli.model.options import Execution, TimestepVariant
 
 CLASS, PIPELINE_CLASS = "DiTTransformer2DModel", "DiTPipeline"
 
@@ -47,10 +46,8 @@ def read_pipeline(folder: Path, variant: TimestepVariant | None) -> Checkpoint:
     if not (transformer / "config.json").is_file():
         raise DyditError(f"{folder}: a pipeline without transformer/config.json")
     inner = read_transformer(transformer, read_json(transformer / "config.json"), variant)
-    try:
+    with naming(folder / "model_index.json"):
         labels = parse_labels(index["id2label"]) if index.get("id2label") else None
-    except DyditError as error:
-        raise DyditError(f"{folder / 'model_index.json'}: {error}") from None
     vae = folder / "vae" if (folder / "vae" / "config.json").is_file() else None
     notes = (*inner.notes, f"VAE in {vae}" if vae else "no VAE beside it", _scheduler(folder))
     return replace(inner, found="diffusers DiTPipeline folder", notes=notes, labels=labels, vae=vae)
@@ -71,59 +68,52 @@ def read_transformer(folder: Path, config: Any, variant: TimestepVariant | None)
 
     It is read as diffusers runs it, unless `variant` is `original`: then as the DiT authors' code runs it.
     """
-    ours = _config(folder / "config.json", config, variant or "diffusers")
+    with naming(folder / "config.json"):
+        ours = _config(config, variant or "diffusers")
     theirs, file = _weights(folder)
-    try:
-        weights = keys.from_diffusers(theirs)
-        weights["pos_embed"] = sincos_positions(ours.hidden_size, ours.input_size // ours.patch_size)
+    with naming(file):
+        weights = fill(from_diffusers(theirs), ours)
         runs = "diffusers'" if ours.timestep_variant == "diffusers" else "the DiT authors'"
         notes = (f"timestep sinusoid and norm2 eps are {runs} (--timestep-variant says which)",)
         return Checkpoint(ours, weights, [], f"diffusers {CLASS} folder", notes, file=file).check()
-    except DyditError as error:
-        raise DyditError(f"{file}: {error}") from None
 
 
-def _config(path: Path, values: Any, variant: TimestepVariant) -> DiTConfig:
+def _config(values: Any, variant: TimestepVariant) -> DiTConfig:
+    if not isinstance(values, dict):
+        raise DyditError(f"not a configuration of a {CLASS}")
+
     def whole(name: str) -> int:
         value = values.get(name)
         if isinstance(value, bool) or not isinstance(value, int):
-            raise DyditError(f"{path}: {name} is {value!r}; it must be a whole number")
+            raise DyditError(f"{name} is {value!r}; it must be a whole number")
         return value
 
-    for name, wanted in FIXED.items():
-        if values.get(name, wanted) != wanted:
-            raise DyditError(f"{path}: {name} is {values[name]!r}; a DiT has {wanted!r}")
+    for name, value in FIXED.items():
+        if values.get(name, value) != value:
+            raise DyditError(f"{name} is {values[name]!r}; a DiT has {value!r}")
     channels = whole("in_channels")
     out = channels if values.get("out_channels") is None else whole("out_channels")
     if out not in (channels, 2 * channels):
-        raise DyditError(f"{path}: out_channels {out} is neither in_channels {channels} nor twice that")
-    eps = values.get("norm_eps", NORM_EPS)
-    try:
-        return DiTConfig(
-            input_size=whole("sample_size"),
-            patch_size=whole("patch_size"),
-            in_channels=channels,
-            hidden_size=whole("num_attention_heads") * whole("attention_head_dim"),
-            depth=whole("num_layers"),
-            num_heads=whole("num_attention_heads"),
-            num_classes=whole("num_embeds_ada_norm"),
-            learn_sigma=out == 2 * channels,
-            timestep_variant=variant,
-            norm2_eps=eps if variant == "diffusers" else 1e-6,
-        )
-    except DyditError as error:
-        raise error if str(error).startswith(str(path)) else DyditError(f"{path}: {error}") from None
+        raise DyditError(f"out_channels {out} is neither in_channels {channels} nor twice that")
+    return DiTConfig(
+        input_size=whole("sample_size"),
+        patch_size=whole("patch_size"),
+        in_channels=channels,
+        hidden_size=whole("num_attention_heads") * whole("attention_head_dim"),
+        depth=whole("num_layers"),
+        num_heads=whole("num_attention_heads"),
+        num_classes=whole("num_embeds_ada_norm"),
+        learn_sigma=out == 2 * channels,
+        timestep_variant=variant,
+        norm2_eps=values.get("norm_eps", NORM_EPS) if variant == "diffusers" else 1e-6,
+    )
 
 
 def _weights(folder: Path) -> tuple[dict[str, Tensor], Path]:
     for pattern in (f"{STEM}.safetensors", f"{STEM}{INDEX_ENDING}", f"{STEM}.fp16.safetensors", f"{STEM}.bin"):
         path = folder / pattern
         if path.is_file():
-            if pattern.endswith(INDEX_ENDING):
-                return read_shards(path), path
-            if pattern.endswith(".bin"):
-                return state_dict_in(read_pickle(path), path), path
-            return read_safetensors(path), path
+            return read_tensors(path), path
     raise DyditError(f"{folder}: has no weights: {STEM}.safetensors is missing")
 
 
@@ -131,6 +121,7 @@ def write_transformer(checkpoint: Checkpoint, folder: Path) -> None:
     """Writes a static checkpoint as a DiTTransformer2DModel folder; raises `DyditError` where diffusers' class lacks a
     setting that the model needs."""
     config = checkpoint.config
+    assert isinstance(config, DiTConfig)
     if (config.attention_hidden, config.mlp_hidden) != (config.hidden_size, 4 * config.hidden_size):
         raise DyditError(
             f"diffusers' {CLASS} has attention as wide as the model and an MLP 4 times as wide; of width {config.hidden_size}, "
@@ -152,9 +143,9 @@ def write_transformer(checkpoint: Checkpoint, folder: Path) -> None:
         "sample_size": config.input_size,
         "upcast_attention": False,
     }
-    weights = keys.to_diffusers({name: w for name, w in checkpoint.weights.items() if name != "pos_embed"}, config.depth)
+    weights = to_diffusers({name: w for name, w in checkpoint.weights.items() if name != "pos_embed"}, config.depth)
     with atomic_folder(folder) as temporary:
-        save_file(weights, temporary / f"{STEM}.safetensors", metadata={"format": "pt"})
+        write_safetensors(temporary / f"{STEM}.safetensors", weights)
         write_json(temporary / "config.json", values)
 
 
@@ -195,11 +186,11 @@ class DiffusersTransformer(nn.Module):
 
     @property
     def dtype(self) -> torch.dtype:
-        return next(self.model.parameters()).dtype
+        return self.model.dtype
 
     @property
     def device(self) -> torch.device:
-        return next(self.model.parameters()).device
+        return self.model.device
 
     def forward(
         self, hidden_states: Tensor, timestep: Tensor, class_labels: Tensor, return_dict: bool = True, **unused: Any
@@ -211,5 +202,5 @@ class DiffusersTransformer(nn.Module):
 
 
 def as_diffusers(model: Executable, execution: Execution = "sparse") -> DiffusersTransformer:
-    """What `load` returned, ready to be a DiTPipeline's transformer; a DyDiT is run as `execution` says."""
-    return DiffusersTransformer(executor(model, execution) if isinstance(model, DiT) else model)
+    """What `load` returned, ready to be a DiTPipeline's transformer; `execution` is how a DyDiT runs."""
+    return DiffusersTransformer(executor(model, execution) if isinstance(model, Backbone) else model)

@@ -6,7 +6,7 @@ from typing import Any
 
 from dydit_cli.checkpoint.checkpoint import Checkpoint
 from dydit_cli.files import sha256
-from dydit_cli.flops.analytic import static_macs
+from dydit_cli.model.macs import static_macs
 from dydit_cli.units import macs
 from dydit_cli.version import __version__
 

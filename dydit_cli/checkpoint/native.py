@@ -5,14 +5,13 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from safetensors.torch import save_file
-
 from dydit_cli.checkpoint.checkpoint import Checkpoint
 from dydit_cli.checkpoint.lineage import CARD_FILE, write_card
+from dydit_cli.checkpoint.stream import write_safetensors
 from dydit_cli.checkpoint.tensors import read_safetensors
-from dydit_cli.errors import DyditError
+from dydit_cli.errors import DyditError, naming
 from dydit_cli.files import atomic_file, atomic_folder, write_json, write_text
-from dydit_cli.model.config import config_from_dict
+from dydit_cli.model.families import config_from_dict
 
 CONFIG_FILE, WEIGHTS_FILE = "config.json", "model.safetensors"
 
@@ -39,23 +38,19 @@ def read_native(folder: Path, header: dict[str, Any]) -> Checkpoint:
         raise DyditError(f'{path}: "vae" must be a path')
     if not (folder / WEIGHTS_FILE).is_file():
         raise DyditError(f"{folder}: not a whole checkpoint: it has no {WEIGHTS_FILE}")
-    weights = read_safetensors(folder / WEIGHTS_FILE)
-    try:
-        config = config_from_dict(model)
-        names = None if labels is None else parse_labels(labels)
-    except DyditError as error:
-        raise DyditError(f"{path}: {error}") from None
-    beside = Path(vae) if vae else None
-    checkpoint = Checkpoint(config, weights, lineage, "dydit folder", (), names, beside, file=folder / WEIGHTS_FILE)
-    try:
-        return checkpoint.check()
-    except DyditError as error:
-        raise DyditError(f"{folder / WEIGHTS_FILE}: {error}") from None
+    file = folder / WEIGHTS_FILE
+    weights = read_safetensors(file)
+    with naming(path):
+        config, names = config_from_dict(model), None if labels is None else parse_labels(labels)
+    with naming(file):
+        return Checkpoint(
+            config, weights, lineage, "dydit folder", labels=names, vae=Path(vae) if vae else None, file=file
+        ).check()
 
 
 def parse_labels(value: Any) -> dict[int, str]:
     """Class numbers to names, from JSON, whose keys are text."""
-    if not isinstance(value, dict) or not all(k.isdecimal() and isinstance(v, str) for k, v in value.items()):
+    if not isinstance(value, dict) or not all(k.isdecimal() and len(k) < 10 and isinstance(v, str) for k, v in value.items()):
         raise DyditError("labels must map class numbers to names")
     return {int(number): name for number, name in value.items()}
 
@@ -63,7 +58,7 @@ def parse_labels(value: Any) -> dict[int, str]:
 def write(checkpoint: Checkpoint, folder: str | Path) -> None:
     """Writes a whole checkpoint folder at once, replacing what was there; a failure leaves what was there untouched."""
     with atomic_folder(folder) as temporary:
-        save_file(checkpoint.weights, temporary / WEIGHTS_FILE, metadata={"format": "pt"})
+        write_safetensors(temporary / WEIGHTS_FILE, checkpoint.weights)
         write_description(checkpoint, temporary)
 
 
@@ -71,7 +66,7 @@ def write_into(checkpoint: Checkpoint, folder: str | Path) -> None:
     """Writes the two files into a run's folder beside what it holds, each atomically, the configuration last."""
     folder = Path(folder)
     with atomic_file(folder / WEIGHTS_FILE) as temporary:
-        save_file(checkpoint.weights, temporary, metadata={"format": "pt"})
+        write_safetensors(temporary, checkpoint.weights)
     write_description(checkpoint, folder)
 
 

@@ -1,29 +1,26 @@
-"""Any checkpoint that people have, in: the tool says what it found."""
+"""Reads any checkpoint that people have, and records what it was and what was inferred."""
 
 from __future__ import annotations
 
+import os
 from dataclasses import replace
 from pathlib import Path
 from typing import get_args
 
 from dydit_cli.bundled import MODELS, WEIGHTS
-from dydit_cli.checkpoint import keys
 from dydit_cli.checkpoint.checkpoint import Checkpoint
 from dydit_cli.checkpoint.diffusers import read_pipeline, read_transformer
-from dydit_cli.checkpoint.infer import Hints, infer
 from dydit_cli.checkpoint.native import CONFIG_FILE, is_native, read_native
-from dydit_cli.checkpoint.options import LoadOptions as LoadOptions
-from dydit_cli.checkpoint.options import WhichWeights
-from dydit_cli.checkpoint.tensors import INDEX_ENDING, Weights, read_pickle, read_safetensors, read_shards, state_dict_in
+from dydit_cli.checkpoint.options import LoadOptions, WhichWeights
+from dydit_cli.checkpoint.tensors import PICKLES, Weights, is_index, read_pickle, read_tensors, state_dict_in
 from dydit_cli.devices import pick_device
-from dydit_cli.errors import DyditError
+from dydit_cli.errors import DyditError, naming
 from dydit_cli.files import read_json
-from dydit_cli.hub import _download, may_be_hub_id
-from dydit_cli.model.config import TimestepVariant
-from dydit_cli.model.execution import Executable, Execution, executor
-from dydit_cli.model.layers import sincos_positions
-
-PICKLES = (".pt", ".pth", ".bin", ".ckpt")
+from dydit_cli.hub import download, may_be_hub_id
+from dydit_cli.model.execution import Executable, executor
+from dydit_cli.model.families import Hints, recognise
+from dydit_cli.model.families.dit import from_diffusers, is_diffusers
+from dydit_cli.model.options import Execution, TimestepVariant
 
 CheckpointLike = str | Path | Checkpoint
 
@@ -39,11 +36,11 @@ def load(
     timestep_variant: TimestepVariant | None = None,
     tome: float | None = None,
 ) -> Executable:
-    """The model of any checkpoint that `read` knows, in evaluation mode on `device`, float32.
+    """The model of any checkpoint that `read` takes, in evaluation mode on `device`, float32.
 
     `execution` is how a DyDiT runs: `masked` (a `DyDiT`, differentiable), `sparse` (the skipped work left out) or
     `complete` (everything on). `tome` is the share of its tokens that a static model merges before attention (a
-    `TomeDiT`). The rest is as in `LoadOptions`. Raises `DyditError` where it cannot be read.
+    `MergedModel`). The rest is as in `LoadOptions`. Raises `DyditError` where it cannot be read.
     """
     checkpoint = read(path, LoadOptions(weights, num_heads, input_size, timestep_variant))
     return executor(checkpoint.build().float().to(pick_device(device)), execution, tome=tome)
@@ -56,22 +53,18 @@ def read(path: CheckpointLike, reading: LoadOptions = LoadOptions()) -> Checkpoi
     """
     if isinstance(path, Checkpoint):
         return path
-    place = resolve(path)
-    if not place.exists() and may_be_hub_id(str(path)):
-        place = _download(str(path))
-    if place.is_dir():
-        return replace(_read_folder(place, reading), path=str(path))
-    if place.is_file():
-        return replace(_read_file(place, reading), path=str(path))
-    names = ", ".join(MODELS)
-    raise DyditError(f"{path}: no such checkpoint; give a folder, a .pt or .safetensors file, or a bundled one: {names}")
+    local = resolve(path)
+    if not os.path.exists(local) and may_be_hub_id(str(path)):
+        local = download(str(path))
+    if not os.path.exists(local):
+        names = ", ".join(MODELS)
+        raise DyditError(f"{path}: no such checkpoint; give a folder, a .pt or .safetensors file, or a bundled one: {names}")
+    return replace(_read_folder(local, reading) if local.is_dir() else _read_file(local, reading), path=str(path))
 
 
 def resolve(path: str | Path) -> Path:
-    """The place that `path` names: itself, or a bundled checkpoint by its name."""
-    if not Path(path).exists() and str(path) in MODELS:
-        return WEIGHTS / str(path)
-    return Path(path)
+    """What `path` names: itself, or a bundled checkpoint by its name."""
+    return WEIGHTS / str(path) if str(path) in MODELS and not os.path.exists(path) else Path(path)
 
 
 def _read_folder(folder: Path, reading: LoadOptions) -> Checkpoint:
@@ -84,8 +77,8 @@ def _read_folder(folder: Path, reading: LoadOptions) -> Checkpoint:
         if isinstance(header, dict) and header.get("_class_name") == "DiTTransformer2DModel":
             return read_transformer(folder, header, reading.timestep_variant)
         raise DyditError(f"{folder / CONFIG_FILE}: neither a dydit nor a diffusers DiTTransformer2DModel configuration")
-    files = [file for file in sorted(folder.iterdir()) if file.suffix in (*PICKLES, ".safetensors") or _is_index(file)]
-    indices = [file for file in files if _is_index(file)]
+    files = [file for file in sorted(folder.iterdir()) if file.suffix in (*PICKLES, ".safetensors") or is_index(file)]
+    indices = [file for file in files if is_index(file)]
     if len(indices or files) == 1:
         return _read_file((indices or files)[0], reading)
     if files:
@@ -94,41 +87,35 @@ def _read_folder(folder: Path, reading: LoadOptions) -> Checkpoint:
 
 
 def _read_file(file: Path, reading: LoadOptions) -> Checkpoint:
-    if (file.suffix == ".safetensors" or _is_index(file)) and (file.parent / CONFIG_FILE).is_file():
-        # a weights file inside a folder that says what it is
+    if (file.suffix == ".safetensors" or is_index(file)) and (file.parent / CONFIG_FILE).is_file():
+        # a weights file inside a folder whose config.json describes it
         return _read_folder(file.parent, reading)
     notes: list[str] = []
-    hints = Hints(reading.num_heads, reading.input_size, reading.timestep_variant or "original")
-    if _is_index(file):
-        weights, kind = read_shards(file), "sharded .safetensors"
-    elif file.suffix == ".safetensors":
-        weights, kind = read_safetensors(file), ".safetensors"
-    elif file.suffix in PICKLES:
-        weights, kind = _from_pickle(file, reading, notes)
+    hints = Hints(reading.num_heads, reading.input_size, reading.timestep_variant)
+    if file.suffix in PICKLES:
+        weights, format = _from_pickle(file, reading, notes)
+    elif is_index(file) or file.suffix == ".safetensors":
+        weights, format = read_tensors(file), "sharded .safetensors" if is_index(file) else ".safetensors"
     else:
         raise DyditError(f"{file}: not a checkpoint; give a folder, a .pt or a .safetensors file")
-    try:
-        return replace(_from_state_dict(weights, kind, hints, reading, notes), file=file)
-    except DyditError as error:
-        raise DyditError(f"{file}: {error}") from None
+    with naming(file):
+        return replace(_from_state_dict(weights, format, hints, reading, notes), file=file)
 
 
-def _from_state_dict(weights: Weights, kind: str, hints: Hints, reading: LoadOptions, notes: list[str]) -> Checkpoint:
+def _from_state_dict(weights: Weights, format: str, hints: Hints, reading: LoadOptions, notes: list[str]) -> Checkpoint:
     names = "DiT"
-    if keys.is_diffusers(set(weights)):
+    if is_diffusers(set(weights)):
         names = "diffusers DiT"
         variant = reading.timestep_variant or "diffusers"
         hints = Hints(hints.num_heads, hints.input_size, variant, 1e-5 if variant == "diffusers" else 1e-6)
-        weights = keys.from_diffusers(weights)
+        weights = from_diffusers(weights)
         notes.append(f"timestep sinusoid and norm2 eps are the {variant} ones (--timestep-variant says which)")
-    inferred = infer(weights, hints)
-    if "pos_embed" not in weights:
-        side = inferred.config.input_size // inferred.config.patch_size
-        weights = {**weights, "pos_embed": sincos_positions(inferred.config.hidden_size, side)}
-    if inferred.config.kind == "dydit":
+    family = recognise(weights)
+    inferred = family.infer(weights, hints)
+    weights = family.fill(weights, inferred.config)
+    if inferred.config.dynamic:
         names = "DyDiT"
-    found = f"{names} weights ({kind})"
-    return Checkpoint(inferred.config, weights, [], found, (*notes, *inferred.notes)).check()
+    return Checkpoint(inferred.config, weights, [], f"{names} weights ({format})", (*notes, *inferred.notes)).check()
 
 
 def _from_pickle(file: Path, reading: LoadOptions, notes: list[str]) -> tuple[Weights, str]:
@@ -141,7 +128,3 @@ def _from_pickle(file: Path, reading: LoadOptions, notes: list[str]) -> tuple[We
         raise DyditError(f"{file}: a training checkpoint without {part!r} weights; it has {', '.join(sorted(value))}")
     notes.append(f"the {part} weights of a training checkpoint (--weights says which)")
     return state_dict_in(value[part], file), f"{file.suffix}, training checkpoint"
-
-
-def _is_index(file: Path) -> bool:
-    return file.name.endswith(INDEX_ENDING)

@@ -6,10 +6,9 @@ Every reader returns plain dense tensors or raises `DyditError` in one line that
 from __future__ import annotations
 
 import argparse
-import json
+import os
 import pickletools
 import re
-import struct
 import warnings
 import zipfile
 from collections.abc import Mapping
@@ -21,25 +20,42 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
+from dydit_cli.checkpoint.stream import NAMES
 from dydit_cli.errors import DyditError
-from dydit_cli.files import _no_duplicates, read_json
+from dydit_cli.files import parse_json, read_json, regular_file
 
 Weights = dict[str, Tensor]
 
 INDEX_ENDING = ".safetensors.index.json"
 
-MAX_HEADER = 100_000_000  # bytes; the safetensors library's own limit
+PICKLES = (".pt", ".pth", ".bin", ".ckpt")
+
+MAX_HEADER = 16_000_000  # bytes; that of the largest DiT is under 1 MB, and each MB takes half a second to check
+
+MAX_INFLATION = 2  # how much more a zip may hold than it is long; PyTorch's own are not compressed
+
+
+def is_index(path: Path) -> bool:
+    """Whether `path` is named as an index of shards."""
+    return path.name.endswith(INDEX_ENDING)
+
+
+def read_tensors(path: Path) -> Weights:
+    """The tensors of a .safetensors file, of the shards that an index names, or of a .pt file that holds nothing else."""
+    if is_index(path):
+        return read_shards(path)
+    return state_dict_in(read_pickle(path), path) if path.suffix in PICKLES else read_safetensors(path)
 
 
 def read_safetensors(path: Path) -> Weights:
     """One .safetensors file, memory-mapped."""
-    _check_header(path)
     try:
+        _check_header(path)
         weights = load_file(path)
-    except (SafetensorError, ValueError, RuntimeError, OverflowError, KeyError, AttributeError) as error:
-        raise DyditError(f"{path}: damaged: {error}") from None
     except OSError as error:
         raise DyditError(f"{path}: cannot be read: {error.strerror or error}") from None
+    except (SafetensorError, ValueError, RuntimeError, OverflowError, KeyError, AttributeError) as error:
+        raise DyditError(f"{path}: damaged: {(str(error).splitlines() or [''])[0][:160]}") from None
     return check_tensors(weights, path)
 
 
@@ -53,7 +69,7 @@ def read_shards(index: Path) -> Weights:
     for file in sorted(set(files.values())):
         if Path(file).name != file or file in ("", ".", ".."):
             raise DyditError(f"{index}: shard {file!r} is not a plain file name beside the index")
-        if not (index.parent / file).is_file():
+        if not os.path.isfile(index.parent / file):
             raise DyditError(f"{index}: shard {file} is missing beside it")
         shard = read_safetensors(index.parent / file)
         for name, tensor in shard.items():
@@ -77,12 +93,39 @@ def read_pickle(path: Path) -> Any:
         warnings.simplefilter("ignore")
         try:
             # mapped, so that the optimiser's state beside the weights is never read
-            return torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
+            return torch.load(path, map_location="cpu", weights_only=True, mmap=_can_be_mapped(path))
+        except DyditError:
+            raise
         except OSError as error:
             raise DyditError(f"{path}: cannot be read: {error.strerror or error}") from None
         # a damaged pickle fails in as many ways as its bytes have: all of them are the file's fault
         except Exception as error:
             raise DyditError(f"{path}: {_why_not(path, error)}") from None
+
+
+def write_pickle(path: Path, weights: Weights) -> None:
+    """Writes a state dict as PyTorch's .pt, the same bytes each time; raises OSError where the system cannot."""
+    try:
+        with open(path, "wb") as file:  # given a path, torch would write its name into the file
+            torch.save({name: w.contiguous() for name, w in weights.items()}, file)
+    except RuntimeError as error:
+        # the archive cannot be ended either, on a full disk above all
+        raise error.__context__ if isinstance(error.__context__, OSError) else error from None
+
+
+def _can_be_mapped(path: Path) -> bool:
+    """Whether it is a zip of uncompressed entries, as PyTorch writes them.
+
+    Raises `DyditError` where what is in it is far larger than itself, and OSError where it is no regular file.
+    """
+    if not zipfile.is_zipfile(regular_file(path)):
+        return False
+    with zipfile.ZipFile(path) as archive:
+        entries = archive.infolist()
+    size, inflated = path.stat().st_size, sum(entry.file_size for entry in entries)
+    if inflated > MAX_INFLATION * size:
+        raise DyditError(f"{path}: refused: its {size:,} bytes would become {inflated:,}; a checkpoint is not compressed")
+    return all(entry.compress_type == zipfile.ZIP_STORED for entry in entries)
 
 
 def _why_not(path: Path, error: Exception) -> str:
@@ -139,8 +182,8 @@ def check_tensors(weights: Weights, path: Path) -> Weights:
     for name, tensor in weights.items():
         if tensor.layout != torch.strided or tensor.is_quantized or tensor.device.type != "cpu":
             raise DyditError(f"{path}: {name} is no dense tensor")
-        if not tensor.is_floating_point():
-            raise DyditError(f"{path}: {name} is {_dtype(tensor)}; weights are floating point")
+        if not tensor.is_floating_point() or tensor.dtype not in NAMES:
+            raise DyditError(f"{path}: {name} is {_dtype(tensor)}; weights are floating point, as .safetensors has it")
         if tensor.numel() * tensor.element_size() > tensor.untyped_storage().nbytes():
             raise DyditError(f"{path}: {name} says shape {list(tensor.shape)}, which its data do not fill")
         if not torch.isfinite(tensor if tensor.element_size() > 1 else tensor.float()).all():
@@ -149,21 +192,18 @@ def check_tensors(weights: Weights, path: Path) -> Weights:
 
 
 def _check_header(path: Path) -> None:
-    """The library takes the last of two equal names; this reader refuses them."""
-    try:
-        with open(path, "rb") as file:
-            start = file.read(8)
-            if len(start) < 8:
-                raise DyditError(f"{path}: damaged: it is {len(start)} bytes long, shorter than a header")
-            (length,) = struct.unpack("<Q", start)
-            if length > MAX_HEADER:
-                raise DyditError(f"{path}: damaged: its header says that it is {length} bytes long")
-            header = file.read(length)
-        json.loads(header.decode("utf-8"), object_pairs_hook=_no_duplicates)
-    except OSError as error:
-        raise DyditError(f"{path}: cannot be read: {error.strerror or error}") from None
-    except (ValueError, RecursionError) as error:
-        raise DyditError(f"{path}: damaged header: {str(error).splitlines()[0][:160]}") from None
+    """Raises OSError or ValueError for a header that is too long or names a tensor twice: the library takes the last."""
+    with open(regular_file(path), "rb") as file:
+        start = file.read(8)
+        if len(start) < 8:
+            raise ValueError(f"it is {len(start)} bytes long, shorter than a header")
+        length = int.from_bytes(start, "little")
+        if length > MAX_HEADER:
+            raise ValueError(f"its header says that it is {length:,} bytes long; at most {MAX_HEADER:,} are read")
+        try:
+            parse_json(file.read(length).decode("utf-8"))
+        except (ValueError, RecursionError) as error:
+            raise ValueError(f"its header: {error}") from None
 
 
 def _dtype(tensor: Tensor) -> str:

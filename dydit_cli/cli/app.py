@@ -8,6 +8,7 @@ import os
 import pkgutil
 import sys
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -49,10 +50,17 @@ class Commands(TyperGroup):
         words = sys.argv[1:] if args is None else list(args)
         try:
             code = super().main(args, *more, **{**extra, "standalone_mode": False, "obj": words})
+            if sys.stdout is not None:
+                sys.stdout.flush()  # a full disk shows itself here at the latest
         except DyditError as error:
             code = fail(f"error: {error}", 2)
         except typer.Abort as stop:
             code = fail(str(stop) or "interrupted", 130)
+        except OSError as error:
+            if os.environ.get("DYDIT_TRACEBACK"):
+                raise
+            code = fail(f"error: {error.filename or 'output'}: {error.strerror or error}", 2)
+            sys.stdout = None  # what is left in it would be tried, and fail, once more
         except Exception as error:
             # typer's own usage errors can say themselves in one line; what cannot is a fault of ours
             if hasattr(error, "format_message"):
@@ -89,7 +97,8 @@ def load(name: str) -> Any:
 
 
 def fail(message: str, code: int) -> int:
-    err.print(" ".join(message.split()), style="bold red", markup=False, highlight=False, soft_wrap=True)
+    with suppress(OSError):  # the log may be what cannot be written
+        err.print(" ".join(message.split()), style="bold red", markup=False, highlight=False, soft_wrap=True)
     return code
 
 
@@ -112,11 +121,19 @@ def _version(value: bool) -> None:
         raise typer.Exit
 
 
+# what several processes of a launcher share; study refuses them itself, and says how it is shared
+SHARED = ("encode", "finetune", "pretrain", "sample", "study")
+
+
 @app.callback()
 def _options(
+    context: typer.Context,
     version: Annotated[bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")] = False,
 ) -> None:
-    pass
+    if os.environ.get("WORLD_SIZE") and context.invoked_subcommand not in SHARED:
+        from dydit_cli.distributed import run_alone
+
+        run_alone(f"dydit {context.invoked_subcommand}")
 
 
 def main() -> None:

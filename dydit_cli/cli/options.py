@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 from dydit_cli.cli import console
-from dydit_cli.errors import DyditError
 from dydit_cli.options import Arg, Opt
 from dydit_cli.options import Device as Device
 from dydit_cli.options import Seed as Seed
@@ -28,7 +27,7 @@ Force = Annotated[bool, Opt("Replace what is there.")]
 
 Json = Annotated[bool, Opt("Print the figures as JSON.")]
 
-Classes = Annotated[str | None, Opt("Classes in turn, such as 0,1,5-7.", default="all")]
+Classes = Annotated[str | None, Opt("Classes in turn, by number or name, such as 0,5-7,goldfish.", default="all")]
 
 TrainSteps = Annotated[
     int | None, Opt("Optimiser steps; the recipe's phases stretch with them.", metavar="N", default="the recipe's")
@@ -39,11 +38,17 @@ Settings = Annotated[
 ]
 
 RunOut = Annotated[
-    Path | None, Opt("The folder to write. The same command again continues it after a kill.", ("--out", "-o"), metavar="DIR")
+    Path | None,
+    Opt("The folder to write. The same command again continues it after a kill.", ("--out", "-o"), metavar="DIR"),
 ]
 
 Resume = Annotated[
-    Path | None, Opt("Continue the unfinished run in DIR as it was asked for; nothing else needs to be given.", metavar="DIR")
+    Path | None,
+    Opt(
+        "Continue the unfinished run in DIR as it was asked for; nothing else needs to be given. With --steps N it ends after "
+        "N steps, and so may a finished one that was run with --set train.keep_state=true.",
+        metavar="DIR",
+    ),
 ]
 
 
@@ -57,17 +62,8 @@ def read(checkpoint: str, loading: LoadOptions) -> Checkpoint:
     return loaded
 
 
-def parse_classes(text: str | None, num_classes: int) -> list[int]:
-    """`0,1,5-7` as a list; all classes for None. Raises `DyditError` for what is no class of the model."""
-    if text is None:
-        return list(range(num_classes))
-    classes: list[int] = []
-    for part in text.split(","):
-        first, _, last = part.strip().partition("-")
-        if not first.isdecimal() or (last and not last.isdecimal()):
-            raise DyditError(f"--classes {text}: {part.strip()!r} is no class number; write for instance 0,1,5-7")
-        classes.extend(range(int(first), int(last or first) + 1))
-    unknown = [c for c in classes if c >= num_classes]
-    if unknown or not classes:
-        raise DyditError(f"--classes {text}: the model has classes 0 to {num_classes - 1}")
-    return classes
+def class_numbers(classes: str | None, loaded: Checkpoint) -> list[int] | None:
+    """`--classes`, by the names that `loaded` has for them; None for all."""
+    from dydit_cli.sampling.classes import parse_classes
+
+    return None if classes is None else parse_classes(classes, loaded.config.num_classes, loaded.labels)

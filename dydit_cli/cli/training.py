@@ -55,10 +55,10 @@ def interruptible() -> Iterator[Stop]:
 
 
 def show_next(folder: Path, trained_on: str | None, more: str = "") -> None:
-    """The command that fine-tunes `folder` next; only a bundled data set has a recipe of its own."""
-    from dydit_cli.data.load import BUNDLED
+    """The command that fine-tunes `folder` next; without a recipe where the data set has one of its own."""
+    from dydit_cli.data.load import default_recipe
 
-    training = "" if trained_on in BUNDLED else " --recipe RECIPE --data DATA"
+    training = "" if trained_on and default_recipe(trained_on) else " --recipe RECIPE --data DATA"
     console.say(f"next: dydit finetune {folder}{more}{training} --out DIR")
 
 

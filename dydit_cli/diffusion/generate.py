@@ -8,8 +8,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from dydit_cli.diffusion.sampler import Denoiser, SamplerSettings, sample
+from dydit_cli.diffusion.options import SamplerSettings
+from dydit_cli.diffusion.sampler import Denoiser, sample
 from dydit_cli.errors import DyditError
+from dydit_cli.seeds import derived
 
 
 @dataclass(frozen=True)
@@ -24,14 +26,14 @@ class Progress:
 
 def image_generators(seed: int, first: int, count: int) -> list[torch.Generator]:
     """One generator for each of the images `first`, `first` + 1, ... of the run with `seed`."""
-    return [torch.Generator().manual_seed(seed * 1_000_003 + i) for i in range(first, first + count)]
+    return [torch.Generator().manual_seed(derived(seed, 1_000_003, i)) for i in range(first, first + count)]
 
 
 @torch.no_grad()
 def generate(
     model: Denoiser,
     labels: Tensor,
-    shape: tuple[int, int, int],
+    shape: tuple[int, ...],
     settings: SamplerSettings,
     *,
     null_class: int,

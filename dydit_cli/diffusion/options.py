@@ -2,21 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Annotated, Literal, get_args
+from importlib import import_module
+from typing import Annotated, Any, Literal, get_args
 
 from dydit_cli.errors import DyditError
 from dydit_cli.options import Opt
 
 Spacing = Literal["linspace", "leading", "trailing", "solver"]
 
-SamplerName = Literal["ddpm", "ddim", "dpmsolver++"]
-
 GuidanceChannels = Literal["3", "all"]
 
 TRAIN_STEPS = 1000
-
-DEFAULT_STEPS: dict[str, int] = {"ddpm": 250, "ddim": 50, "dpmsolver++": 20}
 
 ALWAYS = (0, TRAIN_STEPS - 1)  # the interval of timesteps that leaves none out
 
@@ -49,6 +47,30 @@ def spaced_timesteps(steps: int, spacing: Spacing = "linspace", train_steps: int
     return [round(i * stride) for i in reversed(range(steps))]
 
 
+@dataclass(frozen=True)
+class Sampler:
+    """How samples are drawn. `steps` is the usual number, `spacing` its own choice of timesteps.
+
+    `load` returns the function that runs it, importing what it needs (`sampler.Run`).
+    """
+
+    steps: int
+    spacing: Spacing
+    load: Callable[[], Any]
+
+
+def _in_sampler(name: str) -> Callable[[], Any]:
+    return lambda: getattr(import_module("dydit_cli.diffusion.sampler"), name)
+
+
+# by name; a new one is an entry here
+SAMPLERS: dict[str, Sampler] = {
+    "ddpm": Sampler(250, "linspace", _in_sampler("ddpm")),
+    "ddim": Sampler(50, "linspace", _in_sampler("ddim")),
+    "dpmsolver++": Sampler(20, "solver", _in_sampler("dpm_solver")),
+}
+
+
 def parse_interval(text: str) -> tuple[int, int]:
     """`100,800` as two numbers. Raises `DyditError` for anything else."""
     low, _, high = (part.strip() for part in text.partition(","))
@@ -68,9 +90,14 @@ class SamplerSettings:
     whose ends are training timesteps that belong to it (arXiv 2404.07724).
     """
 
-    sampler: Annotated[SamplerName, Opt("How noise is taken away.", choices=DEFAULT_STEPS.keys)] = "ddim"
+    sampler: Annotated[str, Opt("How noise is taken away.", choices=SAMPLERS.keys)] = "ddim"
     steps: Annotated[
-        int, Opt("Sampling steps, 1 to 1000.", metavar="N", default=", ".join(f"{k} {n}" for k, n in DEFAULT_STEPS.items()))
+        int,
+        Opt(
+            "Sampling steps, 1 to 1000.",
+            metavar="N",
+            default=", ".join(f"{name} {sampler.steps}" for name, sampler in SAMPLERS.items()),
+        ),
     ] = None  # type: ignore[assignment]  # an int once it is made
     cfg: Annotated[float, Opt("Classifier-free guidance scale; 1 is none.")] = 1.5
     cfg_channels: Annotated[
@@ -95,10 +122,10 @@ class SamplerSettings:
     ] = ALWAYS
 
     def __post_init__(self) -> None:
-        if self.sampler not in DEFAULT_STEPS:
-            raise DyditError(f"no sampler {self.sampler!r}; choose one of {', '.join(DEFAULT_STEPS)}")
+        if self.sampler not in SAMPLERS:
+            raise DyditError(f"no sampler {self.sampler!r}; choose one of {', '.join(SAMPLERS)}")
         if self.steps is None:
-            object.__setattr__(self, "steps", DEFAULT_STEPS[self.sampler])
+            object.__setattr__(self, "steps", SAMPLERS[self.sampler].steps)
         if self.cfg_channels not in get_args(GuidanceChannels):
             raise DyditError(f"guidance channels {self.cfg_channels!r}; choose 3 or all")
         if not self.cfg >= 1 or self.cfg == float("inf"):
@@ -116,7 +143,7 @@ class SamplerSettings:
     @property
     def timestep_spacing(self) -> Spacing:
         """`spacing`, or else the sampler's own."""
-        return self.spacing or ("solver" if self.sampler == "dpmsolver++" else "linspace")
+        return self.spacing or SAMPLERS[self.sampler].spacing
 
     def guidance_at(self, timestep: int) -> float:
         """The guidance scale at a training timestep."""

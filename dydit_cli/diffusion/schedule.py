@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from functools import cache
 
 import torch
 from torch import Tensor
 
-from dydit_cli.diffusion.options import TRAIN_STEPS as TRAIN_STEPS
-from dydit_cli.diffusion.options import Spacing as Spacing
-from dydit_cli.diffusion.options import spaced_timesteps as spaced_timesteps
+from dydit_cli.diffusion.options import TRAIN_STEPS
 
 BETA_START, BETA_END = 1e-4, 0.02
 
@@ -70,12 +69,17 @@ class Schedule:
         snr = self.alphas_cumprod / (1 - self.alphas_cumprod)
         return snr.clamp(max=gamma) / snr
 
+    def predicted_x0(self, eps: Tensor, x_t: Tensor, t: Tensor) -> Tensor:
+        """The clean image, given its noise."""
+        return self.at(self.sqrt_recip_alphas_cumprod, t, x_t) * x_t - self.at(self.sqrt_recipm1_alphas_cumprod, t, x_t) * eps
+
     def add_noise(self, x0: Tensor, t: Tensor, noise: Tensor) -> Tensor:
         """x_t, equation 4 of DDPM."""
         signal = self.at(self.alphas_cumprod.sqrt(), t, x0)
         return signal * x0 + self.at((1 - self.alphas_cumprod).sqrt(), t, x0) * noise
 
 
+@cache
 def linear_schedule(steps: int = TRAIN_STEPS) -> Schedule:
     """Betas from 1e-4 to 0.02 over 1000 steps."""
     return Schedule(torch.linspace(BETA_START, BETA_END, steps, dtype=torch.float64))

@@ -5,10 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Annotated
 
-from dydit_cli.diffusion.options import TRAIN_STEPS, spaced_timesteps
 from dydit_cli.errors import DyditError
 from dydit_cli.options import Opt, Seed
+from dydit_cli.seeds import check_seed
 
+MOST_TIMESTEPS = 1_000
 MAPS_AT = (20, 100, 250, 500, 750, 950)
 
 
@@ -29,7 +30,7 @@ class LossSettings:
     """
 
     images: Annotated[int, Opt("Real images to average over.", metavar="N", min=1)] = 32
-    timesteps: Annotated[int, Opt("Timesteps, evenly over the schedule, 1 to 1000.", metavar="N")] = TRAIN_STEPS
+    timesteps: Annotated[int, Opt("Timesteps, evenly over the schedule, 1 to 1000.", metavar="N")] = MOST_TIMESTEPS
     maps_at: Annotated[
         tuple[int, ...],
         Opt(
@@ -48,8 +49,6 @@ class LossSettings:
         for what in ("images", "map_images", "map_noises", "batch"):
             if getattr(self, what) < 1:
                 raise DyditError(f"{what.replace('_', ' ')} {getattr(self, what)}: take at least 1")
-        spaced_timesteps(self.timesteps)
-        wrong = [t for t in self.maps_at if not 0 <= t < TRAIN_STEPS]
-        if wrong or not self.maps_at:
-            what = f"no timestep {wrong[0]}" if wrong else "no timesteps"
-            raise DyditError(f"{what} to draw maps at: the schedule has 0 to {TRAIN_STEPS - 1}")
+        check_seed(self.seed)
+        if not 1 <= self.timesteps <= MOST_TIMESTEPS:
+            raise DyditError(f"{self.timesteps} timesteps; measure at 1 to {MOST_TIMESTEPS}")

@@ -8,17 +8,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from dydit_cli.model.config import named_config
-
-FREQUENCIES, NORM_MACS_PER_ELEMENT = 256, 4  # as in `model.layers` and `flops.analytic`, which load torch
-
-# GFLOPs at 32x32 latents (Peebles and Xie 2023, appendix A, table 4)
-PUBLISHED = {
-    "DiT-S/2": 6.06, "DiT-S/4": 1.41, "DiT-S/8": 0.36,
-    "DiT-B/2": 23.01, "DiT-B/4": 5.56, "DiT-B/8": 1.42,
-    "DiT-L/2": 80.71, "DiT-L/4": 19.70, "DiT-L/8": 5.01,
-    "DiT-XL/2": 118.64, "DiT-XL/4": 29.05, "DiT-XL/8": 7.39,
-}  # fmt: skip
+from dydit_cli.model.config import NORM_MACS_PER_ELEMENT
+from dydit_cli.model.families import family_of, named_config, named_sizes
+from dydit_cli.model.macs import block_macs, static_macs
+from dydit_cli.model.routing import Routing
 
 
 @dataclass(frozen=True)
@@ -36,35 +29,25 @@ class StaticCount:
 
 
 def static_table() -> list[StaticCount]:
-    """All twelve published sizes."""
-    return [count_size(name) for name in PUBLISHED]
+    """All published sizes, of every family."""
+    return [count_size(name) for name in named_sizes()]
 
 
 def count_size(name: str) -> StaticCount:
     """One published size, such as DiT-XL/2, in closed form and without torch: what `flops.analytic` gives for everything
     on, and the parameters of the model that would be built."""
     config = named_config(name)
-    L, C, N, F = config.depth, config.hidden_size, config.num_tokens, config.mlp_hidden
-    patch, output = config.patch_size**2 * config.in_channels, config.patch_size**2 * config.out_channels
-    embedder = FREQUENCIES * C + C * C
-    final_norm = NORM_MACS_PER_ELEMENT * N * C
-    parts = {
-        "attention": L * (4 * N * C * C + 2 * N * N * C),
-        "mlp": L * 2 * N * C * F,
-        "modulation": L * 6 * C * C,
-        "norms": L * 2 * final_norm,  # two in a block, each as large as the final one
-        "frame": N * C * patch + embedder + 2 * C * C + final_norm + N * C * output,
-    }
-    weights = L * (4 * C * C + 2 * C * F + 6 * C * C) + C * patch + embedder + 2 * C * C + C * output
-    biases = L * (4 * C + F + C + 6 * C) + C + 2 * C + 2 * C + output
-    positions, labels = N * C, (config.num_classes + 1) * C
-    total, norms = sum(parts.values()), parts["norms"] + final_norm
+    blocks = block_macs(Routing.all_on(config, 1), config)
+    total = static_macs(config)
+    parts = {part: int(getattr(blocks, part).sum()) for part in ("attention", "mlp", "modulation", "norms")}
+    final_norm = config.num_tokens * config.norm_macs()
+    norms = parts["norms"] + final_norm
     return StaticCount(
         model=name,
-        parameters=weights + biases + positions + labels,
+        parameters=config.num_parameters(),
         macs=total,
         macs_norms_once=total - norms + norms // NORM_MACS_PER_ELEMENT,
         macs_products=total - norms,
-        published_giga=PUBLISHED[name],
-        parts=parts,
+        published_giga=family_of(config).published_giga[name],
+        parts={**parts, "frame": total - sum(parts.values())},
     )

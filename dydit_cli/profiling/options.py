@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Annotated
 
@@ -9,18 +10,20 @@ from dydit_cli.diffusion.options import ALWAYS, Batch, SamplerSettings
 from dydit_cli.errors import DyditError
 from dydit_cli.model.options import Tome
 from dydit_cli.options import Opt, Seed, Without
+from dydit_cli.seeds import check_seed
 
 
 @dataclass(frozen=True)
 class ProfileOptions:
-    """`images` are drawn, classes in turn. Token masks are kept of the first `keep_masks` images, numbers of tokens of all.
-    `time` runs every step twice more, sparse and static, and adds their seconds. With `tome` a static model merges this
-    share of its tokens before attention (`model.tome`).
+    """`images` are drawn, of `classes` (None: all) in turn, and token masks kept of the first `keep_masks` of them, numbers
+    of tokens of all. `time` runs every step twice more, sparse and static, and adds their seconds. With `tome` a static
+    model merges this share of its tokens before attention (`model.tome`).
 
-    Raises `DyditError` for images under 1, or guidance in a part of the schedule only.
+    Raises `DyditError` for images under 1, a seed that is none, or guidance in a part of the schedule only.
     """
 
     images: Annotated[int, Opt("Images to draw and average over, classes in turn.", metavar="N")] = 16
+    classes: Sequence[int] | None = None
     settings: Annotated[SamplerSettings, Without("cfg_interval")] = field(default_factory=SamplerSettings)
     tome: Tome = None
     time: Annotated[bool, Opt("Time every step too, as it runs and static: three times the work.")] = False
@@ -31,6 +34,7 @@ class ProfileOptions:
     seed: Seed = 0
 
     def __post_init__(self) -> None:
+        check_seed(self.seed)
         if self.images < 1:
             raise DyditError(f"{self.images} images: profile at least 1")
         if self.settings.cfg_interval != ALWAYS:

@@ -12,14 +12,14 @@ import torch
 
 from dydit_cli.artifacts.profile import FORMAT, FORMAT_VERSION, Profile, timestep_table
 from dydit_cli.checkpoint.lineage import CARD_FILE, with_figures
-from dydit_cli.checkpoint.read import CheckpointLike, LoadOptions, read
+from dydit_cli.checkpoint.options import LoadOptions
+from dydit_cli.checkpoint.read import CheckpointLike, read
 from dydit_cli.devices import pick_device
 from dydit_cli.diffusion.generate import Progress, cycle_labels
 from dydit_cli.errors import DyditError
 from dydit_cli.files import atomic_file, check_output, write_json, write_text
-from dydit_cli.model.execution import executor
-from dydit_cli.model.sparse import SparseDyDiT
-from dydit_cli.model.tome import TomeDiT
+from dydit_cli.model.backbone import DynamicBackbone
+from dydit_cli.model.execution import executor, static_twin
 from dydit_cli.profiling.options import ProfileOptions
 from dydit_cli.profiling.record import Recorder
 from dydit_cli.profiling.step_timer import StepTimer
@@ -48,15 +48,17 @@ def profile(
     if out is not None:
         check_output(out, force)
     checkpoint, options = read(checkpoint, reading), replace(options, **changes)
-    settings = options.settings
+    settings, classes = options.settings, options.classes
     config, place = checkpoint.config, pick_device(device)
-    model = executor(checkpoint.build().to(place).float(), "sparse", tome=options.tome)
+    built = checkpoint.build().to(place).float()
+    model = executor(built, "sparse", tome=options.tome)
     halves = 1 if settings.cfg == 1 else 2
-    recorder = Recorder(model, halves, max(1, options.keep_masks))  # type: ignore[arg-type]
-    clock = (
-        StepTimer(model, recorder, settings.timesteps) if options.time and isinstance(model, SparseDyDiT | TomeDiT) else None
-    )
-    labels = cycle_labels(list(range(config.num_classes)), options.images)
+    recorder = Recorder(model, halves, max(1, options.keep_masks))
+    clock = None
+    if options.time and model is not built:  # a static model as it is has nothing to be compared with
+        whole = static_twin(built) if isinstance(built, DynamicBackbone) else built
+        clock = StepTimer(executor(built, "sparse", tome=options.tome), whole, recorder, settings.timesteps)
+    labels = cycle_labels(list(classes or range(config.num_classes)), options.images)
     samples = recorder.sample(labels, settings, seed=options.seed, batch=options.batch, denoiser=clock, on_progress=on_progress)
     record = recorder.record()
     table = timestep_table(record, config)
@@ -94,6 +96,7 @@ def profile(
         "cfg_channels": settings.cfg_channels,
         "spacing": settings.timestep_spacing,
         "images": options.images,
+        **({"classes": list(classes)} if classes else {}),
         "images_with_masks": record.tokens.shape[3],
         "seed": options.seed,
         "dtype": "float32",

@@ -18,8 +18,8 @@ from PIL import Image
 from dydit_cli.artifacts.profile import Profile
 from dydit_cli.errors import DyditError
 from dydit_cli.figures.catalogue import FIGURES, SOURCES, figures_of
-from dydit_cli.reports.format import scrubbed
 from dydit_cli.figures.inline import inline_svg
+from dydit_cli.reports.format import scrubbed
 from dydit_cli.reports.section import Drawn, Picture
 
 MOST = 40

@@ -11,6 +11,7 @@ from dydit_cli.diffusion.options import Batch, SamplerSettings
 from dydit_cli.errors import DyditError
 from dydit_cli.model.options import Execution, PlanMemory, Tome
 from dydit_cli.options import Device, DtypeName, Opt, Seed
+from dydit_cli.seeds import check_seed
 
 
 @dataclass(frozen=True)
@@ -36,5 +37,6 @@ class SamplingConfig:
     tome: Tome = None
 
     def __post_init__(self) -> None:
+        check_seed(self.seed)
         if self.dtype not in get_args(DtypeName):
             raise DyditError(f"no dtype {self.dtype!r}; choose one of {', '.join(get_args(DtypeName))}")

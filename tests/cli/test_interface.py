@@ -20,7 +20,7 @@ from dydit_cli.checkpoint.options import LoadOptions
 from dydit_cli.cli import commands, console
 from dydit_cli.cli.app import app, names
 from dydit_cli.compress.options import ConvertOptions, PruneOptions
-from dydit_cli.diffusion.options import DEFAULT_STEPS, SamplerSettings
+from dydit_cli.diffusion.options import SAMPLERS, Sampler, SamplerSettings
 from dydit_cli.evaluate.options import LossSettings
 from dydit_cli.profiling.options import ProfileOptions
 from dydit_cli.sampling.options import SamplingConfig
@@ -102,7 +102,7 @@ def test_a_module_is_a_command_and_its_dataclasses_are_options() -> None:
         (["--word", "hi"], "Invalid value for '--word': 'hi' is not one of 'hello', 'welcome'. (see"),
         (["--between", "a"], "error: --between a: write two words"),
         (["--volume", 0], "Invalid value for '--volume'"),
-        (["--seed", 2**63], f"error: --seed {2**63}: it must be from 0 to {2**63 - 1}"),
+        (["--seed", 2**63], f"error: --seed {2**63}; it must be a whole number from 0 to {2**63 - 1}"),
         (["--silent", 1], "No such option: --silent"),
     ):
         refused = dydit("greet", "Ada", *wrong)
@@ -111,7 +111,7 @@ def test_a_module_is_a_command_and_its_dataclasses_are_options() -> None:
 
 
 def test_what_a_registry_holds_can_be_typed(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(DEFAULT_STEPS, "heun", 18)
+    monkeypatch.setitem(SAMPLERS, "heun", Sampler(18, "linspace", lambda: None))
     shown = CliRunner().invoke(app, ["sample", "--help"], env={"COLUMNS": "200"}).stdout
     assert "dpmsolver++ or heun" in " ".join(shown.split())
     typed = dydit("sample", "no-such-model", "--sampler", "heun", "--out", "x")
@@ -142,18 +142,17 @@ def test_every_field_with_an_option_has_it(command: str, settings: tuple[type, .
                 assert f"--{option} " in shown
 
 
-def test_helps_and_the_table_of_sizes_load_no_torch() -> None:
+def test_helps_load_no_torch() -> None:
     code = (
         "import sys\n"
         "from dydit_cli.cli.app import app, names\n"
-        "for words in (*([name, '--help'] for name in names()), ['profile', '--table']):\n"
+        "for words in ([name, '--help'] for name in names()):\n"
         "    try:\n        app(words)\n    except SystemExit as end:\n        assert end.code == 0, words\n"
         "    heavy = {'torch', 'matplotlib', 'pandas', 'numpy', 'diffusers', 'sklearn'} & set(sys.modules)\n"
         "    assert not heavy, (words, heavy)\n"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    assert "118.69" in done.stdout
 
 
 @pytest.mark.parametrize("command", names())

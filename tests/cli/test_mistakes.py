@@ -11,8 +11,7 @@ from dydit_cli.checkpoint.checkpoint import Checkpoint
 from dydit_cli.checkpoint.native import write
 from dydit_cli.data.vae import load_vae
 from dydit_cli.errors import DyditError
-from dydit_cli.model.config import DiTConfig
-from dydit_cli.model.dit import DiT
+from dydit_cli.model.families.dit import DiT, DiTConfig
 from tests.processes import dydit
 
 MISTAKES: dict[str, tuple[str, str]] = {
@@ -40,9 +39,12 @@ MISTAKES: dict[str, tuple[str, str]] = {
     "table into a folder": ("profile --table --out {tmp}/out", "profiles nothing; leave --out out"),
     "seed over 63 bits": (
         "sample {room}/tuned --seed 9223372036854775808 --out {tmp}/out",
-        "--seed 9223372036854775808: it must be from 0 to 9223372036854775807",
+        "--seed 9223372036854775808; it must be a whole number from 0 to 9223372036854775807",
     ),
-    "seed of a tuning": ("finetune {room}/converted --seed -1 --out {tmp}/out", "--seed -1: it must be from 0 to"),
+    "seed of a tuning": (
+        "finetune {room}/converted --seed -1 --out {tmp}/out",
+        "--seed -1; it must be a whole number",
+    ),
     "resume with other weights": (
         "finetune --resume {room}/tuned --weights model",
         "--resume continues a run as it was asked for; leave --weights out",

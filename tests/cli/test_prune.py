@@ -10,9 +10,7 @@ import pytest
 from dydit_cli.checkpoint.checkpoint import Checkpoint
 from dydit_cli.checkpoint.native import write
 from dydit_cli.checkpoint.read import read
-from dydit_cli.model.config import DyDiTConfig
-from dydit_cli.model.dit import DiT
-from dydit_cli.model.dydit import DyDiT
+from dydit_cli.model.families.dit import DiT, DyDiT, DyDiTConfig
 from tests.cli.conftest import FAST, SMALL
 from tests.conftest import randomize
 from tests.processes import dydit

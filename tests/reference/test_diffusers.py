@@ -15,13 +15,12 @@ from dydit_cli.checkpoint.checkpoint import Checkpoint
 from dydit_cli.checkpoint.diffusers import as_diffusers
 from dydit_cli.checkpoint.export import export
 from dydit_cli.checkpoint.native import write
-from dydit_cli.checkpoint.read import LoadOptions, load, read
+from dydit_cli.checkpoint.options import LoadOptions
+from dydit_cli.checkpoint.read import load, read
 from dydit_cli.diffusion.generate import generate, image_generators
-from dydit_cli.diffusion.sampler import SamplerSettings
+from dydit_cli.diffusion.options import SamplerSettings
 from dydit_cli.errors import DyditError
-from dydit_cli.model.config import DiTConfig, DyDiTConfig
-from dydit_cli.model.dit import DiT
-from dydit_cli.model.dydit import DyDiT
+from dydit_cli.model.families.dit import DiT, DiTConfig, DyDiT, DyDiTConfig
 from tests.conftest import TINY, randomize
 from tests.reference.test_models import largest_difference
 
@@ -31,12 +30,14 @@ def test_diffusers_pipeline_folder(golden: Path) -> None:
     arguments = (io["hidden_states"], io["timestep"], io["class_labels"])
     checkpoint = read(golden / "diffusers_dit")
     assert checkpoint.found == "diffusers DiTPipeline folder"
+    assert isinstance(checkpoint.config, DiTConfig)
     assert (checkpoint.config.timestep_variant, checkpoint.config.norm2_eps) == ("diffusers", 1e-5)
     assert checkpoint.notes[1:] == (
         "no VAE beside it",
         "scheduler DDIMScheduler with leading timesteps (dydit sample --spacing leading)",
     )
     original = read(golden / "diffusers_dit" / "transformer", LoadOptions(timestep_variant="original"))
+    assert isinstance(original.config, DiTConfig)
     assert (original.config.timestep_variant, original.config.norm2_eps) == ("original", 1e-6)
     with torch.inference_mode():
         assert largest_difference(checkpoint.build()(*arguments), io["sample"]) < 1e-5
@@ -98,6 +99,21 @@ def test_pipeline_keeps_class_names_and_finds_its_vae(tmp_path: Path) -> None:
     write(checkpoint, tmp_path / "ours")
     ours = read(tmp_path / "ours")
     assert (ours.labels, ours.vae) == (checkpoint.labels, checkpoint.vae)
+
+
+def test_damaged_pipelines_are_one_line(tmp_path: Path) -> None:
+    (tmp_path / "transformer").mkdir()
+    index, config = tmp_path / "model_index.json", tmp_path / "transformer" / "config.json"
+    index.write_text('{"_class_name": "DiTPipeline"}')
+    for text in ("[]", "null", '"DiTTransformer2DModel"'):
+        config.write_text(text)
+        with pytest.raises(DyditError, match=r"transformer/config\.json: not a configuration of a DiTTransformer2DModel"):
+            read(tmp_path)
+    build_diffusers(tmp_path / "transformer")
+    for labels in ("[1]", '{"one": "tench"}', '{"' + 5000 * "1" + '": "tench"}', '{"1": 5}'):
+        index.write_text('{"_class_name": "DiTPipeline", "id2label": ' + labels + "}")
+        with pytest.raises(DyditError, match=r"model_index\.json: labels must map class numbers to names$"):
+            read(tmp_path)
 
 
 def test_what_diffusers_would_compute_otherwise_is_refused(tmp_path: Path, tiny_static: DiT) -> None:

@@ -14,20 +14,17 @@ import torch
 from safetensors.torch import load_file, save_file
 
 import dydit_cli
-from dydit_cli.checkpoint import native
 from dydit_cli.checkpoint.checkpoint import Checkpoint
 from dydit_cli.checkpoint.native import write
 from dydit_cli.checkpoint.read import read
 from dydit_cli.compress.convert import convert, default_biases
-from dydit_cli.compress.structures import magnitude, rank_block, select_channels, select_heads
+from dydit_cli.compress.structures import rank_block
 from dydit_cli.errors import DyditError
 from dydit_cli.files import atomic_file, atomic_folder, write_text
-from dydit_cli.model.config import DyDiTConfig
-from dydit_cli.model.dit import DiT
-from dydit_cli.model.dydit import DyDiT
+from dydit_cli.model.execution import SparseModel
+from dydit_cli.model.families.dit import DiT, DyDiT, DyDiTConfig
 from dydit_cli.model.routers import WidthRouter
-from dydit_cli.model.sparse import SparseDyDiT
-from tests.conftest import TINY, inputs
+from tests.conftest import TINY, inputs, no_room
 
 
 @pytest.fixture
@@ -52,7 +49,7 @@ def test_round_trip_is_bit_exact(tmp_path: Path, tiny_static: DiT, tiny_dynamic:
 def test_load_by_execution(tmp_path: Path, tiny_dynamic: DyDiT) -> None:
     write(Checkpoint.of(tiny_dynamic, []), tmp_path / "there")
     assert isinstance(dydit_cli.load(tmp_path / "there"), DyDiT)
-    assert isinstance(dydit_cli.load(tmp_path / "there", execution="sparse"), SparseDyDiT)
+    assert isinstance(dydit_cli.load(tmp_path / "there", execution="sparse"), SparseModel)
 
 
 def edit_config(change: Callable[[dict[str, Any]], object]) -> Callable[[Path], None]:
@@ -132,14 +129,9 @@ def test_missing_and_foreign_paths(tmp_path: Path) -> None:
         read(tmp_path / "file")
 
 
-def test_a_failed_write_leaves_the_old_one(tmp_path: Path, static_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_failed_write_leaves_the_old_one(tmp_path: Path, static_folder: Path) -> None:
     before = {path.name: path.read_bytes() for path in static_folder.iterdir()}
-
-    def full(*args: object, **kwargs: object) -> None:
-        raise OSError(28, "No space left on device")
-
-    monkeypatch.setattr(native, "save_file", full)
-    with pytest.raises(DyditError, match="cannot be written: No space left on device"):
+    with no_room(30_000), pytest.raises(DyditError, match="cannot be written: File too large"):
         write(Checkpoint.of(DiT(TINY), []), static_folder)
     assert {path.name: path.read_bytes() for path in static_folder.iterdir()} == before
     assert [path.name for path in tmp_path.iterdir()] == ["static"]
@@ -172,7 +164,7 @@ def test_ranking_is_a_permutation_in_descending_order(tiny_static: DiT) -> None:
     weights = tiny_static.state_dict()
     ranked = rank(weights)
     for i in range(TINY.depth):
-        heads, channels = magnitude(ranked, f"blocks.{i}", TINY)
+        heads, channels = (site.magnitude(ranked, f"blocks.{i}") for site in TINY.sites(i))
         assert torch.equal(heads, heads.sort(descending=True).values)
         assert torch.equal(channels, channels.sort(descending=True).values)
     for name, weight in weights.items():
@@ -192,10 +184,11 @@ def test_permutations_have_inverses(tiny_static: DiT) -> None:
     weights = tiny_static.state_dict()
     heads = torch.tensor([2, 0, 1])
     channels = torch.randperm(TINY.mlp_hidden, generator=torch.Generator().manual_seed(0))
-    moved = {**weights, **select_heads(weights, "blocks.1", TINY, heads), **select_channels(weights, "blocks.1", channels)}
+    attention, mlp = TINY.sites(1)
+    moved = {**weights, **attention.select(weights, "blocks.1", heads), **mlp.select(weights, "blocks.1", channels)}
     back = {
-        **select_heads(moved, "blocks.1", TINY, heads.argsort()),
-        **select_channels(moved, "blocks.1", channels.argsort()),
+        **attention.select(moved, "blocks.1", heads.argsort()),
+        **mlp.select(moved, "blocks.1", channels.argsort()),
     }
     assert all(torch.equal(w, weights[name]) for name, w in back.items())
 

@@ -13,27 +13,26 @@ import pytest
 from PIL import Image
 from typer.testing import CliRunner
 
-from dydit_cli.artifacts.bench import BenchSettings
+from dydit_cli.artifacts.bench_options import BenchSettings
 from dydit_cli.artifacts.profile import Profile, read_profile
 from dydit_cli.bench.bench import bench
 from dydit_cli.checkpoint.checkpoint import Checkpoint
 from dydit_cli.checkpoint.native import write
 from dydit_cli.cli.app import app
-from dydit_cli.diffusion.sampler import SamplerSettings
+from dydit_cli.diffusion.options import SamplerSettings
 from dydit_cli.errors import DyditError
-from dydit_cli.evaluate.timestep_loss import LossSettings, measure_losses
+from dydit_cli.evaluate.options import LossSettings
+from dydit_cli.evaluate.timestep_loss import measure_losses
 from dydit_cli.figures.catalogue import FIGURES, SOURCES, figures_of
 from dydit_cli.figures.losses import normalised
 from dydit_cli.figures.samples import read_rows, samples_table
 from dydit_cli.figures.style import styled
 from dydit_cli.figures.tokens import SHARE, spans
 from dydit_cli.figures.visualize import load, visualize
-from dydit_cli.model.config import DiTConfig, DyDiTConfig
-from dydit_cli.model.dit import DiT
-from dydit_cli.model.dydit import DyDiT
+from dydit_cli.model.families.dit import DiT, DiTConfig, DyDiT, DyDiTConfig
 from dydit_cli.profiling.profile import profile
 from dydit_cli.sampling.images import sample_images
-from dydit_cli.sampling.sampler import SamplingConfig
+from dydit_cli.sampling.options import SamplingConfig
 from tests.conftest import randomize
 
 DIGITS = DiTConfig(input_size=8, patch_size=2, in_channels=1, hidden_size=24, depth=2, num_heads=3, num_classes=10)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shlex
 import tomllib
 from dataclasses import replace
@@ -17,11 +18,9 @@ from dydit_cli.checkpoint.native import write
 from dydit_cli.checkpoint.read import read
 from dydit_cli.cli.app import load
 from dydit_cli.data.dataset import ImageData
-from dydit_cli.data.load import BUNDLED, split_name
+from dydit_cli.data.load import find_source
 from dydit_cli.errors import DyditError
-from dydit_cli.model.config import DiTConfig, DyDiTConfig
-from dydit_cli.model.dit import DiT
-from dydit_cli.model.dydit import DyDiT
+from dydit_cli.model.families.dit import DiT, DiTConfig, DyDiT, DyDiTConfig
 from dydit_cli.recipe_files import read_merged
 from dydit_cli.studies.recipe import read_study
 from dydit_cli.studies.study import study
@@ -72,7 +71,7 @@ def test_a_recipe_runs_two_steps_on_a_shrunken_model(path: Path) -> None:
     recipe, full = with_settings(with_steps(read_recipe(path), 2), {"train.batch_size": 8}), read_recipe(path)
     if full.routing.complete_steps:
         recipe = with_settings(recipe, {"routing.complete_steps": 1})
-    channels = 1 if split_name(recipe.data)[0] in BUNDLED else 4
+    channels = 4 if find_source(recipe.data)[0].takes_path else 1
     classes = int(option(arguments, "--num-classes") or 10)
     config = replace(SHRUNKEN, in_channels=channels, num_classes=classes)
     generator = torch.Generator().manual_seed(0)
@@ -232,6 +231,91 @@ def test_a_fault_is_told_with_the_file_that_it_stands_in(tmp_path: Path, files: 
 def test_a_circle_is_seen_under_other_names_of_a_file(tmp_path: Path) -> None:
     with pytest.raises(DyditError, match=r"its bases run in a circle: a\.toml -> b\.toml -> a\.toml"):
         read_recipe(put(tmp_path, a="base = 'b.toml'", b=f"base = '../{tmp_path.name}/a.toml'"))
+
+
+def test_a_base_lies_in_the_recipes_own_folders(tmp_path: Path) -> None:
+    """Beside the recipe, below it, or in a folder beside its own; not where a recipe of somebody else's could point to."""
+    for folder in ("mine/digits/deep", "mine/glyphs", "others"):
+        (tmp_path / folder).mkdir(parents=True)
+        put(tmp_path / folder, below="[train]\nsteps = 9")
+    mine = tmp_path / "mine"
+    (mine / "digits" / "link.toml").symlink_to(tmp_path / "others" / "below.toml")
+    for base in ("deep/below.toml", "../glyphs/below.toml", "./deep/../deep/below.toml"):
+        assert read_recipe(put(mine / "digits", top=f"base = '{base}'")).train.steps == 9
+    for base in ("../../others/below.toml", f"{mine}/digits/deep/below.toml", "/dev/zero", "link.toml", "../..", "a\\u0000b"):
+        with pytest.raises(DyditError) as error:
+            read_recipe(put(mine / "digits", top=f'base = "{base}"'))
+        assert str(error.value).startswith(f"{mine / 'digits' / 'top.toml'}: its base ")
+        assert "is not in the recipes' own folders; a base lies beside the recipe, below it or" in str(error.value)
+
+
+def test_a_shipped_recipe_is_a_base_by_its_name(tmp_path: Path) -> None:
+    found = read_recipe(put(tmp_path, top="base = 'digits/finetune'\n[train]\nsteps = 7"))
+    assert found == with_settings(read_recipe("digits/finetune"), {"train.steps": 7})
+    assert read_study(put(tmp_path, top="base = 'digits/tradeoff-short'\nseeds = [4]")).seeds == (4,)
+    with pytest.raises(DyditError, match=r"is not in the recipes' own folders"):
+        read_recipe(put(tmp_path, top="base = '../digits/../../README'"))
+    with pytest.raises(DyditError, match=r"a base is the path of a recipe, relative to this one, or a shipped one's name"):
+        read_recipe(put(tmp_path, top="base = 'digits/finetunes'"))
+
+
+def chain(length: int) -> dict[str, str]:
+    """A recipe on so many bases, one on the other."""
+    names = {f"r{i}": f"base = 'r{i + 1}.toml'" for i in range(length)}
+    return {**names, f"r{length}": "[train]\nsteps = 9"}
+
+
+def test_bases_without_end_are_one_line(tmp_path: Path) -> None:
+    assert read_recipe(put(tmp_path, **chain(20))).train.steps == 9
+    with pytest.raises(
+        DyditError, match=r"r0\.toml: stands on more than 20 bases, one on the other; write some of them together"
+    ):
+        read_recipe(put(tmp_path, **chain(300)))
+
+
+def test_what_is_no_recipe_is_one_line(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe.toml")
+    (tmp_path / "zero.toml").symlink_to("/dev/zero")
+    (tmp_path / "long.toml").write_text("# " + "x" * 1_000_000)
+    (tmp_path / "deep.toml").write_text("a = " + "[" * 100_000)
+    for name, message in (
+        ("pipe", "it is a pipe, not a regular file"),
+        ("zero", "it is a device, not a regular file"),
+        ("long", "it is over 1,000,000 bytes long"),
+        ("deep", "it is nested too deeply"),
+        ("x" * 300, "File name too long"),
+    ):
+        for path in (tmp_path / f"{name}.toml", put(tmp_path, top=f"base = '{name}.toml'")):
+            with pytest.raises(DyditError) as error:
+                read_recipe(path)
+            other = "is not in the recipes' own folders" if (path.stem, name) == ("top", "zero") else message
+            assert other in str(error.value)
+            assert "\n" not in str(error.value)
+    with pytest.raises(DyditError, match=r"--set data: its value is nested too deeply"):
+        with_settings(read_recipe("digits/finetune"), ["data=" + "[" * 100_000])
+
+
+@pytest.mark.parametrize(
+    ("setting", "message"),
+    [
+        ("train.lr=inf", "--set: 'train.lr': input should be a finite number, not inf"),
+        ("train.lr=nan", "--set: 'train.lr': input should be a finite number, not nan"),
+        ("train.grad_limit=inf", "'train.grad_limit': input should be a finite number"),
+        ("routing.weight=inf", "'routing.weight': input should be a finite number"),
+        ("train.seed=9223372036854775808", "'train.seed': the number must lie between"),
+        ("train.seed=-1", "'train.seed': input should be greater than or equal to 0, not -1"),
+        (f"train.batch_size={10**60}", "'train.batch_size': the number must lie between"),
+        (f"train.lr={10**400}", "'train.lr': the number must lie between"),
+        ("train.steps=" + repr("many" * 100), "'train.steps': input should be a valid integer"),
+    ],
+)
+def test_numbers_are_finite_and_have_64_bits(setting: str, message: str) -> None:
+    with pytest.raises(DyditError) as error:
+        with_settings(read_recipe("digits/finetune"), [setting])
+    assert message in str(error.value)
+    assert len(str(error.value)) < 250
+    with pytest.raises(DyditError, match=r"'seeds\.0': input should be less than or equal to 9223372036854775807"):
+        read_study("digits/tradeoff", [f"seeds=[{2**63}]"])
 
 
 def test_a_setting_cannot_change_the_base() -> None:

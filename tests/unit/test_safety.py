@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import io
+import resource
 import subprocess
 import sys
 import tempfile
 import time
+import zipfile
 from pathlib import Path
 
 import pytest
@@ -15,15 +18,18 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 
 from dydit_cli.checkpoint.checkpoint import Checkpoint
+from dydit_cli.checkpoint.export import export
 from dydit_cli.checkpoint.native import write
+from dydit_cli.checkpoint.options import LoadOptions
 from dydit_cli.checkpoint.read import read
-from dydit_cli.checkpoint.stream import SafetensorsWriter
-from dydit_cli.model.config import DiTConfig
-from dydit_cli.model.dit import DiT
+from dydit_cli.checkpoint.stream import NAMES, SafetensorsWriter, write_safetensors
+from dydit_cli.errors import DyditError
+from dydit_cli.model.families.dit import DiT, DiTConfig
 from tests.conftest import ROOT, TINY, randomize
 from tests.fuzz_checkpoints import make_originals, run_case
 
 CASES = 2000
+READING = LoadOptions(num_heads=TINY.num_heads)
 
 
 @pytest.fixture(scope="module")
@@ -49,7 +55,7 @@ sys.path.insert(0, {root!r})
 from dydit_cli.checkpoint.checkpoint import Checkpoint
 from dydit_cli.checkpoint.native import write
 from tests.conftest import TINY, randomize
-from dydit_cli.model.dit import DiT
+from dydit_cli.model.families.dit import DiT
 checkpoint = Checkpoint.of(randomize(DiT(TINY), seed=1), [{{"action": "second"}}])
 print("ready", flush=True)
 while True:
@@ -139,6 +145,68 @@ def test_converting_takes_little_more_than_the_file(tmp_path: Path) -> None:
     torch.save(weights, tmp_path / "a.pt")
     work = f"convert({str(tmp_path / 'a.pt')!r}, {str(tmp_path / 'out')!r}, reading=LoadOptions(num_heads=8))"
     assert peak_memory(tmp_path / "a.pt", work, "VmRSS") < 1.3 * size
+
+
+def test_a_file_that_would_inflate_is_refused_unread(tmp_path: Path) -> None:
+    """100 kB that would become 100 MB: the zip's directory tells, so that nothing of it is read."""
+    repack({"a": torch.zeros(10)}, tmp_path / "a.pt", b"\0" * 100_000_000)
+    start, before = time.perf_counter(), resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    with pytest.raises(DyditError, match=r"a\.pt: refused: its [\d,]+ bytes would become 100,\d+,\d+; a checkpoint is not"):
+        read(tmp_path / "a.pt")
+    assert time.perf_counter() - start < 1
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 50_000  # kB
+
+
+def test_a_file_that_was_compressed_is_read_right(tmp_path: Path) -> None:
+    """Mapped, its tensors would be the compressed bytes."""
+    weights = randomize(DiT(TINY)).state_dict()
+    repack(weights, tmp_path / "a.pt")
+    back = read(tmp_path / "a.pt", READING).weights
+    assert all(torch.equal(back[name], w) for name, w in weights.items())
+
+
+def repack(weights: dict[str, torch.Tensor], path: Path, pickle: bytes | None = None) -> None:
+    """Saves `weights` as a zip whose entries are compressed; `pickle` in place of its own."""
+    with io.BytesIO() as buffer, zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as packed:
+        torch.save(weights, buffer)
+        with zipfile.ZipFile(buffer) as plain:
+            for name in plain.namelist():
+                content = plain.read(name)
+                packed.writestr(name, pickle if pickle is not None and name.endswith("data.pkl") else content)
+
+
+@pytest.mark.parametrize("length", [16_000_001, 60_000_000, 2**63])
+def test_a_header_that_no_model_has_is_refused_unread(tmp_path: Path, length: int) -> None:
+    with open(tmp_path / "a.safetensors", "wb") as file:
+        file.write(length.to_bytes(8, "little") + b"{")
+        if length < 2**32:
+            file.truncate(8 + length)
+    start = time.perf_counter()
+    with pytest.raises(DyditError, match=r"its header says that it is [\d,]+ bytes long; at most 16,000,000 are read"):
+        read(tmp_path / "a.safetensors")
+    assert time.perf_counter() - start < 1
+
+
+def test_tensors_that_share_memory_or_lie_crosswise_are_written(tmp_path: Path) -> None:
+    """As a state dict may hold them; the library's own writer takes neither."""
+    weights = randomize(DiT(TINY)).state_dict()
+    crosswise = {name: w.t().contiguous().t() if w.ndim == 2 else w for name, w in weights.items()}
+    crosswise["blocks.1.attn.qkv.bias"] = crosswise["blocks.0.attn.qkv.bias"]
+    torch.save(crosswise, tmp_path / "a.pt")
+    for format in ("native", "diffusers"):
+        export(tmp_path / "a.pt", tmp_path / format, format=format, any_variant=True, reading=READING)
+        back = read(tmp_path / format).weights
+        assert all(torch.equal(back[name], w) for name, w in crosswise.items() if name != "pos_embed")
+
+
+def test_streamed_files_are_the_librarys_byte_for_byte(tmp_path: Path) -> None:
+    generator = torch.Generator().manual_seed(0)
+    tensors = {f'{i % 3}.é"{i}': torch.randn(i, 3, generator=generator).to(dtype) for i, dtype in enumerate(NAMES)}
+    tensors |= {"scalar": torch.tensor(1.5), "empty": torch.zeros(0, 2)}
+    for metadata in ({"format": "pt"}, None):
+        save_file(tensors, tmp_path / "a", metadata)
+        write_safetensors(tmp_path / "b", tensors, metadata)
+        assert (tmp_path / "a").read_bytes() == (tmp_path / "b").read_bytes()
 
 
 def test_streamed_files_are_what_the_library_reads(tmp_path: Path) -> None:

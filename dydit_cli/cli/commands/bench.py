@@ -33,7 +33,7 @@ def bench(
     json: options.Json = False,
 ) -> None:
     from dydit_cli.bench.bench import bench as run
-    from dydit_cli.bench.tome import bench_tome
+    from dydit_cli.bench.bench import bench_tome
     from dydit_cli.figures.time import draw_breakdown
     from dydit_cli.figures.visualize import prepare, save_as
 
@@ -41,7 +41,7 @@ def bench(
         prepare(figure, force)
     variants = 2 + 2 * settings.compile + (settings.masked and not tome)
     with console.stages() as work:
-        work.begin("bench", variants * (1 + len(settings.timesteps) * settings.repeats), "evaluations")
+        work.begin("bench", variants * (1 + settings.count * settings.repeats), "evaluations")
         if tome:
             result = bench_tome(tome, checkpoint, model=model, settings=settings, device=device, on_work=work.advance)
         else:
@@ -94,7 +94,7 @@ def show(result: BenchResult) -> None:
         f"FLOPs ratio {result.flops_ratio:.3f}\n"
         f"realised efficiency {efficiency.median:.3f} ({efficiency.low:.3f} to {efficiency.high:.3f}): 1 is time saved in "
         f"proportion to FLOPs saved\n"
-        f"{'' if result.tome else weights}{len(settings.timesteps)} of {settings.steps} steps run {settings.repeats} times"
+        f"{'' if result.tome else weights}{settings.count} of {settings.steps} steps run {settings.repeats} times"
     )
 
 

@@ -1,5 +1,7 @@
 """Everything on the bundled digits model: convert, fine-tune, profile, draw, compare.
 
+The same command continues it after a kill; --force starts anew.
+
 Example: `dydit demo --out demo`
 """
 

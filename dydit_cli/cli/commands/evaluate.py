@@ -42,7 +42,7 @@ def evaluate(
     reference: Annotated[
         str | None,
         Opt(
-            "An ADM reference batch (.npz), a folder of real images, digits, or digits:held-out (glyphs likewise).",
+            "An ADM reference batch (.npz), a folder of real images, or a data set: digits, digits:held-out, ...",
             metavar="REF",
             default="of digits and glyphs: the real ones of the training set",
         ),
@@ -75,7 +75,7 @@ def evaluate(
     images = find_images(samples)
     if images is None:  # that the samples are missing is said before the networks are looked for
         loaded = options.read(samples, loading)
-        config = replace(config, classes=options.parse_classes(classes, loaded.config.num_classes))
+        config = replace(config, classes=options.class_numbers(classes, loaded))
     elif option := typed.other_than(*OF_IMAGES):
         raise DyditError(f"{option} is for a checkpoint to sample from; {samples} is images already")
     extractor = find_extractor(features, inception=inception, device=config.device)

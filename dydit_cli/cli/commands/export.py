@@ -31,8 +31,8 @@ def export(
         checkpoint, destination, format=format, dtype=dtype, complete=complete, any_variant=any_variant,
         reading=loading, force=force,
     )  # fmt: skip
+    variant = written.config.to_dict().get("timestep_variant")
     if any_variant:
-        variant = written.config.timestep_variant
         console.note(f"the model computes the {variant} function; code that reads {destination} may compute another")
     if json:
         dtypes = {str(w.dtype).removeprefix("torch.") for w in written.weights.values()}
@@ -46,7 +46,7 @@ def export(
                 "size": written.config.size_name,
                 "parameters": sum(w.numel() for w in written.weights.values()),
                 "dtype": "/".join(sorted(dtypes)),
-                "timestep_variant": written.config.timestep_variant,
+                "timestep_variant": variant,
                 "complete": complete,
             }
         )

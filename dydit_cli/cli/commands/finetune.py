@@ -9,7 +9,6 @@ Example: `dydit finetune runs/digits-dydit --flops-ratio 0.5 --data digits --out
 from __future__ import annotations
 
 from dataclasses import replace
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 from dydit_cli.checkpoint.options import LoadOptions
@@ -35,7 +34,11 @@ def finetune(
     ] = None,
     steps: options.TrainSteps = None,
     data: Annotated[
-        str | None, Opt("digits, glyphs, imagefolder:PATH or latents:PATH.", default="RECIPE's, or what CKPT was trained on")
+        str | None,
+        Opt(
+            "digits, fashion, glyphs, idx:PATH, imagefolder:PATH or latents:PATH.",
+            default="RECIPE's, or what CKPT was trained on",
+        ),
     ] = None,
     recipe: Annotated[str | None, Opt("A TOML recipe.", default="DATA/finetune")] = None,
     lr: Annotated[float | None, Opt("The model's learning rate.", default="the recipe's")] = None,
@@ -60,9 +63,11 @@ def finetune(
 
     named = {"train.lr": lr, "routing.router_lr": router_lr, "train.batch_size": batch_size, "train.seed": seed}
     values = {key: value for key, value in named.items() if value is not None}
+    at_end = {"routing.calibrate": True} if calibrate else {}
     if resume is not None:
-        only_resume(typed, "CKPT", "--calibrate")
-        folder, spec = resume, unfinished(resume, checkpoint)
+        only_resume(typed, "CKPT", "--calibrate", "--steps")
+        more_steps = {} if steps is None else {"train.steps": steps}
+        folder, spec = resume, unfinished(resume, checkpoint, {**at_end, **more_steps})
     elif checkpoint is None or out is None:
         raise DyditError(f"{'CKPT' if checkpoint is None else '--out'} is missing (see dydit finetune --help)")
     else:
@@ -72,7 +77,7 @@ def finetune(
         resolved = resolve_recipe(
             recipe, flops_ratio=flops_ratio, steps=steps, data=data, settings=setting, trained_on=start.trained_on
         )
-        resolved = with_settings(resolved, values, "options")
+        resolved = with_settings(resolved, {**values, **at_end}, "options")
         folder, spec = out, tuned_start(start, resolved, loading, num_classes)
     if spec.start.config.kind == "dit" and is_main():
         console.note(
@@ -85,8 +90,13 @@ def finetune(
         result = train("finetune", spec, folder, device, force, stop)
         last = result.last
         more: dict[str, Any] = {"target": last.target, "training_ratio": last.ratio} if last else {}
-        if calibrate and result.main and not result.interrupted:
-            more |= calibrated(folder, spec.recipe.routing.flops_ratio, device)
+        if result.calibration is not None:
+            figures = result.calibration
+            more["calibration"] = figures.to_dict()
+            console.note(
+                f"calibrated: ratio of a sampling run {figures.ratio_before:.4f} before, {figures.ratio_after:.4f} after; "
+                f"every router shifted by {figures.shift:+g}"
+            )
         finish("finetune", result, folder, stop, json, **more)
         if result.main and not json and last and last.ratio is not None:
             console.say(f"next: dydit profile {folder} --out DIR (measures the ratio without the training noise)")
@@ -104,18 +114,3 @@ def check_digits_fit(name: str, start: Checkpoint, num_classes: int | None) -> N
             f"{name}: does not tell what it was trained on; name its data with --data, such as latents:DIR, and a recipe "
             "with --recipe, such as those in recipes/"
         ) from None
-
-
-def calibrated(folder: Path, flops_ratio: float, device: str) -> dict[str, Any]:
-    """Shifts the routers of the result in `folder`; returns the figures for the closing line."""
-    from dydit_cli.checkpoint.native import write_into
-    from dydit_cli.checkpoint.read import read
-    from dydit_cli.profiling.calibrate import calibrate
-
-    checkpoint, figures = calibrate(read(folder), flops_ratio, device=device)
-    write_into(checkpoint, folder)
-    console.note(
-        f"calibrated: ratio of a sampling run {figures.ratio_before:.4f} before, {figures.ratio_after:.4f} after; "
-        f"every router shifted by {figures.shift:+g}"
-    )
-    return {"calibration": figures.to_dict()}

@@ -26,7 +26,10 @@ def losses(
     *,
     data: Annotated[
         str | None,
-        Opt("digits or glyphs (their held-out images), imagefolder:PATH or latents:PATH.", default="what CKPT was trained on"),
+        Opt(
+            "digits, fashion, glyphs or idx:PATH (their held-out images), imagefolder:PATH or latents:PATH.",
+            default="what CKPT was trained on",
+        ),
     ] = None,
     settings: LossSettings,
     loading: LoadOptions,

@@ -30,8 +30,8 @@ def pretrain(
     from dydit_cli.train.run import random_start, resolve_recipe, unfinished
 
     if resume is not None:
-        only_resume(typed)
-        folder, spec = resume, unfinished(resume)
+        only_resume(typed, "--steps")
+        folder, spec = resume, unfinished(resume, settings={} if steps is None else {"train.steps": steps})
     elif recipe is None or out is None:
         raise DyditError(f"{'RECIPE' if recipe is None else '--out'} is missing (see dydit pretrain --help)")
     else:

@@ -39,6 +39,7 @@ def profile(
     typed: Typed,
     checkpoints: Annotated[Sequence[str] | None, Arg("CKPT...", "One checkpoint, or several to compare.")] = None,
     out: Annotated[Path | None, Opt("The folder to write.", ("--out", "-o"), metavar="DIR")] = None,
+    classes: options.Classes = None,
     *,
     how: ProfileOptions,
     width_only: Annotated[bool, Opt("Heads and groups at all 1,000 timesteps, without drawing images.")] = False,
@@ -81,9 +82,10 @@ def profile(
     for checkpoint, folder in work:
         with console.stages() as stages:
             stages.begin(f"profile {Path(checkpoint).name}", how.images * how.settings.steps, "image-steps")
+            loaded = options.read(checkpoint, loading)
             results.append(
                 run(
-                    options.read(checkpoint, loading), folder, how, device=device, force=force,
+                    loaded, folder, how, classes=options.class_numbers(classes, loaded), device=device, force=force,
                     on_progress=lambda progress, stages=stages: stages.advance(progress.batch),  # type: ignore[misc]
                 )
             )  # fmt: skip

@@ -33,7 +33,8 @@ def sample(
         bool,
         Opt(
             "One array for ADM's evaluation suite, samples.npz, in place of pictures. The same command again "
-            "continues after a kill; `accelerate launch -m dydit_cli sample ...` shares it over processes."
+            "continues after a kill, and adds images for a larger --num; `accelerate launch -m dydit_cli sample ...` shares "
+            "it over processes."
         ),
     ] = False,
     shard_size: Annotated[int | None, Opt("Images in a shard of --npz.", metavar="N", min=1, default="500")] = None,
@@ -44,7 +45,7 @@ def sample(
     if shard_size is not None and not npz:
         raise DyditError("--shard-size is for --npz; add it, or leave the size out")
     loaded = options.read(checkpoint, loading)
-    config = replace(config, classes=options.parse_classes(classes, loaded.config.num_classes))
+    config = replace(config, classes=options.class_numbers(classes, loaded))
     if npz:
         with typed.continues():
             write_array(loaded, out, config, num, shard_size, force, json)
@@ -57,9 +58,7 @@ def write_pictures(loaded: Checkpoint, out: Path, config: SamplingConfig, num: i
 
     with console.stages() as work:
         work.begin("sample", num, "images", config.settings.steps)
-        result = sample_images(
-            loaded, out, config, num=num, force=force, on_progress=lambda progress: work.advance(progress.batch)
-        )
+        result = sample_images(loaded, out, config, num=num, force=force, on_work=work.advance)
     summary = result.summary
     if json:
         console.as_json(summary)
@@ -70,7 +69,8 @@ def write_pictures(loaded: Checkpoint, out: Path, config: SamplingConfig, num: i
 def write_array(
     loaded: Checkpoint, out: Path, config: SamplingConfig, num: int, shard_size: int | None, force: bool, json: bool
 ) -> None:
-    from dydit_cli.sampling.shards import SAMPLES_FILE, SHARD_SIZE, sample_npz
+    from dydit_cli.artifacts.samples import ARRAY_FILE
+    from dydit_cli.sampling.shards import SHARD_SIZE, sample_npz
 
     size = shard_size or SHARD_SIZE
     with console.stages() as work:
@@ -83,4 +83,4 @@ def write_array(
         console.as_json(summary)
     else:
         drawn, took = summary["drawn"], units.seconds(summary["seconds"])
-        console.say(f"{num} images in {out / SAMPLES_FILE} (arr_0), {drawn} of them drawn now, in {took}")
+        console.say(f"{num} images in {out / ARRAY_FILE} (arr_0), {drawn} of them drawn now, in {took}")

@@ -14,7 +14,8 @@ from typer.testing import CliRunner
 from dydit_cli.artifacts.samples import write_npz
 from dydit_cli.cli.app import app
 from dydit_cli.errors import DyditError
-from dydit_cli.evaluate.timestep_loss import LossSettings, measure_losses
+from dydit_cli.evaluate.options import LossSettings
+from dydit_cli.evaluate.timestep_loss import measure_losses
 from dydit_cli.figures.catalogue import FIGURES
 from dydit_cli.reports.format import scrubbed, short
 from dydit_cli.reports.page import joined, render

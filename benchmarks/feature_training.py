@@ -1,4 +1,7 @@
-"""Trains a data set's feature network, in seconds to minutes: `python -m dydit_cli.evaluate.feature_training NAME DIR`."""
+"""Trains the feature network of a data set, in seconds to minutes: `python benchmarks/feature_training.py NAME DIR`.
+
+What it writes, moved to `dydit_cli/weights/NAME-features`, is what `dydit evaluate --features NAME` uses.
+"""
 
 from __future__ import annotations
 
@@ -8,26 +11,19 @@ from pathlib import Path
 
 import torch
 import torch.nn.functional as F
-from safetensors.torch import save_file
 from torch import Tensor
 
-from dydit_cli.data.load import BUNDLED
-from dydit_cli.evaluate.feature_network import (
-    FACTS_FILE,
-    FEATURES,
-    FORMAT_VERSION,
-    NETWORKS,
-    WEIGHTS_FILE,
-    FeatureNetwork,
-    as_input,
-    format_of,
-)
+from dydit_cli.checkpoint.stream import write_safetensors
+from dydit_cli.data.imagefolder import to_model
+from dydit_cli.data.load import load_data
+from dydit_cli.errors import DyditError
+from dydit_cli.evaluate.feature_network import FACTS_FILE, FEATURES, FORMAT_VERSION, WEIGHTS_FILE, FeatureNetwork, format_of
 from dydit_cli.evaluate.images import real_images
-from dydit_cli.files import atomic_file, write_json
+from dydit_cli.files import atomic_file, check_output, write_json
 
-EPOCHS = {"digits": 40, "glyphs": 12}
+EPOCHS, BATCH = 12, 128
 
-BATCH = {"digits": 64, "glyphs": 128}
+FEW = {"digits": (40, 64)}  # epochs and batch of a set of few images
 
 LEARNING_RATE, WEIGHT_DECAY, SMOOTHING = 3e-3, 0.05, 0.05
 
@@ -37,17 +33,18 @@ def train(name: str, epochs: int | None = None, seed: int = 0) -> FeatureNetwork
 
     The held-out ones play no part. The same seed on the same machine gives the same network.
     """
-    images, labels = as_input(real_images(name).pixels), BUNDLED[name]().labels
+    images, labels = examples(name)
+    usual, batch = FEW.get(name, (EPOCHS, BATCH))
+    epochs = epochs or usual
     generator = torch.Generator().manual_seed(seed)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        network = FeatureNetwork(*NETWORKS[name])
+        network = FeatureNetwork(images.shape[-1], load_data(name).num_classes)
     optimizer = torch.optim.AdamW(network.parameters(), lr=LEARNING_RATE, weight_decay=WEIGHT_DECAY)
-    epochs = epochs or EPOCHS[name]
-    steps = epochs * -(-len(images) // BATCH[name])
+    steps = epochs * -(-len(images) // batch)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, LEARNING_RATE, total_steps=steps)
     for _ in range(epochs):
-        for index in torch.randperm(len(images), generator=generator).split(BATCH[name]):
+        for index in torch.randperm(len(images), generator=generator).split(batch):
             logits = network.logits(network(shifted(images[index], generator)))
             loss = F.cross_entropy(logits, labels[index], label_smoothing=SMOOTHING)
             optimizer.zero_grad()
@@ -55,6 +52,12 @@ def train(name: str, epochs: int | None = None, seed: int = 0) -> FeatureNetwork
             optimizer.step()
             schedule.step()
     return network.eval()
+
+
+def examples(name: str, held_out: bool = False) -> tuple[Tensor, Tensor]:
+    """The real images of `name`, training or held-out ones, in 256 levels as samples are: M 1 S S; and labels (M,)."""
+    real = real_images(name, held_out)
+    return to_model(real.pixels), torch.as_tensor(real.labels)
 
 
 def shifted(images: Tensor, generator: torch.Generator) -> Tensor:
@@ -68,44 +71,46 @@ def shifted(images: Tensor, generator: torch.Generator) -> Tensor:
 
 @torch.no_grad()
 def accuracy(name: str, network: FeatureNetwork, held_out: bool = True) -> float:
-    """The share of the real images of `name`, held-out or training ones, that `network` sees as their class."""
-    seen = network.logits(network(as_input(real_images(name, held_out).pixels))).argmax(dim=1)
-    return (seen == BUNDLED[name](held_out).labels).double().mean().item()
+    """The share of the real images of `name`, held-out or training ones, that `network` takes for their class."""
+    images, labels = examples(name, held_out)
+    return (network.logits(network(images)).argmax(dim=1) == labels).double().mean().item()
 
 
 def write(name: str, folder: Path, epochs: int | None = None, seed: int = 0) -> dict[str, object]:
     """Trains, and writes model.safetensors and features.json, which holds what is returned."""
     start = time.perf_counter()
+    held_out = real_images(name, held_out=True).count
     network = train(name, epochs, seed)
     facts = {
         "format": format_of(name),
         "format_version": FORMAT_VERSION,
         "features": FEATURES,
         "accuracy": accuracy(name, network),
-        "held_out": len(BUNDLED[name](held_out=True)),
+        "held_out": held_out,
         "training_accuracy": accuracy(name, network, held_out=False),
-        "training": len(BUNDLED[name]()),
-        "epochs": epochs or EPOCHS[name],
+        "training": real_images(name).count,
+        "epochs": epochs or FEW.get(name, (EPOCHS, BATCH))[0],
         "seed": seed,
         "torch": torch.__version__,
         "seconds": round(time.perf_counter() - start, 1),
     }
     with atomic_file(folder / WEIGHTS_FILE) as temporary:
-        save_file(network.state_dict(), temporary)
+        write_safetensors(temporary, network.state_dict(), metadata=None)
     write_json(folder / FACTS_FILE, facts)
     return facts
 
 
 def main(arguments: list[str]) -> int:
     """The script: a data set's name, and a folder that is not there yet."""
-    if len(arguments) != 2 or arguments[0] not in NETWORKS:
-        print(f"usage: python -m dydit_cli.evaluate.feature_training {{{','.join(NETWORKS)}}} DIR", file=sys.stderr)
+    if len(arguments) != 2:
+        print("usage: python benchmarks/feature_training.py NAME DIR", file=sys.stderr)
         return 2
     name, folder = arguments[0], Path(arguments[1])
-    if folder.exists():
-        print(f"error: {folder}: already exists; choose another name", file=sys.stderr)
+    try:
+        facts = write(name, check_output(folder))
+    except DyditError as error:
+        print(f"error: {error}", file=sys.stderr)
         return 2
-    facts = write(name, folder)
     print(f"{facts['accuracy']:.1%} of {facts['held_out']} held-out {name}, in {facts['seconds']} s: {folder}")
     return 0
 

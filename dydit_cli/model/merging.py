@@ -1,4 +1,4 @@
-"""Token merging (ToMe) in a static DiT at sampling time: fewer tokens in every attention, without training.
+"""Token merging (ToMe) in a static model at sampling time: fewer tokens in every attention, without training.
 
 Bolya et al., Token Merging: Your ViT But Faster (ICLR 2023): bipartite soft matching by the similarity of keys.
 Bolya and Hoffman, Token Merging for Fast Stable Diffusion (CVPR-W 2023): one destination in every 2x2 tokens, merge before
@@ -12,17 +12,13 @@ Legend: B batch, N tokens, C width, D head width, T destinations, S = N - T sour
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal, overload
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 from dydit_cli.errors import DyditError
-from dydit_cli.model.config import DiTConfig, DyDiTConfig
-from dydit_cli.model.dit import Block, DiT
-from dydit_cli.model.layers import modulate
-from dydit_cli.model.routing import Routing
+from dydit_cli.model.config import ModelConfig
 
 
 @dataclass(frozen=True)
@@ -33,12 +29,12 @@ class Merging:
     merged: int
 
     @classmethod
-    def of(cls, config: DiTConfig, ratio: float) -> Merging:
+    def of(cls, config: ModelConfig, ratio: float) -> Merging:
         """The share `ratio` of the tokens, rounded down.
 
         Raises `DyditError` for a DyDiT, and where that is no token or more than there are sources: about three quarters.
         """
-        if isinstance(config, DyDiTConfig):
+        if config.dynamic:
             raise DyditError(f"tome {ratio:g}: merging is for a static model, and a DyDiT routes tokens itself; leave tome out")
         if not 0 < ratio < 1:
             raise DyditError(f"tome {ratio:g}: it is the share of tokens that are merged and must lie between 0 and 1")
@@ -112,59 +108,19 @@ def _in_batch(places: Tensor, kept: int) -> Tensor:
     return (places + first.unsqueeze(1)).flatten()
 
 
-class TomeDiT(nn.Module):
-    """Runs a static `model` (evaluation only) with the share `ratio` of the tokens merged in every attention.
+@dataclass(frozen=True)
+class TokenMerging:
+    """How one block's attention merges tokens: the numbers, the order (N,), and the weight (D x C) and bias (D,) of a key."""
 
-    Call it as you would call the model. Which tokens are merged is decided anew in every block. The mean of a token's keys
-    over the heads is one Linear, C -> D, of the averaged weights, so that queries, keys and values are made of merged
-    tokens alone. On cuda the mean of three and more tokens may differ in its last digit from run to run. Raises
-    `DyditError` for a DyDiT, and a ratio that the tokens do not allow.
-    """
-
+    numbers: Merging
     order: Tensor
-    key_weight: Tensor
-    key_bias: Tensor
+    weight: Tensor
+    bias: Tensor
 
-    def __init__(self, model: DiT, ratio: float) -> None:
-        super().__init__()
-        self.model = model.eval()
-        self.config, self.ratio = model.config, ratio
-        self.merging = Merging.of(model.config, ratio)
-        place = model.pos_embed.device
-        keys = [mean_key(block) for block in model.blocks if isinstance(block, Block)]
-        self.register_buffer("order", self.merging.order().to(place), persistent=False)  # N
-        self.register_buffer("key_weight", torch.stack([weight for weight, _ in keys]), persistent=False)  # L D C
-        self.register_buffer("key_bias", torch.stack([bias for _, bias in keys]), persistent=False)  # L D
+    def places(self, h: Tensor) -> Tensor:
+        """As `match`, of h (B N C)."""
+        return match(h, self.weight, self.bias, self.order, self.numbers)
 
-    @overload
-    def forward(self, x: Tensor, t: Tensor, y: Tensor, *, return_routing: Literal[False] = False) -> Tensor: ...
-    @overload
-    def forward(self, x: Tensor, t: Tensor, y: Tensor, *, return_routing: Literal[True]) -> tuple[Tensor, Routing]: ...
-
-    @torch.no_grad()
-    def forward(self, x: Tensor, t: Tensor, y: Tensor, *, return_routing: bool = False) -> Tensor | tuple[Tensor, Routing]:
-        """As `DiT.forward`. The `Routing` is all ones: no head, group or token of an MLP is left out."""
-        model = self.model
-        h = model.embed(x)  # B N C
-        c = model.t_embedder(t) + model.y_embedder(y)  # B C
-        for i, block in enumerate(model.blocks):
-            assert isinstance(block, Block)
-            h = self.run_block(i, block, h, c)
-        out = model.unpatchify(model.final_layer(h, c))
-        return (out, Routing.all_on(self.config, len(x), x.device)) if return_routing else out
-
-    def run_block(self, i: int, block: Block, x: Tensor, c: Tensor) -> Tensor:
-        """`block(x, c)` with merged tokens in its attention."""
-        shift_a, scale_a, gate_a, shift_m, scale_m, gate_m = block.adaLN_modulation(c).chunk(6, dim=1)  # each B C
-        h = modulate(block.norm1(x), shift_a, scale_a)  # B N C
-        places = match(h, self.key_weight[i], self.key_bias[i], self.order, self.merging)  # B N
-        h = block.attn(merge(h, places, self.merging.kept))  # B M C
-        x = x + unmerge(gate_a.unsqueeze(1) * h, places)
-        return x + gate_m.unsqueeze(1) * block.mlp(modulate(block.norm2(x), shift_m, scale_m))
-
-
-def mean_key(block: Block) -> tuple[Tensor, Tensor]:
-    """Weight (D x C) and bias (D,) of the mean over heads of a token's keys."""
-    H, A = block.attn.heads, block.attn.qkv.out_features // 3
-    weight, bias = block.attn.qkv.weight.detach()[A : 2 * A], block.attn.qkv.bias.detach()[A : 2 * A]
-    return weight.view(H, A // H, -1).mean(dim=0), bias.view(H, A // H).mean(dim=0)
+    @property
+    def kept(self) -> int:
+        return self.numbers.kept
