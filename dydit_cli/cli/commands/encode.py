@@ -15,6 +15,8 @@ from dydit_cli.cli import console, options
 from dydit_cli.cli.build import Typed
 from dydit_cli.options import Arg, Opt
 
+SHARED = True
+
 
 def encode(
     typed: Typed,

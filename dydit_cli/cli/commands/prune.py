@@ -18,7 +18,7 @@ from dydit_cli.compress.options import PruneOptions
 def prune(
     checkpoint: options.StaticCkpt,
     out: options.OutArgument,
-    how: PruneOptions,
+    config: PruneOptions,
     loading: LoadOptions,
     device: options.Device = "auto",
     force: options.Force = False,
@@ -28,7 +28,7 @@ def prune(
 
     with console.stages() as work:
         report = run(
-            checkpoint, out, how, reading=loading, device=device, force=force, on_stage=work.begin, on_work=work.advance
+            checkpoint, out, config, reading=loading, device=device, force=force, on_stage=work.begin, on_work=work.advance
         )
     if json:
         console.as_json(report.to_dict())
