@@ -91,6 +91,10 @@ def docstring(name: str) -> str | None:
 def load(name: str) -> Any:
     """The command with its options."""
     module = importlib.import_module(f"{commands.__name__}.{name}")
+    if os.environ.get("WORLD_SIZE") and not getattr(module, "SHARED", False):
+        from dydit_cli.distributed import run_alone
+
+        run_alone(f"dydit {name}")
     alone = typer.Typer(add_completion=False, rich_markup_mode="markdown", context_settings=SETTINGS)
     alone.command(name, help=module.__doc__)(typed(getattr(module, name)))
     return get_command(alone)
@@ -121,19 +125,11 @@ def _version(value: bool) -> None:
         raise typer.Exit
 
 
-# what several processes of a launcher share; study refuses them itself, and says how it is shared
-SHARED = ("encode", "finetune", "pretrain", "sample", "study")
-
-
 @app.callback()
 def _options(
-    context: typer.Context,
     version: Annotated[bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")] = False,
 ) -> None:
-    if os.environ.get("WORLD_SIZE") and context.invoked_subcommand not in SHARED:
-        from dydit_cli.distributed import run_alone
-
-        run_alone(f"dydit {context.invoked_subcommand}")
+    pass
 
 
 def main() -> None:

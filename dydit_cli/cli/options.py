@@ -38,7 +38,8 @@ Settings = Annotated[
 ]
 
 RunOut = Annotated[
-    Path | None, Opt("The folder to write. The same command again continues it after a kill.", ("--out", "-o"), metavar="DIR")
+    Path | None,
+    Opt("The folder to write. The same command again continues it after a kill.", ("--out", "-o"), metavar="DIR"),
 ]
 
 Resume = Annotated[

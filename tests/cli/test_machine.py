@@ -140,9 +140,7 @@ SEEDED = {
 def test_a_seed_has_63_bits(room: Path, tmp_path: Path, name: str) -> None:
     result = dydit(*words(SEEDED[name], room, tmp_path / "out"), "--seed", 2**63)
     assert result.exit_code == 2
-    assert result.stderr.count("\n") == 1
-    assert "Invalid value for '--seed': " in result.stderr
-    assert "9223372036854775807" in result.stderr
+    assert result.stderr == "error: --seed 9223372036854775808; it must be a whole number from 0 to 9223372036854775807\n"
     assert list(tmp_path.iterdir()) == []
     result = dydit(*words(SEEDED[name], room, tmp_path / "out"), "--seed", 2**63 - 1)
     assert result.exit_code == 0, result.output

@@ -18,7 +18,7 @@ from dydit_cli.options import Arg
 def convert(
     source: Annotated[str, Arg("SRC", "A static checkpoint of any format, or `digits-dit`, `glyphs-dit`.")],
     destination: Annotated[Path, Arg("DST", "The folder to write.")],
-    how: ConvertOptions,
+    config: ConvertOptions,
     loading: LoadOptions,
     force: options.Force = False,
     json: options.Json = False,
@@ -26,7 +26,7 @@ def convert(
     from dydit_cli.compress.convert import TOLERANCE
     from dydit_cli.compress.convert import convert as run
 
-    report = run(source, destination, how, reading=loading, force=force)
+    report = run(source, destination, config, reading=loading, force=force)
     if json:
         console.as_json(report.to_dict())
         return

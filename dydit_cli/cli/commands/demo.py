@@ -11,10 +11,12 @@ from typing import Annotated
 
 from dydit_cli import units
 from dydit_cli.cli import console, options
+from dydit_cli.cli.build import Typed
 from dydit_cli.options import Opt
 
 
 def demo(
+    typed: Typed,
     out: options.Out,
     images: Annotated[int, Opt("Samples of each model that are judged.", min=1)] = 256,
     seed: options.Seed = 0,
@@ -25,7 +27,7 @@ def demo(
     from dydit_cli.studies.demo import REPORT_FILE
     from dydit_cli.studies.demo import demo as run
 
-    with console.stages() as work:
+    with typed.continues(), console.stages() as work:
         result = run(out, images=images, seed=seed, device=device, force=force, on_stage=work.begin, on_work=work.advance)
     if json:
         console.as_json(result)

@@ -15,11 +15,13 @@ from dydit_cli.cli import console, options
 from dydit_cli.cli.build import Typed
 from dydit_cli.options import Arg, Opt
 
+SHARED = True
+
 
 def encode(
     typed: Typed,
     images: Annotated[Path, Arg("IMAGES", "A folder with a folder of pictures for each class.")],
-    out: Annotated[Path, Arg("OUT", "The folder to write.")],
+    out: options.OutArgument,
     vae: Annotated[str, Opt("The AutoencoderKL: a diffusers folder or hub id.", metavar="PATH")],
     size: Annotated[int, Opt("Pixels a side that pictures are cropped to.", metavar="N", min=1)] = 256,
     batch: Annotated[int, Opt("Pictures at once, each with its mirror image.", metavar="N", min=1)] = 8,

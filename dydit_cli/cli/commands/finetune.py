@@ -21,6 +21,8 @@ from dydit_cli.options import Arg, Opt, parse_seed
 if TYPE_CHECKING:
     from dydit_cli.checkpoint.checkpoint import Checkpoint
 
+SHARED = True
+
 
 def finetune(
     typed: Typed,

@@ -15,6 +15,8 @@ from dydit_cli.cli.training import finish, interruptible, only_resume, train
 from dydit_cli.errors import DyditError
 from dydit_cli.options import Arg
 
+SHARED = True
+
 
 def pretrain(
     typed: Typed,

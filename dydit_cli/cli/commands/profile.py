@@ -41,7 +41,7 @@ def profile(
     out: Annotated[Path | None, Opt("The folder to write.", ("--out", "-o"), metavar="DIR")] = None,
     classes: options.Classes = None,
     *,
-    how: ProfileOptions,
+    config: ProfileOptions,
     width_only: Annotated[bool, Opt("Heads and groups at all 1,000 timesteps, without drawing images.")] = False,
     table: Annotated[bool, Opt("The twelve DiT sizes beside the published figures; no CKPT.")] = False,
     unit: Annotated[Unit, Opt("What is shown: mac, or flop (2 per MAC). Files hold MACs.")] = "mac",
@@ -61,7 +61,7 @@ def profile(
         raise DyditError("no checkpoint; name one, or show the published sizes with --table")
     if out is None:
         raise DyditError("no folder to write; name one with --out DIR")
-    if how.tome and (card or width_only):
+    if config.tome and (card or width_only):
         what = "--card tells of the checkpoint as it is" if card else "--width-only counts heads and groups alone"
         raise DyditError(f"{what}; leave --tome out")
 
@@ -81,9 +81,9 @@ def profile(
     results = []
     for checkpoint, folder in work:
         with console.stages() as stages:
-            stages.begin(f"profile {Path(checkpoint).name}", how.images * how.settings.steps, "image-steps")
+            stages.begin(f"profile {Path(checkpoint).name}", config.images * config.settings.steps, "image-steps")
             loaded = options.read(checkpoint, loading)
-            own = replace(how, classes=options.class_numbers(classes, loaded))
+            own = replace(config, classes=options.class_numbers(classes, loaded))
             results.append(
                 run(
                     loaded, folder, own, device=device, force=force,

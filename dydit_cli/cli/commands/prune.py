@@ -8,21 +8,17 @@ Example: `dydit prune digits-dit runs/digits-pruned --method magnitude --keep 0.
 
 from __future__ import annotations
 
-from pathlib import Path
-from typing import Annotated
-
 from dydit_cli import units
 from dydit_cli.checkpoint.options import LoadOptions
 from dydit_cli.cli import console, options
 from dydit_cli.cli.training import show_next
 from dydit_cli.compress.options import PruneOptions
-from dydit_cli.options import Arg
 
 
 def prune(
-    checkpoint: Annotated[str, Arg("CKPT", "A static checkpoint of any format, or `digits-dit`, `glyphs-dit`.")],
-    out: Annotated[Path, Arg("OUT", "The folder to write.")],
-    how: PruneOptions,
+    checkpoint: options.StaticCkpt,
+    out: options.OutArgument,
+    config: PruneOptions,
     loading: LoadOptions,
     device: options.Device = "auto",
     force: options.Force = False,
@@ -32,7 +28,7 @@ def prune(
 
     with console.stages() as work:
         report = run(
-            checkpoint, out, how, reading=loading, device=device, force=force, on_stage=work.begin, on_work=work.advance
+            checkpoint, out, config, reading=loading, device=device, force=force, on_stage=work.begin, on_work=work.advance
         )
     if json:
         console.as_json(report.to_dict())

@@ -20,6 +20,8 @@ from dydit_cli.sampling.options import SamplingConfig
 if TYPE_CHECKING:
     from dydit_cli.checkpoint.checkpoint import Checkpoint
 
+SHARED = True
+
 
 def sample(
     typed: Typed,

@@ -19,6 +19,8 @@ from dydit_cli.options import Arg, Opt
 if TYPE_CHECKING:
     from dydit_cli.studies.study import Study
 
+SHARED = True  # it refuses them itself, and says how it is shared
+
 
 def study(
     typed: Typed,
