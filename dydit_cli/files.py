@@ -15,12 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from dydit_cli.errors import DyditError
-
-# what marks a folder as one of dydit's, whose replacement loses nothing else
-OURS = {
-    "compare.json", "config.json", "demo.json", "encode.json", "metrics.jsonl", "profile.json", "recipe.json", "samples.json",
-    "losses.json", "study.json", "width.json",
-}  # fmt: skip
+from dydit_cli.marks import OURS
 
 
 def check_output(path: str | Path, force: bool = False) -> Path:

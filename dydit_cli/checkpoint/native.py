@@ -7,6 +7,7 @@ from typing import Any
 
 from safetensors.torch import save_file
 
+from dydit_cli import marks
 from dydit_cli.checkpoint.checkpoint import Checkpoint
 from dydit_cli.checkpoint.lineage import CARD_FILE, write_card
 from dydit_cli.checkpoint.tensors import read_safetensors
@@ -14,7 +15,7 @@ from dydit_cli.errors import DyditError
 from dydit_cli.files import atomic_file, atomic_folder, write_json, write_text
 from dydit_cli.model.config import config_from_dict
 
-CONFIG_FILE, WEIGHTS_FILE = "config.json", "model.safetensors"
+CONFIG_FILE, WEIGHTS_FILE = marks.CHECKPOINT, "model.safetensors"
 
 FORMAT, FORMAT_VERSION = "dydit", 1
 

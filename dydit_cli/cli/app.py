@@ -12,6 +12,7 @@ from typer.core import TyperGroup
 
 from dydit_cli.cli.console import err
 from dydit_cli.errors import DyditError
+from dydit_cli.provenance import as_command, made_with
 from dydit_cli.version import __version__
 
 
@@ -21,7 +22,8 @@ class OneLineErrors(TyperGroup):
     def main(self, args: Sequence[str] | None = None, *more: Any, **extra: Any) -> Any:
         extra["standalone_mode"] = False
         try:
-            code = super().main(args, *more, **extra)
+            with made_with(as_command(sys.argv[1:] if args is None else args)):
+                code = super().main(args, *more, **extra)
         except DyditError as error:
             code = _fail(str(error), 2)
         except typer.Abort:

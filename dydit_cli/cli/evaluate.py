@@ -12,7 +12,7 @@ from dydit_cli.cli import console, options
 from dydit_cli.errors import DyditError
 
 if TYPE_CHECKING:
-    from dydit_cli.evaluate.evaluate import Evaluation
+    from dydit_cli.artifacts.evaluation import Evaluation
 
 # what only a checkpoint can be told
 DRAWING = (
@@ -86,7 +86,7 @@ def evaluate(
     from dydit_cli.evaluate.evaluate import evaluate as run
     from dydit_cli.evaluate.evaluate import find_extractor, find_images
     from dydit_cli.evaluate.reference import open_reference
-    from dydit_cli.files import check_output, write_json
+    from dydit_cli.files import check_output
 
     if out is not None:
         if out.suffix != ".json":
@@ -112,9 +112,9 @@ def evaluate(
     with console.stages() as work:
         result = run(images, against, extractor, batch=batch, device=device, on_stage=work.begin, on_work=work.advance)
     if out is not None:
-        write_json(out, result.to_dict())
+        result.write(out)
     if json:
-        console.as_json(result.to_dict())
+        console.as_json(result.to_json())
     else:
         show(result)
 

@@ -23,7 +23,7 @@ PARTS = {
     "routers": "routers",
     "modulation": "adaLN",
     "norms": "LayerNorms",
-    "frame": "embedders, final layer",
+    "embed_and_head": "embedders, final layer",
 }
 
 
@@ -85,8 +85,9 @@ def profile(
         return
     settings = options.sampler_settings(sampler, steps, cfg, cfg_channels, spacing)
 
+    from dydit_cli.artifacts.comparison import Comparison
     from dydit_cli.files import check_output
-    from dydit_cli.profiling.profile import add_to_card, names_of, write_comparison
+    from dydit_cli.profiling.profile import add_to_card, names_of
     from dydit_cli.profiling.profile import profile as run
 
     check_output(out, force)
@@ -113,7 +114,7 @@ def profile(
         if card:
             add_to_card(checkpoint, results[-1])
     if len(results) > 1:
-        write_comparison(results, out)
+        Comparison.of({folder.name: result for folder, result in zip(folders, results, strict=True)}).write(out)
         if json:
             console.as_json({"profiles": [result.summary for result in results]})
         else:

@@ -93,7 +93,8 @@ def write_pictures(loaded: Checkpoint, out: Path, how: SamplingConfig, num: int,
 def write_array(
     loaded: Checkpoint, out: Path, how: SamplingConfig, num: int, shard_size: int | None, force: bool, json: bool
 ) -> None:
-    from dydit_cli.sampling.shards import SAMPLES_FILE, SHARD_SIZE, sample_npz
+    from dydit_cli.artifacts.samples import ARRAY_FILE
+    from dydit_cli.sampling.shards import SHARD_SIZE, sample_npz
 
     with console.stages() as work:
         summary = sample_npz(
@@ -112,7 +113,7 @@ def write_array(
         console.as_json(summary)
     else:
         drawn, took = summary["drawn"], units.seconds(summary["seconds"])
-        console.say(f"{num} images in {out / SAMPLES_FILE} (arr_0), {drawn} of them drawn now, in {took}")
+        console.say(f"{num} images in {out / ARRAY_FILE} (arr_0), {drawn} of them drawn now, in {took}")
 
 
 def register(app: typer.Typer) -> None:

@@ -3,11 +3,24 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
+from typer.core import TyperCommand, TyperOption
 
 from dydit_cli.cli import console, options
+
+
+class WithFigures(TyperCommand):
+    """A command whose help lists every figure: their files are loaded when they are wanted, not for `dydit --help`."""
+
+    def format_help(self, *arguments: Any) -> None:
+        from dydit_cli.figures.base import all_figures
+
+        for option in self.params:
+            if isinstance(option, TyperOption) and option.name == "figure":
+                option.help = f"One of {', '.join(sorted(all_figures()))}."
+        super().format_help(*arguments)
 
 
 def visualize(
@@ -23,7 +36,7 @@ def visualize(
     out: Annotated[Path, typer.Option("--out", "-o", metavar="FILE", help="The picture: .png, .svg or .pdf.")],
     figure: Annotated[
         str,
-        typer.Option(help="architecture, tokens, flops, training, loss-gap, loss-maps, tradeoff, samples or time."),
+        typer.Option(metavar="NAME", help="Which one."),
     ] = "architecture",
     data: Annotated[bool, typer.Option("--data", help="Also write what is drawn as CSV, beside the picture.")] = False,
     force: options.Force = False,
@@ -39,4 +52,4 @@ def visualize(
 
 
 def register(app: typer.Typer) -> None:
-    app.command()(visualize)
+    app.command(cls=WithFigures)(visualize)

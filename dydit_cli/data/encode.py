@@ -40,6 +40,7 @@ from dydit_cli.devices import pick_device
 from dydit_cli.distributed import share_work
 from dydit_cli.errors import DyditError
 from dydit_cli.files import Resumable, atomic_file, check_output, write_json
+from dydit_cli.provenance import made_by
 
 SHARD_SIZE = 5000
 
@@ -140,7 +141,7 @@ def encode(
         missing = list(range(run.count)) if force else run.missing()
         team.wait()  # all have looked before anything changes
         if team.main:
-            place.begin(asked, force)
+            place.begin({**asked, **made_by()}, force)
         team.wait()
         mine = missing[team.index :: team.count]
         if mine:

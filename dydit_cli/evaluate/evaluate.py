@@ -3,23 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
+from dydit_cli.artifacts.evaluation import Evaluation
+from dydit_cli.artifacts.samples import ARRAY_FILE, ARRAY_FORMAT, RECORD_FILE
 from dydit_cli.checkpoint.read import PICKLES
 from dydit_cli.devices import pick_device
 from dydit_cli.errors import DyditError
 from dydit_cli.evaluate.feature_network import NETWORKS, network_extractor
 from dydit_cli.evaluate.features import Extractor, FeatureStats, Pixels, extract_features
-from dydit_cli.evaluate.images import RECORD, Images, Preprocessor, open_folder, read_record
+from dydit_cli.evaluate.images import Images, Preprocessor, open_folder, read_record
 from dydit_cli.evaluate.inception import inception_extractor
 from dydit_cli.evaluate.metrics import NEIGHBOURS, SPLIT, frechet_distance, inception_score, precision_recall
 from dydit_cli.evaluate.reference import Reference, ReferenceStats, open_npz, open_reference, real, standard
-from dydit_cli.sampling.shards import FORMAT, SAMPLES_FILE
 from dydit_cli.version import __version__
 
 USUAL_COUNT = 50_000  # of published FIDs
@@ -35,19 +35,6 @@ OnStage = Callable[[str, int, str, int], None]  # what, how many, of which unit,
 
 def _silent(*what: Any) -> None:
     pass
-
-
-@dataclass(frozen=True)
-class Evaluation:
-    """`figures` by name, None where one cannot be had; the `protocol`; `notes` on what to mind when reading them."""
-
-    figures: dict[str, float | None]
-    protocol: dict[str, Any]
-    notes: list[str]
-
-    def to_dict(self) -> dict[str, Any]:
-        """The figures at the top, then `protocol` and `notes`."""
-        return {**self.figures, "protocol": self.protocol, "notes": self.notes}
 
 
 def evaluate(
@@ -155,7 +142,7 @@ def cautions(kind: str, images: Images, seen: FeatureStats, against: ReferenceSt
     notes, width = [], seen.pool.shape[1]
     recorded = images.record.get("images")
     if isinstance(recorded, int) and recorded != images.count:
-        notes.append(f"{RECORD} is_main of {recorded} images, and {images.count} are there")
+        notes.append(f"{RECORD_FILE} is of {recorded} images, and {images.count} are there")
     for what, count in (("samples", images.count), ("reference images", against.gaussian.count)):
         if count is not None and count <= width:
             notes.append(
@@ -206,9 +193,9 @@ def find_images(samples: str | Path) -> Images | None:
         return open_npz(path)
     if not path.is_dir():
         return real(str(samples))
-    if (path / SAMPLES_FILE).is_file():
-        return open_npz(path / SAMPLES_FILE)
-    if read_record(path).get("format") == FORMAT:
+    if (path / ARRAY_FILE).is_file():
+        return open_npz(path / ARRAY_FILE)
+    if read_record(path).get("format") == ARRAY_FORMAT:
         raise DyditError(f"{path}: dydit sample --npz has not finished it; run the same command again")
     if any(file.name in CHECKPOINT_NAMES or file.suffix in CHECKPOINT_SUFFIXES for file in path.iterdir()):
         return None

@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from dydit_cli.artifacts.samples import GRID_FILE, RECORD_FILE
 from dydit_cli.checkpoint.checkpoint import Checkpoint
 from dydit_cli.data.imagefolder import SUFFIXES, centre_crop, reason
 from dydit_cli.data.load import BUNDLED
@@ -88,10 +89,6 @@ def without_enlargement(image: Pixels, side: int) -> Pixels | None:
 Labels = NDArray[np.int64]
 
 OnWork = Callable[[int], None]
-
-RECORD = "samples.json"  # what `dydit sample` writes beside its images
-
-GRID = "grid.png"
 
 CLASS_IN_NAME = re.compile(r"-class(\d+)$")
 
@@ -201,7 +198,7 @@ def open_folder(folder: Path) -> FolderImages:
         for name in names
         if Path(name).suffix.lower() in SUFFIXES and not name.startswith(".")
     )
-    files = [file for file in files if not (record and file == folder / GRID)]
+    files = [file for file in files if not (record and file == folder / GRID_FILE)]
     if not files:
         raise DyditError(f"{folder}: no images in it ({' '.join(sorted(SUFFIXES))}); give a folder of pictures")
     found = [CLASS_IN_NAME.search(file.stem) for file in files]
@@ -221,11 +218,11 @@ def read_pixels(file: Path) -> Pixels:
 
 def read_record(folder: Path) -> dict[str, Any]:
     """What samples.json in `folder` says, {} where there is none; raises `DyditError` where it is damaged."""
-    if not (folder / RECORD).is_file():
+    if not (folder / RECORD_FILE).is_file():
         return {}
-    record = read_json(folder / RECORD)
+    record = read_json(folder / RECORD_FILE)
     if not isinstance(record, dict):
-        raise DyditError(f"{folder / RECORD}: not what dydit sample writes; remove it")
+        raise DyditError(f"{folder / RECORD_FILE}: not what dydit sample writes; remove it")
     return record
 
 

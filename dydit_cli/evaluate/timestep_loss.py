@@ -26,6 +26,7 @@ from dydit_cli.files import check_output
 from dydit_cli.model.execution import Executable, executor
 from dydit_cli.model.sparse import SparseDyDiT
 from dydit_cli.profiling.profile import names_of
+from dydit_cli.provenance import made_by
 from dydit_cli.version import __version__
 
 MAPS_AT = (20, 100, 250, 500, 750, 950)
@@ -108,6 +109,7 @@ def measure_losses(
     runner = ready(models[-1], place, maps_at)
     patches = torch.stack([maps_of(runner, x0[shown], labels[shown], t, settings, on_work) for t in maps_at])
     summary: dict[str, Any] = {
+        **made_by(),
         "loss": "mean squared error of the predicted noise over channels and pixels; the variance's term is left out",
         "models": [
             {

@@ -8,8 +8,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from dydit_cli.artifacts.losses import Losses
-from dydit_cli.errors import DyditError
+from dydit_cli.figures.base import TooLittleError, figure
 from dydit_cli.figures.style import BLUE, GREEN, HEAT, ORANGE, new_figure
 from dydit_cli.figures.tokens import displayable
 from dydit_cli.units import scale_of
@@ -18,9 +17,11 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
+    from dydit_cli.artifacts.losses import Losses
+
 LOSS, ERROR, EXCESS = "mse_of_the_noise", "standard_error", "excess over the last"
 
-LAST, LOOKS = (BLUE, "-"), ((ORANGE, "--"), (GREEN, "-."), ("#CC79A7", ":"))
+LAST, OTHERS = (BLUE, "-"), ((ORANGE, "--"), (GREEN, "-."), ("#CC79A7", ":"))
 
 NORMALISED = "loss_from_0_to_1_in_its_map"
 
@@ -31,8 +32,8 @@ def loss_gap_table(losses: Losses) -> pd.DataFrame:
     Raises `DyditError` for a single model, which has no gap, or more than four.
     """
     names = losses.names
-    if not 2 <= len(names) <= 1 + len(LOOKS):
-        raise DyditError(
+    if not 2 <= len(names) <= 1 + len(OTHERS):
+        raise TooLittleError(
             f"loss-gap is drawn of two to four models and {len(names)} "
             f"{'was' if len(names) == 1 else 'were'} measured; measure again: dydit losses SMALL LARGE --out DIR"
         )
@@ -43,17 +44,25 @@ def loss_gap_table(losses: Losses) -> pd.DataFrame:
     return pd.concat(frames, ignore_index=True)[["curve", "model", "timestep", LOSS, ERROR]]
 
 
+@figure(
+    "loss-gap",
+    "losses",
+    title="The loss of a small and a large model at every timestep",
+    caption="Above, the mean squared error of the predicted noise on real images, from noise to image; below, how much more "
+    "the smaller model loses than the larger one: where it is near zero, capacity is not what is lacking.",
+    table=loss_gap_table,
+)
 def draw_loss_gap(losses: Losses) -> Figure:
     """Above each model's loss over all timesteps, on a logarithmic axis, below what the others lose more than the last."""
     table = loss_gap_table(losses)
     *others, last = losses.names
-    looks = {last: LAST, **dict(zip(others, LOOKS, strict=False))}
+    styles = {last: LAST, **dict(zip(others, OTHERS, strict=False))}
     figure = new_figure(6.5, 4.8)
     above, below = figure.subplots(2, 1, sharex=True, height_ratios=[1.4, 1])
     sizes = {model["name"]: _parameters(model["parameters"]) for model in losses.summary["models"]}
     for ax, curve in ((above, "loss"), (below, EXCESS)):
         for name, own in table[table["curve"] == curve].groupby("model", sort=False):
-            _curve(ax, own, *looks[str(name)], f"{name} ({sizes[str(name)]})")
+            _curve(ax, own, *styles[str(name)], f"{name} ({sizes[str(name)]})")
     above.set_yscale("log")
     above.set_ylabel("squared error\nof the noise")
     above.legend(loc="upper center", fontsize=8)
@@ -103,6 +112,14 @@ def loss_maps_table(losses: Losses) -> pd.DataFrame:
     )
 
 
+@figure(
+    "loss-maps",
+    "losses",
+    title="Where in the image the loss is",
+    caption="Real images beside the loss of each of their patches at several timesteps, each map from its own least to its own "
+    "greatest value.",
+    table=loss_maps_table,
+)
 def draw_loss_maps(losses: Losses) -> Figure:
     """A row for each image: the image, then where the loss is at each timestep, from image to noise."""
     shape = losses.patches.shape

@@ -13,11 +13,13 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from dydit_cli.artifacts.profile import Profile
+from dydit_cli.figures.base import figure
 from dydit_cli.figures.style import HEAT, new_figure
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
+
+    from dydit_cli.artifacts.profile import Profile
 
 SHOWN = 10
 
@@ -66,6 +68,14 @@ def spans(steps: int) -> list[slice]:
     return [slice(0, steps), *(slice(a, b) for a, b in pairwise(edges) if phases > 1)]
 
 
+@figure(
+    "tokens",
+    "profile",
+    title="Where in the images the compute went",
+    caption="Each generated image beside how often each of its tokens went through an MLP: summed over all sampling steps, "
+    "and in four phases from noise to image.",
+    table=tokens_table,
+)
 def draw_tokens(profile: Profile) -> Figure:
     """Each generated image, at most 10, beside the maps of its tokens: over all steps, and over phases from noise to image."""
     table = tokens_table(profile)

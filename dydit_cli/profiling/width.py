@@ -20,6 +20,7 @@ from dydit_cli.flops.analytic import embed_and_head_macs, macs_of_counts, static
 from dydit_cli.model.config import DyDiTConfig
 from dydit_cli.model.dydit import DyDiT
 from dydit_cli.model.planning import width_masks
+from dydit_cli.provenance import made_by
 from dydit_cli.version import __version__
 
 TIMESTEPS = 1000
@@ -59,8 +60,8 @@ def profile_width(checkpoint: Checkpoint, out: str | Path | None = None, *, forc
         }
     )
     summary = {
-        "format": "dydit-width",
-        "format_version": 1,
+        **WidthProfile.header(),
+        **made_by(),
         "checkpoint": str(checkpoint.path),
         "model": config.to_dict(),
         "unit": "MAC (1 multiply-accumulate = 1 FLOP of fvcore and the papers), per forward and image",

@@ -11,11 +11,13 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
+from dydit_cli.artifacts.samples import GRID_FILE, RECORD_FILE, picture_name
 from dydit_cli.checkpoint.read import CheckpointLike, LoadOptions, read
 from dydit_cli.devices import pick_device, world_size
 from dydit_cli.errors import DyditError
 from dydit_cli.files import atomic_folder, check_output, write_json
 from dydit_cli.pixels import make_grid, picture, save_png
+from dydit_cli.provenance import made_by
 from dydit_cli.sampling.sampler import OnProgress, SamplingConfig, open_sampler, protocol
 
 
@@ -58,11 +60,12 @@ def sample_images(
         "device": pick_device(how.device).type,
         "seconds": seconds,
         "seconds_per_image": seconds / num,
+        **made_by(),
     }
     with atomic_folder(out) as temporary:
         pictures = [picture(image) for image in pixels]
         for i, (image, label) in enumerate(zip(pictures, labels.tolist(), strict=True)):
-            save_png(image, temporary / f"{i:05d}-class{label}.png")
-        save_png(make_grid(pictures), temporary / "grid.png")
-        write_json(temporary / "samples.json", summary)
+            save_png(image, temporary / picture_name(i, label))
+        save_png(make_grid(pictures), temporary / GRID_FILE)
+        write_json(temporary / RECORD_FILE, summary)
     return Samples(pixels, labels, summary)

@@ -15,17 +15,16 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from dydit_cli.artifacts.samples import read_npz, rgb, write_npz
+from dydit_cli.artifacts.samples import ARRAY_FILE, ARRAY_FORMAT, RECORD_FILE, SHARDS, read_npz, rgb, write_npz
 from dydit_cli.checkpoint.read import CheckpointLike, LoadOptions, read
 from dydit_cli.diffusion.generate import Progress
 from dydit_cli.distributed import share_work
 from dydit_cli.errors import DyditError
 from dydit_cli.files import Resumable, check_output, sha256
+from dydit_cli.provenance import made_by
 from dydit_cli.sampling.sampler import ImageSampler, SamplingConfig, open_sampler, protocol
 
-FORMAT, FORMAT_VERSION = "dydit-npz", 1
-
-SETTINGS_FILE, SAMPLES_FILE, SHARDS = "samples.json", "samples.npz", "shards"
+FORMAT, FORMAT_VERSION = ARRAY_FORMAT, 1
 
 SHARD_SIZE = 500
 
@@ -46,7 +45,7 @@ class ShardedRun:
 
     @property
     def samples(self) -> Path:
-        return self.folder / SAMPLES_FILE
+        return self.folder / ARRAY_FILE
 
     @property
     def count(self) -> int:
@@ -85,7 +84,7 @@ def sample_npz(
     """
     start = time.perf_counter()
     run = ShardedRun(Path(out), num, shard_size)
-    place = Resumable(run.folder, SETTINGS_FILE, FORMAT, "samples")
+    place = Resumable(run.folder, RECORD_FILE, FORMAT, "samples")
     with share_work(how.device) as team:
         if not team.main:  # one display is enough
             on_stage, on_progress = _silent, _silent
@@ -108,7 +107,7 @@ def sample_npz(
         missing = list(range(run.count)) if force else run.missing()
         team.wait()  # all have looked before anything changes
         if team.main:
-            place.begin(asked, force)
+            place.begin({**asked, **made_by()}, force)
         team.wait()
         if missing:
             draw_shards(run, missing[team.index :: team.count], open_sampler(loaded, how), on_stage, on_progress)
@@ -138,7 +137,7 @@ def draw_shards(
 
 def join(run: ShardedRun, on_progress: Callable[[int], None]) -> None:
     """Writes samples.npz from the shards, one in memory at a time. Raises `DyditError` for a damaged shard."""
-    for leftover in [*run.folder.glob(f".{SAMPLES_FILE}.*"), *(run.folder / SHARDS).glob(".*")]:
+    for leftover in [*run.folder.glob(f".{ARRAY_FILE}.*"), *(run.folder / SHARDS).glob(".*")]:
         leftover.unlink()  # what a kill left half-written
     image = read_npz(run.path(0)).shape[1:]  # S S 3
 

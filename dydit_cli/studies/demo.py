@@ -9,21 +9,23 @@ from typing import Any
 
 from torch import Tensor
 
+from dydit_cli.artifacts.demo import PICTURE_FILE, PROFILE_FOLDER, RECIPE_FILE, RUN_FOLDER, write_demo
 from dydit_cli.checkpoint.read import read
 from dydit_cli.compress.convert import convert
 from dydit_cli.devices import pick_device
 from dydit_cli.diffusion.sampler import SamplerSettings
 from dydit_cli.errors import DyditError
 from dydit_cli.evaluate.classifier import classifier, judge
-from dydit_cli.figures.catalogue import FIGURES
+from dydit_cli.figures.base import figures_of
 from dydit_cli.figures.samples import side_by_side
 from dydit_cli.figures.visualize import visualize
 from dydit_cli.files import check_output, write_json
 from dydit_cli.pixels import save_png
 from dydit_cli.profiling.profile import profile
+from dydit_cli.provenance import made_by
 from dydit_cli.reports.report import report
 from dydit_cli.train.recipe import Recipe, read_recipe, with_settings
-from dydit_cli.train.run import RECIPE_FILE, finetune
+from dydit_cli.train.run import finetune
 
 BUNDLED = "digits-dit"
 
@@ -69,7 +71,7 @@ def demo(
     on_stage("fine-tune", recipe.train.steps, "steps")
     tuned = finetune(
         out / "converted",
-        out / "finetuned",
+        out / RUN_FOLDER,
         recipe=recipe,
         device=device,
         force=force,
@@ -78,8 +80,8 @@ def demo(
 
     on_stage("profile", PROFILED_IMAGES * settings.steps, "image-steps")
     measured = profile(
-        out / "finetuned",
-        out / "profile",
+        out / RUN_FOLDER,
+        out / PROFILE_FOLDER,
         images=PROFILED_IMAGES,
         settings=settings,
         seed=seed,
@@ -92,7 +94,7 @@ def demo(
     rows: dict[str, dict[str, float]] = {}
     for name, checkpoint, macs in (
         ("static", static, measured.summary["macs_static"]),
-        ("dynamic", read(out / "finetuned"), measured.summary["macs_dynamic"]),
+        ("dynamic", read(out / RUN_FOLDER), measured.summary["macs_dynamic"]),
     ):
         on_stage(f"sample {name}", images * settings.steps, "image-steps")
         model = checkpoint.build().to(place)
@@ -100,15 +102,16 @@ def demo(
         samples[name] = judged.samples
         rows[name] = {"macs": macs, "recognised": judged.recognised, "seconds": judged.seconds}
 
-    of_profiles = [name for name, kind in FIGURES.items() if kind.takes == "profile"]
-    on_stage("draw", len(of_profiles) + 1, "figures")
-    for figure in of_profiles:
-        visualize(measured, figure, out / f"{figure}.png", force=True)
+    figures = figures_of(measured)
+    on_stage("draw", len(figures) + 1, "figures")
+    for figure in figures:
+        visualize(measured, figure.name, out / f"{figure.name}.png", force=True)
         on_work(1, "")
-    save_png(side_by_side({"static DiT": samples["static"], "DyDiT": samples["dynamic"]}), out / "samples.png")
+    save_png(side_by_side({"static DiT": samples["static"], "DyDiT": samples["dynamic"]}), out / PICTURE_FILE)
     on_work(1, "")
 
     result = {
+        **made_by(),
         **rows,
         "ratio": measured.summary["ratio"],
         "flops_ratio": recipe.routing.flops_ratio,
@@ -124,7 +127,7 @@ def demo(
         "device": place.type,
         "seconds": time.perf_counter() - start,
     }
-    write_json(out / "demo.json", result)
+    write_demo(result, out)
     on_stage("report", 1, "page")
     report(out, out / REPORT_FILE, force=True)
     on_work(1, "")

@@ -15,11 +15,14 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from dydit_cli.artifacts.base import read_object_if_any
+from dydit_cli.artifacts.study import RECIPE_FILE
 from dydit_cli.errors import DyditError
 from dydit_cli.files import Resumable, atomic_file, check_output, write_json
+from dydit_cli.provenance import made_by
 from dydit_cli.studies.rows import Row
 
-RECIPE_FILE, FORMAT = "recipe.json", "dydit-study"
+FORMAT = "dydit-study"
 
 ROWS, TIMES, CHECKPOINTS, STARTS, CLAIMS = "rows", "times", "checkpoints", "starts", "claims"
 
@@ -44,10 +47,18 @@ class StudyFolder:
         values = {"format": FORMAT, **asked}
         if force:
             check_output(self.path, force=True)
-            there.begin(values, force=True)
+            there.begin({**values, **made_by()}, force=True)
         else:
             there.check(values, free)
-            write_json(self.path / RECIPE_FILE, values)
+            before = read_object_if_any(self.path / RECIPE_FILE) or {}
+            # the command that first asked for this goes on, whichever other one does so again
+            if {**before, **values} != before:
+                write_json(self.path / RECIPE_FILE, {**values, **made_by()})
+
+    def command(self) -> dict[str, str]:
+        """`{"command": ...}`, the one that asked for the study as it is; empty where none did."""
+        recipe = read_object_if_any(self.path / RECIPE_FILE) or {}
+        return {"command": recipe["command"]} if "command" in recipe else {}
 
     def checkpoint(self, row: Row) -> Path:
         """Where the row is fine-tuned; kept, or removed when the row is done."""

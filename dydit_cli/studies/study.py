@@ -147,7 +147,7 @@ def study(
     start, evaluator = Start.of(static, recipe, place), make_evaluator(recipe, static, place)
     folder, rows = StudyFolder(Path(out)), rows_of(recipe)
     folder.open(asked(start), force, FREE)
-    about = facts(start, evaluator)
+    about = {**facts(start, evaluator), **folder.command()}
 
     def write_tables() -> Tables:
         with folder.claim(TABLES, wait=True):

@@ -6,10 +6,10 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-import numpy as np
 import pandas as pd
 
-from dydit_cli.files import atomic_file, write_json, write_text
+from dydit_cli.artifacts.study import StudyTable
+from dydit_cli.files import atomic_file, write_text
 from dydit_cli.studies.folder import StudyFolder
 from dydit_cli.studies.recipe import StudyRecipe
 from dydit_cli.studies.rows import CONTROL, DYDIT, STATIC, TOME, Row
@@ -121,9 +121,7 @@ def markdown(summary: pd.DataFrame, protocol: dict[str, Any]) -> str:
     return "\n".join([protocol_line(protocol), "", body[0], f"|{rule}|", *body[1:]]) + "\n"
 
 
-TABLE_FILE, SUMMARY_FILE, PROTOCOL_FILE = "study.csv", "summary.csv", "study.json"
-
-MARKDOWN_FILE, SAMPLES_FILE = "study.md", "samples.npz"
+SUMMARY_FILE, MARKDOWN_FILE = "summary.csv", "study.md"
 
 FIGURES = (
     "macs", "ratio", "seconds_per_image", "speedup", "frechet", "recognised", "precision", "recall", "loss_ratio",
@@ -148,15 +146,11 @@ class Tables:
     def write(self) -> None:
         """Each file atomically."""
         path = self.folder.path
-        for name, table in ((TABLE_FILE, self.table), (SUMMARY_FILE, self.summary)):
-            with atomic_file(path / name) as temporary:
-                table.to_csv(temporary, index=False)
+        with atomic_file(path / SUMMARY_FILE) as temporary:
+            self.summary.to_csv(temporary, index=False)
         write_text(path / MARKDOWN_FILE, markdown(self.summary, self.protocol))
         samples = {row.what: pixels for row in self.rows if (pixels := self.folder.samples(row)) is not None}
-        if samples:
-            with atomic_file(path / SAMPLES_FILE) as temporary:
-                np.savez_compressed(temporary, **samples)  # type: ignore[arg-type]
-        write_json(path / PROTOCOL_FILE, {**self.protocol, "samples": list(samples)})
+        StudyTable(path, self.table, self.protocol, {}).write(samples)
 
 
 def make_tables(folder: StudyFolder, recipe: StudyRecipe, rows: list[Row], facts: dict[str, Any]) -> Tables:

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from safetensors import SafetensorError
 
-from dydit_cli.artifacts.run import StepMetrics
+from dydit_cli.artifacts.run import RECIPE_FILE, StepMetrics
 from dydit_cli.checkpoint import lineage
 from dydit_cli.checkpoint.checkpoint import Checkpoint, build_model, with_classes
 from dydit_cli.checkpoint.native import write_into
@@ -23,10 +23,9 @@ from dydit_cli.distributed import init_distributed
 from dydit_cli.errors import DyditError
 from dydit_cli.model.config import DiTConfig, DyDiTConfig
 from dydit_cli.model.dit import DiT
+from dydit_cli.provenance import made_with
 from dydit_cli.train.loop import TrainResult, train
 from dydit_cli.train.recipe import Recipe, read_recipe, recipe_from_dict, with_settings, with_steps
-from dydit_cli.train.run_folder import METRICS_FILE as METRICS_FILE
-from dydit_cli.train.run_folder import RECIPE_FILE as RECIPE_FILE
 from dydit_cli.train.run_folder import RunFolder, RunSpec, Saved, StateFolder
 
 
@@ -202,14 +201,15 @@ def write_model(model: DiT, asked: RunSpec, result: TrainResult, out: Path) -> N
     """The trained model as a checkpoint in the run's folder."""
     recipe, start, dynamic = asked.recipe, asked.start, asked.start.config.kind == "dydit"
     kinds = {kind: getattr(recipe.routing, kind) for kind in ("width", "tokens")} if dynamic else {}
-    step = lineage.entry(
-        asked.action,
-        start,
-        data=recipe.data,
-        steps=result.steps,
-        batch_size=recipe.train.batch_size,
-        seed=recipe.train.seed,
-        **({"flops_ratio": recipe.routing.flops_ratio} if dynamic else {}),
-        **{kind: how for kind, how in kinds.items() if how != "learned"},
-    )
+    with made_with(StateFolder(out).asked().get("command")):  # the one that began the run, whichever one ended it
+        step = lineage.entry(
+            asked.action,
+            start,
+            data=recipe.data,
+            steps=result.steps,
+            batch_size=recipe.train.batch_size,
+            seed=recipe.train.seed,
+            **({"flops_ratio": recipe.routing.flops_ratio} if dynamic else {}),
+            **{kind: how for kind, how in kinds.items() if how != "learned"},
+        )
     write_into(Checkpoint.of(model, [*start.lineage, step], like=start), out)

@@ -21,16 +21,15 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from dydit_cli.artifacts.run import StepMetrics
+from dydit_cli.artifacts.run import BEGUN_FILE, METRICS_FILE, RECIPE_FILE, STATE_FOLDER, StepMetrics
 from dydit_cli.checkpoint.checkpoint import Checkpoint
 from dydit_cli.distributed import Distributed
 from dydit_cli.errors import DyditError
 from dydit_cli.files import Resumable, atomic_file, atomic_folder, check_output, write_json
+from dydit_cli.provenance import made_by
 from dydit_cli.train.batch import TrainingBatches
 from dydit_cli.train.recipe import Recipe
 from dydit_cli.train.step import Trainer
-
-STATE_FOLDER, RUN_FILE = "state", "run.json"
 
 TENSORS_FILE, FACTS_FILE = "tensors.safetensors", "facts.json"
 
@@ -92,30 +91,30 @@ class StateFolder:
 
     def exists(self) -> bool:
         """Whether there is an unfinished run."""
-        return (self.path / RUN_FILE).is_file()
+        return (self.path / BEGUN_FILE).is_file()
 
     def begin(self, asked: dict[str, Any]) -> None:
         """Makes the folder with what was asked for, which a resumed run has to repeat."""
         with atomic_folder(self.path) as temporary:
             text = json.dumps({"format": FORMAT, "format_version": FORMAT_VERSION, **asked}, indent=2)
-            (temporary / RUN_FILE).write_text(text + "\n", encoding="utf-8")
+            (temporary / BEGUN_FILE).write_text(text + "\n", encoding="utf-8")
 
     def asked(self) -> dict[str, Any]:
         """What `begin` wrote; raises `DyditError` where that is not to be had."""
         try:
-            values = json.loads((self.path / RUN_FILE).read_text(encoding="utf-8"))
+            values = json.loads((self.path / BEGUN_FILE).read_text(encoding="utf-8"))
         except FileNotFoundError:
             raise DyditError(f"{self.run}: holds no unfinished run to resume") from None
         except (OSError, ValueError) as error:
-            raise DyditError(f"{self.path / RUN_FILE}: cannot be read: {error}; start anew with --force") from None
+            raise DyditError(f"{self.path / BEGUN_FILE}: cannot be read: {error}; start anew with --force") from None
         if not isinstance(values, dict) or (values.get("format"), values.get("format_version")) != (FORMAT, FORMAT_VERSION):
-            raise DyditError(f"{self.path / RUN_FILE}: not written by this version of dydit; start anew with --force")
+            raise DyditError(f"{self.path / BEGUN_FILE}: not written by this version of dydit; start anew with --force")
         return values
 
     def check(self, asked: dict[str, Any], free: tuple[str, ...] = ()) -> None:
         """Raises `DyditError`, naming the first difference, where the run was begun with other values than `asked`."""
         self.asked()
-        Resumable(self.path, RUN_FILE, FORMAT, "an unfinished run").check(asked, free)
+        Resumable(self.path, BEGUN_FILE, FORMAT, "an unfinished run").check(asked, free)
 
     def steps(self) -> list[int]:
         """The steps at which states were saved, the newest first."""
@@ -170,9 +169,6 @@ class StateFolder:
             shutil.rmtree(gone, ignore_errors=True)
 
 
-METRICS_FILE, RECIPE_FILE = "metrics.jsonl", "recipe.json"
-
-
 @dataclass(frozen=True)
 class RunSpec:
     """What a run is: `action`, the weights it begins with, the recipe; and `source`, where those weights were read."""
@@ -217,7 +213,7 @@ class RunFolder:
             if not unfinished:
                 self.states.remove()
                 write_json(self.path / RECIPE_FILE, asked.recipe.model_dump())
-                self.states.begin({**facts, "source": asked.source})
+                self.states.begin({**facts, "source": asked.source, **made_by()})
             self.states.sweep()
         team.wait()
         saved = self.states.newest(on_note if team.main else lambda text: None)
