@@ -130,11 +130,12 @@ class JsonFile(Artifact):
 
 
 def read_object(path: Path) -> dict[str, Any]:
-    """A JSON object; raises `ValueError` where the file holds something else."""
-    values = json.loads(path.read_text(encoding="utf-8"))
-    if not isinstance(values, dict):
-        raise ValueError(f"{path.name} holds no JSON object")
-    return values
+    """A JSON object; raises `ValueError` where the file holds something else, which is not read to its end."""
+    with path.open(encoding="utf-8") as file:
+        if not file.read(1000).lstrip().startswith("{"):
+            raise ValueError(f"{path.name} holds no JSON object")
+        file.seek(0)
+        return dict(json.load(file))
 
 
 def read_object_if_any(path: Path) -> dict[str, Any] | None:

@@ -16,21 +16,12 @@ from dydit_cli.provenance import made_by
 
 TABLE_FILE = "compare.csv"
 
-# columns of the table, by the key of a profile's summary
-COLUMNS = {
-    "checkpoint": "checkpoint",
-    "flops_ratio_asked": "flops_ratio_asked",
-    "macs_dynamic": "dynamic_macs",
-    "macs_dynamic_per_image": "dynamic_macs_per_image",
-    "ratio": "ratio",
-    "routed_ratio": "routed_ratio",
-    "active_heads_share": "active_heads_share",
-    "active_groups_share": "active_groups_share",
-    "active_tokens_share": "active_tokens_share",
-    "dynamic_seconds": "dynamic_seconds",
-    "speedup": "speedup",
-    "realised_efficiency": "realised_efficiency",
-}
+# of a profile's summary, what the table shows, and under which other name
+SHOWN = (
+    "checkpoint", "flops_ratio_asked", "macs_dynamic", "macs_dynamic_per_image", "ratio", "routed_ratio", "active_heads_share",
+    "active_groups_share", "active_tokens_share", "dynamic_seconds", "speedup", "realised_efficiency",
+)  # fmt: skip
+RENAMED = {"macs_dynamic": "dynamic_macs", "macs_dynamic_per_image": "dynamic_macs_per_image"}
 
 
 @dataclass(frozen=True)
@@ -53,8 +44,8 @@ class Comparison(Folder):
     def of(cls, profiles: dict[str, Profile]) -> Comparison:
         """Of profiles by their folders' names."""
         summaries = [profile.summary for profile in profiles.values()]
-        table = pd.DataFrame([{COLUMNS[key]: summary[key] for key in COLUMNS if key in summary} for summary in summaries])
-        return cls({**cls.header(), **made_by(), "profiles": summaries}, table, profiles)
+        table = pd.DataFrame([{key: summary[key] for key in SHOWN if key in summary} for summary in summaries])
+        return cls({**cls.header(), **made_by(), "profiles": summaries}, table.rename(columns=RENAMED), profiles)
 
     def write(self, folder: str | Path) -> None:
         """Writes compare.csv and compare.json beside the profiles' own folders."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from dydit_cli.artifacts.base import Artifact
 from dydit_cli.discovery import import_modules
@@ -13,6 +13,9 @@ from dydit_cli.errors import DyditError
 if TYPE_CHECKING:
     import pandas as pd
     from matplotlib.figure import Figure as Canvas
+
+
+Draw = TypeVar("Draw", bound="Callable[[Any], Canvas]")
 
 
 @dataclass(frozen=True)
@@ -41,19 +44,11 @@ class TooLittleError(DyditError):
 _figures: dict[str, Figure] = {}
 
 
-def figure(
-    name: str,
-    *takes: str,
-    title: str,
-    caption: str,
-    table: Callable[[Any], pd.DataFrame],
-    several: bool = False,
-    order: int = 0,
-) -> Callable[[Callable[[Any], Canvas]], Callable[[Any], Canvas]]:
-    """Registers the function below it as the drawing of the figure `name`; the rest as in `Figure`."""
+def figure(name: str, *takes: str, **facts: Any) -> Callable[[Draw], Draw]:
+    """Registers the function below it as the drawing of the figure `name`; `facts` are the other fields of `Figure`."""
 
-    def register(draw: Callable[[Any], Canvas]) -> Callable[[Any], Canvas]:
-        _figures[name] = Figure(name, takes, title, caption, table, draw, several, order)
+    def register(draw: Draw) -> Draw:
+        _figures[name] = Figure(name, takes, draw=draw, **facts)
         return draw
 
     return register

@@ -9,8 +9,8 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from dydit_cli.figures.base import TooLittleError, figure
-from dydit_cli.figures.style import BLUE, GREEN, HEAT, ORANGE, new_figure
-from dydit_cli.figures.tokens import displayable
+from dydit_cli.figures.maps import draw_maps
+from dydit_cli.figures.style import BLUE, GREEN, ORANGE, new_figure
 from dydit_cli.units import scale_of
 
 if TYPE_CHECKING:
@@ -122,29 +122,15 @@ def loss_maps_table(losses: Losses) -> pd.DataFrame:
 )
 def draw_loss_maps(losses: Losses) -> Figure:
     """A row for each image: the image, then where the loss is at each timestep, from image to noise."""
-    shape = losses.patches.shape
-    table = loss_maps_table(losses)
-    maps, means = table[NORMALISED].to_numpy().reshape(shape), table[LOSS].to_numpy().reshape(shape).mean(axis=(2, 3))
-    columns, rows = 1 + shape[0], shape[1]
-    figure = new_figure(max(4.6, 0.9 + 0.82 * columns), 1.35 + 0.92 * rows)
-    axes = figure.subplots(rows, columns, squeeze=False)
-    for row in range(rows):
-        axes[row, 0].imshow(displayable(losses.images[row]), cmap="gray", vmin=0, vmax=1, interpolation="nearest")
-        axes[row, 0].set_ylabel(f"class {losses.labels[row]}", rotation=0, ha="right", va="center", fontsize=8)
-        for i, timestep in enumerate(losses.patch_timesteps.tolist()):
-            ax = axes[row, i + 1]
-            heat = ax.imshow(maps[i, row], cmap=HEAT, vmin=0, vmax=1, interpolation="nearest")
-            ax.set_xlabel(f"{means[i, row]:.2g}", fontsize=8, labelpad=2)
-            if row == 0:
-                ax.set_title(f"t = {timestep}", fontsize=8)
-    axes[0, 0].set_title("image", fontsize=8)
-    for ax in axes.flat:
-        ax.set_xticks([])
-        ax.set_yticks([])
-        ax.spines[:].set_visible(False)
-    bar = figure.colorbar(heat, ax=axes, location="bottom", shrink=0.8, aspect=40, pad=0.02)
-    bar.set_label(
-        "loss of a patch, from its map's least (0) to its greatest (1);\nunder each map: its mean squared error of the noise"
+    maps = loss_maps_table(losses)[NORMALISED].to_numpy().reshape(losses.patches.shape)
+    return draw_maps(
+        losses.images,
+        losses.labels,
+        maps,
+        [f"t = {timestep}" for timestep in losses.patch_timesteps.tolist()],
+        [[f"{mean:.2g}" for mean in means] for means in losses.patches.mean(axis=(2, 3), dtype=np.float64)],
+        limits=(0, 1),
+        scale="loss of a patch, from its map's least (0) to its greatest (1);\n"
+        "under each map: its mean squared error of the noise",
+        title=f"Where the loss is, {losses.summary['map_model']}, mean over {losses.summary['map_noises']} noises",
     )
-    figure.suptitle(f"Where the loss is, {losses.summary['map_model']}, mean over {losses.summary['map_noises']} noises")
-    return figure

@@ -15,7 +15,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 from dydit_cli.artifacts.study import SAMPLES_FILE, TABLE_FILE
 from dydit_cli.figures.base import TooLittleError, figure
-from dydit_cli.figures.style import new_figure
+from dydit_cli.figures.style import bare, new_figure
 from dydit_cli.figures.tradeoff import STYLES, row_label, style_of
 from dydit_cli.pixels import make_grid, picture, to_pixels
 
@@ -96,55 +96,48 @@ def rows_of_folders(folders: Sequence[SampleFolder]) -> SampleRows:
     )
 
 
-@dataclass(frozen=True)
-class Variant:
-    """What a study has a row of for every seed."""
-
-    method: str
-    target: float
-    ratio: float
-
-    @property
-    def name(self) -> str:
-        """What the study calls its samples."""
-        whole = style_of(self.method).whole or math.isnan(self.target)
-        return self.method if whole else f"{self.method}-{self.target:g}"
-
-
 def rows_of_study(study: StudyTable) -> SampleRows:
-    """The static models, and of each method the samples nearest to half of the static MACs, or to the DyDiT that is."""
+    """The static models, and of each method the samples whose MACs are nearest to those of one DyDiT: the one that is nearest
+    to half of the static MACs."""
     kept = study.samples()
     if not kept:
         raise TooLittleError(f"{study.folder}: this study kept no samples: it has no {SAMPLES_FILE}; keep some in its recipe")
     means = study.rows.groupby(["method", "target"], dropna=False, sort=False)["ratio"].mean().reset_index()
-    variants = [Variant(line["method"], line["target"], line["ratio"]) for line in means.to_dict("records")]
-    variants = alike([variant for variant in variants if variant.name in kept])
-    if not variants:
+    means["name"] = [samples_name(str(line["method"]), line["target"]) for line in means.to_dict("records")]
+    means = means[means["name"].isin(list(kept))]
+    if means.empty:
         raise TooLittleError(f"{study.folder / SAMPLES_FILE}: holds none of the rows of {TABLE_FILE}; run the study again")
+    dynamic = means.loc[means["method"] == "dydit", "ratio"]
+    wanted = min(dynamic, key=lambda ratio: abs(ratio - HALF), default=HALF)
+    order = [*STYLES, *means["method"]]
+    nearest = (
+        means.assign(distance=(means["ratio"] - wanted).abs(), rank=means["method"].map(lambda method: order.index(method)))
+        .sort_values(["rank", "distance"], kind="stable")
+        .drop_duplicates("method")
+    )
     classes = study.protocol.get("classes")
     classes = classes if isinstance(classes, list) and classes else None
-    indices = spread(min(len(kept[variant.name]) for variant in variants), len(classes or ()))
+    indices = spread(min(len(kept[name]) for name in nearest["name"]), len(classes or ()))
     return SampleRows(
-        [SampleRow(row_label(one.method, one.target), list(kept[one.name][indices]), one.ratio) for one in variants],
+        [
+            SampleRow(row_label(line["method"], line["target"]), list(kept[line["name"]][indices]), line["ratio"])
+            for line in nearest.to_dict("records")
+        ],
         indices,
         [int(classes[i % len(classes)]) for i in indices] if classes else None,
         study_note(study),
     )
 
 
+def samples_name(method: str, target: float) -> str:
+    """What a study calls the samples of a method and target."""
+    return method if style_of(method).whole or math.isnan(target) else f"{method}-{target:g}"
+
+
 def spread(images: int, classes: int) -> list[int]:
     """Which of `images` that go through the classes in turn are shown: from all over the classes where there are many."""
     shown, among = min(SHOWN, images), min(images, classes)
     return [i * among // shown for i in range(shown)] if among > shown else list(range(shown))
-
-
-def alike(variants: list[Variant]) -> list[Variant]:
-    """One target of each method, in the order of `STYLES`: those whose MACs are nearest to one DyDiT's."""
-    wanted = min((one.ratio for one in variants if one.method == "dydit"), key=lambda ratio: abs(ratio - HALF), default=HALF)
-    order = [*STYLES, *(one.method for one in variants)]
-    methods = sorted({one.method for one in variants}, key=order.index)
-    of_each = ([one for one in variants if one.method == method] for method in methods)
-    return [min(targets, key=lambda one: abs(one.ratio - wanted)) for targets in of_each]
 
 
 def study_note(study: StudyTable) -> str:
@@ -196,9 +189,7 @@ def draw_samples(sources: Sequence[SampleFolder | StudyTable]) -> Figure:
         for ax, pixels in zip(row, sample.pixels, strict=False):
             grey = pixels.shape[-1] == 1
             ax.imshow(pixels[..., 0] if grey else pixels, cmap="gray", vmin=0, vmax=255, interpolation="nearest")
-            ax.set_xticks([])
-            ax.set_yticks([])
-            ax.spines[:].set_visible(False)
+            bare(ax)
         macs = "" if sample.ratio is None else f"\n{sample.ratio:.2f} of the MACs"
         row[0].set_ylabel(sample.label + macs, rotation=0, ha="right", va="center", fontsize=8)
     for ax, label in zip(axes[0], samples.classes or (), strict=False):

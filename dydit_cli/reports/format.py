@@ -35,7 +35,7 @@ LABELS = {
     "side": "pixels a side",
     "spacing": "timestep spacing",
     "steps": "sampling steps",
-    "tome": "tokens merged (ToMe)",
+    "tome": "ToMe",
 }
 
 

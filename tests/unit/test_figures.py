@@ -23,10 +23,11 @@ from dydit_cli.cli.app import app
 from dydit_cli.diffusion.sampler import SamplerSettings
 from dydit_cli.errors import DyditError
 from dydit_cli.evaluate.timestep_loss import LossSettings, measure_losses
-from dydit_cli.figures.base import all_figures, figures_of
+from dydit_cli.figures import base as figures_base
+from dydit_cli.figures.base import all_figures, figure, figures_of
 from dydit_cli.figures.losses import normalised
 from dydit_cli.figures.samples import SampleRows, rows_of, samples_table
-from dydit_cli.figures.style import styled
+from dydit_cli.figures.style import new_figure, styled
 from dydit_cli.figures.tokens import SHARE, spans
 from dydit_cli.figures.visualize import load, visualize
 from dydit_cli.model.config import DiTConfig, DyDiTConfig
@@ -350,3 +351,33 @@ def test_every_source_says_how_it_is_made() -> None:
     every = kinds()
     for kind in FIGURES.values():
         assert all(every[name].made_by.startswith("dydit ") for name in kind.takes)
+
+
+def test_a_figure_of_ones_own_is_one_function(inputs: dict[str, Path], tmp_path: Path) -> None:
+    """Registered, it is known to the command, its help and its errors, and to what a profile allows."""
+
+    def steps(profile: Profile) -> pd.DataFrame:
+        return profile.table[["step", "timestep"]]
+
+    @figure("toy", "profile", title="Steps", caption="Each step.", table=steps)
+    def draw(profile: Profile) -> Any:
+        canvas = new_figure(9.0, 2.0)
+        canvas.subplots().plot(steps(profile)["timestep"])
+        return canvas
+
+    try:
+        arguments = ["visualize", str(inputs["profile"]), "--figure", "toy", "--data", "--out", str(tmp_path / "toy.png")]
+        result = CliRunner().invoke(app, arguments)
+        assert result.exit_code == 0, result.output
+        assert pd.read_csv(tmp_path / "toy.csv")["step"].to_list() == list(range(6))
+        assert "toy" in [one.name for one in figures_of(Profile.read(inputs["profile"]))]
+        assert "toy" in CliRunner().invoke(app, ["visualize", "--help"]).output
+        with pytest.raises(DyditError, match=r"choose one of .*toy"):
+            visualize(inputs["profile"], "pie", tmp_path / "pie.png")
+    finally:
+        del figures_base._figures["toy"]
+
+
+def test_the_commands_help_names_every_figure() -> None:
+    words = " ".join(CliRunner().invoke(app, ["visualize", "--help"], env={"COLUMNS": "200"}).output.split())
+    assert f"One of {', '.join(sorted(FIGURES))}." in words

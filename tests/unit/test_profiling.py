@@ -20,7 +20,8 @@ from dydit_cli.diffusion.generate import cycle_labels, generate
 from dydit_cli.diffusion.sampler import SamplerSettings
 from dydit_cli.errors import DyditError
 from dydit_cli.figures.base import all_figures
-from dydit_cli.figures.tokens import displayable, token_share
+from dydit_cli.figures.maps import displayable
+from dydit_cli.figures.tokens import token_share
 from dydit_cli.figures.visualize import visualize
 from dydit_cli.flops import analytic
 from dydit_cli.model.dit import DiT

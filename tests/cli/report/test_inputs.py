@@ -10,16 +10,20 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import torch
 from typer.testing import CliRunner
 
 from dydit_cli.artifacts.base import kinds
+from dydit_cli.artifacts.bench import BenchResult, BenchSettings
+from dydit_cli.artifacts.profile import Profile
 from dydit_cli.artifacts.samples import read_first, write_npz
 from dydit_cli.cli.app import app
 from dydit_cli.errors import DyditError
 from dydit_cli.evaluate.timestep_loss import LossSettings, measure_losses
 from dydit_cli.figures.base import all_figures
+from dydit_cli.model.weight_cache import SliceStats
 from dydit_cli.reports.page import render
-from dydit_cli.reports.paths import scrubbed, short
+from dydit_cli.reports.paths import scrubbed, short, short_command
 from dydit_cli.reports.report import SECTIONS, collect
 from dydit_cli.reports.section import TIMES
 from dydit_cli.studies.recipe import read_study
@@ -72,6 +76,38 @@ def test_a_figure_that_a_folder_is_too_small_for_is_left_out(room: Path, tmp_pat
     assert [figure.title for figure in section.figures] == [all_figures()["loss-maps"].title]
 
 
+def test_a_profile_is_read_once(room: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its sentences, its tables and its three figures are made of the same loaded one."""
+    paths: list[Path] = []
+
+    class Counting(Profile):
+        @classmethod
+        def read(cls, path: str | Path) -> Profile:  # type: ignore[override]
+            paths.append(Path(path))
+            return Profile.read(path)
+
+    monkeypatch.setattr("dydit_cli.reports.report.identify", lambda path: Counting)
+    (section,) = collect([room / "profile"])
+    assert (len(section.figures), paths) == (3, [room / "profile"])
+
+
+def test_a_benchmark_of_merged_tokens(tmp_path: Path) -> None:
+    parts = {"attention": {"static": 1.0, "tome": 0.8}, "rest": {"static": 0.5, "tome": 0.5}}
+    seconds = {"static": [1.5, 1.6], "tome": [1.3, 1.4]}
+    result = BenchResult.of(
+        "runs/digits-dit", BenchSettings(), torch.device("cpu"), seconds, "tome", 0.9,
+        slices=SliceStats(), peaks={}, parts=parts, tome=0.25,
+    )  # fmt: skip
+    (tmp_path / "bench.json").write_text(json.dumps(result.to_dict()))
+    (section,) = collect([tmp_path / "bench.json"])
+    assert section.summary.startswith(
+        "digits-dit, 25.0 % of its tokens merged (ToMe), is 1.15 times as fast as the static model"
+    )
+    assert [figure.title for figure in section.figures] == ["Where the time goes"]
+    assert [column.name for column in section.tables[1].columns] == ["part", "static", "ToMe", "ToMe"]
+    assert section.protocol["ToMe"] == "0.25"
+
+
 def test_key_figures_are_of_one_input_alone(room: Path) -> None:
     (section,) = collect([room / "evaluation.json"])
     text = Outline.of(render([section])).text
@@ -102,6 +138,12 @@ def test_large_arrays_are_read_in_part(tmp_path: Path) -> None:
 )
 def test_paths_are_cut(text: str, shorter: str) -> None:
     assert short(text) == shorter
+
+
+def test_paths_in_commands_are_cut() -> None:
+    command = "dydit sample '/home/a b/model' --vae=/srv/vae --set data=latents:/srv/latents --out runs/c --classes 0,1"
+    assert short_command(command) == "dydit sample model --vae=vae --set data=latents:latents --out runs/c --classes 0,1"
+    assert short_command("dydit 'sample /srv/a") == "dydit 'sample a"
 
 
 def test_values_that_are_paths_are_cut() -> None:
