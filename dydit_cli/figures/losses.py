@@ -128,7 +128,7 @@ def draw_loss_maps(losses: Losses) -> Figure:
         losses.labels,
         maps,
         [f"t = {timestep}" for timestep in losses.patch_timesteps.tolist()],
-        [[f"{mean:.2g}" for mean in means] for means in losses.patches.mean(axis=(2, 3), dtype=np.float64)],
+        [[f"{mean:.2g}" for mean in means] for means in losses.patches.mean(axis=(2, 3))],
         limits=(0, 1),
         scale="loss of a patch, from its map's least (0) to its greatest (1);\n"
         "under each map: its mean squared error of the noise",

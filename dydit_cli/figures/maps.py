@@ -28,7 +28,7 @@ def draw_maps(
     """A row for each of the images (R C P P): its class, the image, then its maps (A R S S) under their `titles`, a note of
     `notes` (A lists of R) below each; colours run between the `limits`, and `scale` names what they stand for."""
     rows, columns = len(images), 1 + len(maps)
-    figure = new_figure(max(4.6, 0.9 + 0.82 * columns), 1.15 + 0.1 * len(scale.splitlines()) + 0.92 * rows)
+    figure = new_figure(max(4.6, 0.9 + 0.82 * columns), (115 + 10 * len(scale.splitlines())) / 100 + 0.92 * rows)
     axes = figure.subplots(rows, columns, squeeze=False)
     for row in range(rows):
         first, *others = axes[row]

@@ -51,7 +51,7 @@ def styled() -> Iterator[None]:
 
 
 def new_figure(width: float, height: float, gap: float = 0.02) -> Figure:
-    """A figure of `width` x `height` inches that no window system knows of; `gap` parts columns, as a share of one."""
+    """A figure of `width` x `height` inches, without a window; `gap` parts columns, as a share of one."""
     from matplotlib.figure import Figure
     from matplotlib.layout_engine import ConstrainedLayoutEngine
 
