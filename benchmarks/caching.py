@@ -27,8 +27,7 @@ import dydit_cli
 from dydit_cli.checkpoint.read import read
 from dydit_cli.diffusion.generate import cycle_labels, image_generators
 from dydit_cli.evaluate.classifier import classifier
-from dydit_cli.model.dit import Block, DiT
-from dydit_cli.model.dydit import DynamicBlock
+from dydit_cli.model.families.dit import Block, DiT, DynamicBlock
 
 hooks: Any = importlib.import_module("diffusers.hooks")  # it hides its names from type checkers
 STEPS = 50
@@ -127,7 +126,7 @@ def run(checkpoint: str, execution: Any, hook: str | None, images: int) -> dict[
     start = time.perf_counter()
     pictures = torch.from_numpy(draw(images)).permute(0, 3, 1, 2) * 2 - 1  # M 1 8 8
     seconds = time.perf_counter() - start
-    recognised = classifier().recognised(pictures, labels)
+    recognised = classifier().class_accuracy(pictures, labels)
     return {"pictures": pictures, "seconds": seconds, "recognised": recognised, "attached": len(hooked), **fired}
 
 

@@ -15,8 +15,8 @@ from typing import Any
 import torch
 
 from dydit_cli.data.dataset import ImageData
-from dydit_cli.model.config import DyDiTConfig, named_config
-from dydit_cli.model.dydit import DyDiT
+from dydit_cli.model.families import named_config
+from dydit_cli.model.families.dit import DyDiT, DyDiTConfig
 from dydit_cli.train.loop import train
 from dydit_cli.train.recipe import Recipe, RoutingRecipe, TrainRecipe
 

@@ -23,19 +23,19 @@ from torch.utils.flop_counter import FlopCounterMode
 from dydit_cli.bench.random_model import random_dydit
 from dydit_cli.checkpoint.read import read
 from dydit_cli.diffusion.generate import cycle_labels, generate
-from dydit_cli.diffusion.sampler import SamplerSettings
-from dydit_cli.flops.analytic import NORM_MACS_PER_ELEMENT, block_macs, sparse_step_macs
+from dydit_cli.diffusion.options import SamplerSettings
 from dydit_cli.flops.executed import Executed
-from dydit_cli.model.config import named_config
-from dydit_cli.model.execution import executor
-from dydit_cli.model.sparse import SparseDyDiT
+from dydit_cli.model.config import NORM_MACS_PER_ELEMENT
+from dydit_cli.model.execution import SparseModel, executor
+from dydit_cli.model.families import named_config
+from dydit_cli.model.macs import block_macs, sparse_step_macs
 from dydit_cli.profiling.record import Recorder
 
 
 def equality(model: str, flops_ratio: float, steps: int) -> None:
     """Prints a line a step; a difference ends it."""
     settings = SamplerSettings(steps=steps)
-    sparse = SparseDyDiT(random_dydit(named_config(model), flops_ratio, settings.timesteps))
+    sparse = SparseModel(random_dydit(named_config(model), flops_ratio, settings.timesteps))
     config = sparse.config
     sparse.plan(settings.timesteps)
     seen = 0
@@ -49,7 +49,7 @@ def equality(model: str, flops_ratio: float, steps: int) -> None:
         with Executed() as executed:
             out, again = sparse(x, t, y, return_routing=True)
         blocks = block_macs(again, config)
-        formula = sparse_step_macs(blocks, config)
+        formula = int(sparse_step_macs(again, config).sum())
         final_norm = len(x) * NORM_MACS_PER_ELEMENT * config.num_tokens * config.hidden_size
         products = formula - int(blocks.norms.sum()) - final_norm
         tokens = again.tokens.mean().item()
@@ -61,8 +61,7 @@ def equality(model: str, flops_ratio: float, steps: int) -> None:
         seen += 1
         return out
 
-    shape = (config.in_channels, config.input_size, config.input_size)
-    generate(denoise, cycle_labels([1, 2], 2), shape, settings, null_class=config.null_class)
+    generate(denoise, cycle_labels([1, 2], 2), config.sample_shape, settings, null_class=config.null_class)
     print(f"{model}, ratio {flops_ratio}: {seen} routings of a {settings.sampler} run, three counters equal at each")
 
 
@@ -71,16 +70,15 @@ def overhead(checkpoint: str, images: int, steps: int, repeats: int) -> None:
     loaded, settings = read(checkpoint), SamplerSettings(steps=steps)
     config, model = loaded.config, executor(loaded.build(), "sparse")
     labels = cycle_labels(list(range(config.num_classes)), images)
-    shape = (config.in_channels, config.input_size, config.input_size)
     seconds: dict[str, list[float]] = {"plain": [], "profiled": []}
     for repeat in range(repeats + 1):
         for kind in ("plain", "profiled") if repeat % 2 else ("profiled", "plain"):
-            recorder = Recorder(model, 2)  # type: ignore[arg-type]
+            recorder = Recorder(model, 2)
             denoise, see = (model, None) if kind == "plain" else (recorder, recorder.see)
             start = time.perf_counter()
             if kind == "profiled":
                 recorder.plan(settings.timesteps)
-            generate(denoise, labels, shape, settings, null_class=config.null_class, on_progress=see)
+            generate(denoise, labels, config.sample_shape, settings, null_class=config.null_class, on_progress=see)
             if kind == "profiled":
                 recorder.record()
             if repeat:  # the first round warms up

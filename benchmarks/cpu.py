@@ -14,7 +14,8 @@ from pathlib import Path
 
 import torch
 
-from dydit_cli.artifacts.bench import BenchResult, BenchSettings, Spread
+from dydit_cli.artifacts.bench import BenchResult, Spread
+from dydit_cli.artifacts.bench_options import BenchSettings
 from dydit_cli.bench.bench import bench
 from dydit_cli.files import write_text
 
@@ -43,7 +44,7 @@ def row(result: BenchResult) -> str:
     return (
         f"| {result.model} | {settings.batch} | {result.flops_ratio:.3f} | {seconds} "
         f"| {eager.median / result.flops_ratio:.2f} | {_spread(eager)} | {_spread(over_compiled) if over_compiled else ''} "
-        f"| {len(settings.timesteps)} x {settings.repeats} |"
+        f"| {settings.count} x {settings.repeats} |"
     )
 
 

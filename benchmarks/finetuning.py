@@ -23,8 +23,8 @@ import dydit_cli
 from dydit_cli.checkpoint.checkpoint import Checkpoint
 from dydit_cli.checkpoint.read import read
 from dydit_cli.data.digits import load_digits_split
-from dydit_cli.diffusion.sampler import SamplerSettings
-from dydit_cli.evaluate.classifier import judge
+from dydit_cli.diffusion.options import SamplerSettings
+from dydit_cli.evaluate.classifier import classify_samples
 from dydit_cli.evaluate.evaluate import evaluate, find_extractor
 from dydit_cli.evaluate.images import ArrayImages
 from dydit_cli.model.execution import Executable, executor
@@ -95,10 +95,10 @@ def measure(settings: Settings, flops_ratio: float, steps: int, seed: int, folde
 
 def seen(checkpoint: Checkpoint, seed: int) -> dict[str, float]:
     """`frechet` and `recognised` of 300 samples."""
-    judged = judge(checkpoint.build(), images=IMAGES, settings=SamplerSettings(), seed=seed)
-    images = ArrayImages("samples", to_pixels(judged.samples.numpy()))
+    classified = classify_samples(checkpoint.build(), images=IMAGES, settings=SamplerSettings(), seed=seed)
+    images = ArrayImages("samples", to_pixels(classified.samples.numpy()))
     figures = evaluate(images, None, find_extractor("digits"), device="cpu").figures
-    return {"frechet": figures["frechet"] or 0.0, "recognised": judged.recognised}
+    return {"frechet": figures["frechet"] or 0.0, "recognised": classified.class_accuracy}
 
 
 def rows(variants: Mapping[str, Settings], ratios: list[float], steps: list[int], seeds: list[int]) -> None:

@@ -18,9 +18,8 @@ if TYPE_CHECKING:
     from dydit_cli.compress.convert import convert
     from dydit_cli.compress.prune import prune
     from dydit_cli.figures.visualize import visualize
-    from dydit_cli.model.config import DiTConfig, DyDiTConfig, named_config
-    from dydit_cli.model.dit import DiT
-    from dydit_cli.model.dydit import DyDiT
+    from dydit_cli.model.families import named_config
+    from dydit_cli.model.families.dit import DiT, DiTConfig, DyDiT, DyDiTConfig
     from dydit_cli.model.routing import Routing
     from dydit_cli.profiling.profile import profile
     from dydit_cli.reports.report import report
@@ -33,11 +32,11 @@ _HOME = {
     "export": "checkpoint.export",
     "load": "checkpoint.read",
     "visualize": "figures.visualize",
-    "DiTConfig": "model.config",
-    "DyDiTConfig": "model.config",
-    "named_config": "model.config",
-    "DiT": "model.dit",
-    "DyDiT": "model.dydit",
+    "DiTConfig": "model.families.dit",
+    "DyDiTConfig": "model.families.dit",
+    "named_config": "model.families",
+    "DiT": "model.families.dit",
+    "DyDiT": "model.families.dit",
     "Routing": "model.routing",
     "profile": "profiling.profile",
     "prune": "compress.prune",

@@ -7,6 +7,9 @@ import os
 import torch
 
 from dydit_cli.errors import DyditError
+from dydit_cli.options import DtypeName
+
+DTYPES: dict[DtypeName, torch.dtype] = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 def pick_device(name: str) -> torch.device:
@@ -25,11 +28,11 @@ def pick_device(name: str) -> torch.device:
         raise DyditError(f"no device {name!r}; choose auto, cpu, cuda or mps") from None
 
 
-def wait(place: torch.device) -> None:
+def synchronize(device: torch.device) -> None:
     """Until the device has done all its work; a cpu always has."""
-    if place.type == "cuda":
-        torch.cuda.synchronize(place)
-    elif place.type == "mps":
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    elif device.type == "mps":
         torch.mps.synchronize()
 
 
@@ -39,8 +42,8 @@ def world_size() -> int:
     return int(text) if text.isdecimal() else 1
 
 
-def describe_device(place: torch.device) -> str:
+def describe_device(device: torch.device) -> str:
     """The device in words."""
-    if place.type == "cuda":
-        return torch.cuda.get_device_name(place)
-    return f"{place.type}, {torch.get_num_threads()} threads" if place.type == "cpu" else place.type
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    return f"{device.type}, {torch.get_num_threads()} threads" if device.type == "cpu" else device.type

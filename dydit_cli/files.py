@@ -163,9 +163,11 @@ class Resumable:
     what: str
     option: str = "--out"
 
-    def check(self, asked: dict[str, Any], free: Collection[str] = ()) -> None:
-        """Raises `DyditError` where the folder holds anything but a run with the settings `asked`, those named in
-        `free` left out; an empty folder may begin."""
+    def check(self, asked: dict[str, Any], free: Collection[str] = (), new: Collection[str] = ()) -> dict[str, Any]:
+        """Returns the settings of the run that the folder holds; {} for an empty folder, which may begin.
+
+        Raises `DyditError` where it holds anything but a run with the settings `asked`, those named in `free` left out, and
+        those in `new` that it does not name."""
         try:
             there = json.loads((self.folder / self.settings).read_text(encoding="utf-8"))
         except (OSError, ValueError):
@@ -175,13 +177,14 @@ class Resumable:
             begun = self.folder.is_dir() and all(path.name.startswith(f".{self.settings}.") for path in self.folder.iterdir())
             if not begun:
                 check_output(self.folder)
-            return
+            return {}
         for name, value in asked.items():
-            if there.get(name) != value and name not in free:
+            if there.get(name) != value and name not in free and (name in there or name not in new):
                 raise DyditError(
                     f"{self.folder}: holds {self.what} with {name} {_short(there.get(name))}, and now it is {_short(value)}; "
                     f"choose another {self.option}, or start anew with --force"
                 )
+        return there
 
     def begin(self, asked: dict[str, Any], force: bool) -> None:
         """Writes the settings that a later run has to repeat; with `force` into an empty folder."""
@@ -196,3 +199,26 @@ class Resumable:
 def _short(value: Any) -> str:
     text = json.dumps(value)
     return text if len(text) <= 40 else text[:37] + "..."
+
+
+@dataclass(frozen=True)
+class Shards:
+    """`total` items, `size` of them in each numbered file of `folder`, and in the last one what is left."""
+
+    folder: Path
+    total: int
+    size: int
+    ending: str
+
+    @property
+    def count(self) -> int:
+        return -(-self.total // self.size)
+
+    def path(self, shard: int) -> Path:
+        return self.folder / f"{shard:06d}{self.ending}"
+
+    def items(self, shard: int) -> range:
+        return range(shard * self.size, min((shard + 1) * self.size, self.total))
+
+    def missing(self) -> list[int]:
+        return [shard for shard in range(self.count) if not self.path(shard).is_file()]

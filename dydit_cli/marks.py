@@ -22,7 +22,11 @@ SAMPLES = "samples.json"
 
 STUDY = "study.json"
 
+UNFINISHED_DEMO = "unfinished.json"
+
 WIDTH = "width.json"
 
 # a folder with one of these is dydit's own: replacing it loses nothing else
-OURS = frozenset({CHECKPOINT, COMPARISON, DEMO, LATENTS, LOSSES, METRICS, PROFILE, RECIPE, SAMPLES, STUDY, WIDTH})
+OURS = frozenset(
+    {CHECKPOINT, COMPARISON, DEMO, LATENTS, LOSSES, METRICS, PROFILE, RECIPE, SAMPLES, STUDY, UNFINISHED_DEMO, WIDTH}
+)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shlex
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 
@@ -13,9 +13,9 @@ UNSTORED = frozenset({"--force", "--json"})
 _command: ContextVar[str | None] = ContextVar("command", default=None)
 
 
-def as_command(words: Sequence[str]) -> str:
+def as_command(words: Sequence[str], without: Collection[str] = UNSTORED) -> str:
     """`dydit WORDS`, quoted for a shell, without --force and --json."""
-    return shlex.join(["dydit", *(word for word in words if word not in UNSTORED)])
+    return shlex.join(["dydit", *(word for word in words if word not in without)])
 
 
 @contextmanager

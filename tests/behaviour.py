@@ -3,9 +3,9 @@
     python -m tests.behaviour before.json --keep before-out
     python -m tests.behaviour after.json --keep after-out --against before.json
 
-runs some ninety small commands in a temporary folder, with fixed seeds, on one thread, and through the command line alone:
+runs some 130 small commands in a temporary folder, with fixed seeds, on one thread, and through the command line alone:
 nothing of the package is imported, so that the tool works on any state of the code that it lies beside. It takes two to
-three minutes. `--against` prints the names that differ, are new or are gone, and fails where there is any; the words of the
+four minutes. `--against` prints the names that differ, are new or are gone, and fails where there is any; the words of the
 reports, a sentence a line, are in `before-report.txt` beside `before.json`, and their difference is printed too.
 
 Every part of an output has a name of its own: `profile/timesteps.csv#ratio` is a column, `profile/profile.json#steps` a key
@@ -257,7 +257,7 @@ def run_module(arguments: list[str], folder: str, out: str, err: str) -> None:
 
 
 class Runner:
-    """Runs commands in `folder`, one after the other; `fresh` in an interpreter each, which takes three times as long."""
+    """Runs commands in `folder`, one after the other; `fresh` in an interpreter each, which takes five times as long."""
 
     def __init__(self, folder: Path, fresh: bool) -> None:
         self.folder, self._fresh = folder, fresh
@@ -299,7 +299,7 @@ class Runner:
 TIME_KEY = re.compile(r"(^|_)(seconds?|speedup|efficiency|efficiencies|load_average)(_|$)")
 VERSION_KEYS = {"versions", "dydit", "torch", "_diffusers_version"}
 NUMBER = r"\d+(?:\.\d+)?(?:e[+-]?\d+)?"
-VERSION = re.compile(r"\b(dydit|torch|diffusers) \d+\.\d[\w+]*(?:\.\w[\w+]*)*")
+VERSION = re.compile(r"\b(dydit|torch|diffusers) +\d+\.\d[\w+]*(?:\.\w[\w+]*)*")
 TIMES = (
     (re.compile(rf"{NUMBER} (steps|images|image-steps|evaluations)/s"), r"RATE \1/s"),
     (re.compile(r"\b\d+ h \d\d min|\b\d+ min \d\d s\b"), "TIME"),
@@ -332,7 +332,7 @@ class Settle:
         """Words on a terminal, where times are among others."""
         for pattern, replacement in TIMES:
             text = pattern.sub(replacement, text)
-        return self.text(text)
+        return "\n".join(line.rstrip() for line in self.text(text).splitlines())  # a table is filled up with spaces
 
     def text(self, text: str) -> str:
         for place, name in self._places:
@@ -608,7 +608,7 @@ def show(out: Path, against: Path) -> int:
     print("\n".join(lines), end="\n" if lines else "")
     files = (report_file(against), report_file(out))
     theirs, ours = (file.read_text().splitlines() if file.is_file() else [] for file in files)
-    for line in difflib.unified_diff(theirs, ours, *map(str, files), lineterm="", n=1):
+    for line in difflib.unified_diff(theirs, ours, str(files[0]), str(files[1]), lineterm="", n=1):
         print(line)
     counts = Counter(line.split()[0] for line in lines)
     same = sum(value == before["hashes"].get(name) for name, value in after["hashes"].items())

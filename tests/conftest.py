@@ -9,9 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from dydit_cli.model.config import DiTConfig, DyDiTConfig
-from dydit_cli.model.dit import DiT
-from dydit_cli.model.dydit import DyDiT
+from dydit_cli.model.families.dit import DiT, DiTConfig, DyDiT, DyDiTConfig
 
 ROOT = Path(__file__).parent.parent
 TINY = DiTConfig(input_size=4, patch_size=1, in_channels=1, hidden_size=24, depth=3, num_heads=3, num_classes=10)

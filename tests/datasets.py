@@ -11,7 +11,7 @@ from PIL import Image
 
 from dydit_cli.data.load import load_data
 from dydit_cli.errors import DyditError
-from dydit_cli.model.config import DiTConfig
+from dydit_cli.model.families.dit import DiTConfig
 
 LATENTS = DiTConfig(input_size=4, patch_size=2, in_channels=4, hidden_size=32, depth=2, num_heads=4, num_classes=3)
 

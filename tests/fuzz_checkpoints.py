@@ -27,11 +27,10 @@ from safetensors.torch import save_file
 from dydit_cli.checkpoint.checkpoint import Checkpoint
 from dydit_cli.checkpoint.export import export
 from dydit_cli.checkpoint.native import write
-from dydit_cli.checkpoint.read import LoadOptions, read
+from dydit_cli.checkpoint.options import LoadOptions
+from dydit_cli.checkpoint.read import read
 from dydit_cli.errors import DyditError
-from dydit_cli.model.config import DiTConfig, DyDiTConfig
-from dydit_cli.model.dit import DiT
-from dydit_cli.model.dydit import DyDiT
+from dydit_cli.model.families.dit import DiT, DiTConfig, DyDiT, DyDiTConfig
 
 SMALL = DiTConfig(input_size=2, patch_size=1, in_channels=1, hidden_size=8, depth=2, num_heads=2, num_classes=2)
 READING = LoadOptions(num_heads=2)

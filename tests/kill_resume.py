@@ -20,8 +20,7 @@ import torch
 
 from dydit_cli.checkpoint.checkpoint import Checkpoint
 from dydit_cli.checkpoint.native import write
-from dydit_cli.model.config import DiTConfig, DyDiTConfig
-from dydit_cli.model.dydit import DyDiT
+from dydit_cli.model.families.dit import DiTConfig, DyDiT, DyDiTConfig
 from dydit_cli.train.recipe import recipe_from_dict
 from dydit_cli.train.run import finetune
 

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import ast
+import os
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -17,6 +17,7 @@ PACKAGE = Path(dydit_cli.__file__).parent
 # from the ground up: a room imports from the layers below its own, and from itself
 LAYERS: tuple[set[str], ...] = (
     {"errors", "version", "marks", "provenance", "discovery"},
+    {"options"},
     {"units", "files", "devices", "bundled"},
     {"distributed", "hub", "pixels", "recipe_files"},
     {"model"},
@@ -51,7 +52,7 @@ def test_no_arrow_runs_up(room: str) -> None:
 
 
 def test_figures_and_reports_read_artifacts_alone() -> None:
-    leaves = {room for rooms in LAYERS[:3] for room in rooms}
+    leaves = {room for rooms in LAYERS[:4] for room in rooms}
     for room, more in (("figures", set()), ("reports", {"figures"})):
         for file in (PACKAGE / room).rglob("*.py"):
             others = imported_rooms(file) - {room, "artifacts"} - leaves - more
@@ -84,9 +85,10 @@ def test_help_is_quick_and_loads_no_torch() -> None:
     )
     times = []
     for _ in range(3):
-        start = time.perf_counter()
+        start = os.times()
         done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
-        times.append(time.perf_counter() - start)
+        end = os.times()  # of the processor, which other programs do not lengthen
+        times.append(end.children_user + end.children_system - start.children_user - start.children_system)
         assert done.returncode == 0, done.stderr
         assert "convert" in done.stdout
     assert min(times) < 0.5

@@ -10,47 +10,11 @@ from typing import Any
 import torch
 
 from dydit_cli.artifacts.base import JsonFile
+from dydit_cli.artifacts.bench_options import BenchSettings
 from dydit_cli.devices import describe_device
-from dydit_cli.diffusion.schedule import spaced_timesteps
-from dydit_cli.errors import DyditError
-from dydit_cli.model.weight_cache import SliceStats, WeightAccess
+from dydit_cli.model.weight_cache import SliceStats
 from dydit_cli.provenance import command_line
 from dydit_cli.version import __version__
-
-DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
-
-
-@dataclass(frozen=True)
-class BenchSettings:
-    """`batch` is what the model sees (guidance's two halves included); `measured` of the `steps` sampling timesteps are
-    run, spread evenly, `repeats` times over; `compile` adds the static model under torch.compile and the sparse one with
-    its elementwise work fused."""
-
-    batch: int = 4
-    steps: int = 50
-    measured: int = 10
-    repeats: int = 3
-    dtype: str = "fp32"
-    compile: bool = False
-    masked: bool = True
-    access: WeightAccess | None = None
-    plan_memory: int | None = None
-    seed: int = 0
-
-    def __post_init__(self) -> None:
-        spaced_timesteps(self.steps)
-        for name, value in (("batch", self.batch), ("measured steps", self.measured), ("repeats", self.repeats)):
-            if value < 1:
-                raise DyditError(f"{name} {value}; it must be 1 or more")
-        if self.dtype not in DTYPES:
-            raise DyditError(f"no dtype {self.dtype!r}; choose one of {', '.join(DTYPES)}")
-
-    @property
-    def timesteps(self) -> list[int]:
-        """The sampling timesteps that are run."""
-        every = spaced_timesteps(self.steps)
-        count = min(self.measured, self.steps)
-        return [every[round(i * (len(every) - 1) / max(1, count - 1))] for i in range(count)]
 
 
 @dataclass(frozen=True)

@@ -16,17 +16,11 @@ from numpy.typing import NDArray
 from dydit_cli import marks
 from dydit_cli.artifacts.base import Folder
 from dydit_cli.files import atomic_folder, write_json
-from dydit_cli.flops.analytic import (
-    BlockMacs,
-    attention_macs,
-    embed_and_head_macs,
-    macs_of_counts,
-    mlp_macs,
-    static_macs,
-)
-from dydit_cli.model.config import DiTConfig, config_from_dict
+from dydit_cli.model.config import ModelConfig
+from dydit_cli.model.families import config_from_dict
+from dydit_cli.model.macs import BlockMacs, macs_of_units, routed_macs, static_macs
+from dydit_cli.model.merging import Merging
 from dydit_cli.model.routing import Routing
-from dydit_cli.model.tome import Merging
 
 TABLE_FILE, BLOCKS_FILE, IMAGES_FILE, ROUTING_FILE = "timesteps.csv", "blocks.csv", "images.csv", "routing.npz"
 
@@ -59,7 +53,7 @@ class Profile(Folder):
     labels: NDArray[np.int64]
 
     @property
-    def config(self) -> DiTConfig:
+    def config(self) -> ModelConfig:
         return config_from_dict(self.summary["model"])
 
     @property
@@ -115,7 +109,7 @@ BoolArray = NDArray[np.bool_]
 @dataclass(frozen=True)
 class RoutingRecord:
     """heads, groups: T L H, the same for every image; token_counts: T L G M; tokens: T L G K N, the masks of the first
-    K images; timesteps: T, the noisiest first. `merging` is what a `TomeDiT` did in every attention."""
+    K images; timesteps: T, the noisiest first. `merging` is what a `MergedModel` did in every attention."""
 
     timesteps: NDArray[np.int64]
     heads: BoolArray
@@ -128,13 +122,14 @@ class RoutingRecord:
     def images(self) -> int:
         return self.token_counts.shape[3]
 
-    def block_macs(self, step: int, config: DiTConfig) -> BlockMacs:
+    def block_macs(self, step: int, config: ModelConfig) -> BlockMacs:
         """The step's MACs; L x G * M in every field, the half with its label (cond) first."""
         tokens = torch.from_numpy(self.token_counts[step]).long().flatten(1)  # L GM
-        heads, groups = (
-            torch.from_numpy(masks[step].sum(axis=1)).long()[:, None].expand_as(tokens) for masks in (self.heads, self.groups)
+        heads, channels = (
+            config.site(structure).active_units(torch.from_numpy(masks[step]))[:, None].expand_as(tokens)
+            for structure, masks in (("heads", self.heads), ("groups", self.groups))
         )
-        return macs_of_counts(heads, groups, tokens, config, self.merging)
+        return macs_of_units(heads, channels, tokens, config, self.merging)
 
     def routing(self, step: int) -> Routing:
         """The step's masks for a batch of G * K samples, the half with its label (cond) first."""
@@ -153,16 +148,16 @@ PHASES = 4
 HALVES = ("cond", "uncond")  # of guidance
 
 
-def timestep_table(record: RoutingRecord, config: DiTConfig) -> pd.DataFrame:
+def timestep_table(record: RoutingRecord, config: ModelConfig) -> pd.DataFrame:
     """One row a sampling step: step, timestep, static_macs, dynamic_macs with its spread over images and halves, ratio,
     the share of heads, groups and tokens that is active, `routed_ratio` (attention and MLP alone, what fine-tuning
     steers), MACs by part, and with guidance `dynamic_macs` of each half."""
-    static, frame = static_macs(config), embed_and_head_macs(config)
-    everything = config.depth * (attention_macs(config) + mlp_macs(config))
+    static, embed_and_head = static_macs(config), config.embed_and_head_macs()
+    everything = routed_macs(config)
     rows = []
     for step, timestep in enumerate(record.timesteps.tolist()):
         blocks = record.block_macs(step, config)
-        total = blocks.total.sum(dim=0).double() + frame  # GM
+        total = blocks.total.sum(dim=0).double() + embed_and_head  # GM
         halves = total.view(record.token_counts.shape[2], -1).mean(dim=1).tolist()
         parts = {f"{part}_macs": _mean(blocks, part) for part in PARTS}
         rows.append(
@@ -180,14 +175,14 @@ def timestep_table(record: RoutingRecord, config: DiTConfig) -> pd.DataFrame:
                 "active_groups_share": float(record.groups[step].mean()),
                 "active_tokens_share": float(record.token_counts[step].mean()) / config.num_tokens,
                 **parts,
-                "embed_and_head_macs": frame,
+                "embed_and_head_macs": embed_and_head,
                 **({f"dynamic_macs_{half}": value for half, value in zip(HALVES, halves, strict=True)} if halves[1:] else {}),
             }
         )
     return pd.DataFrame(rows)
 
 
-def block_table(record: RoutingRecord, config: DiTConfig) -> pd.DataFrame:
+def block_table(record: RoutingRecord, config: ModelConfig) -> pd.DataFrame:
     """One row a sampling step, block and guidance half: active heads, groups and tokens (mean, spread and extremes over
     images) and MACs by part."""
     frames = []
@@ -218,13 +213,13 @@ def block_table(record: RoutingRecord, config: DiTConfig) -> pd.DataFrame:
     return pd.concat(frames, ignore_index=True)
 
 
-def image_table(record: RoutingRecord, config: DiTConfig, labels: NDArray[np.int64]) -> pd.DataFrame:
+def image_table(record: RoutingRecord, config: ModelConfig, labels: NDArray[np.int64]) -> pd.DataFrame:
     """One row an image: its class, the MACs of generating it (all steps and halves), their ratio to the static model's,
     and the share of its tokens that the MLPs saw, by half."""
     T, _L, G, M = record.token_counts.shape
     macs = torch.zeros(M, dtype=torch.int64)
     for step in range(T):
-        macs += record.block_macs(step, config).total.sum(dim=0).view(G, M).sum(dim=0) + G * embed_and_head_macs(config)
+        macs += record.block_macs(step, config).total.sum(dim=0).view(G, M).sum(dim=0) + G * config.embed_and_head_macs()
     shares = record.token_counts.mean(axis=(0, 1), dtype=np.float64) / config.num_tokens  # G M
     columns = {f"active_tokens_share_{half}": share for half, share in zip(HALVES, shares, strict=False)}
     return pd.DataFrame(

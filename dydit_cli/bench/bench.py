@@ -1,26 +1,83 @@
-"""Static against masked and sparse: the same batch at the same timesteps, one after the other, again and again."""
+"""Static against masked and sparse, or against itself with merged tokens: the same batch at the same timesteps, one after the
+other, again and again, so that drift and heat fall on all alike."""
 
 from __future__ import annotations
 
+import gc
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from dydit_cli.artifacts.bench import DTYPES, BenchResult, BenchSettings
-from dydit_cli.bench.breakdown import breakdown
-from dydit_cli.bench.interleave import OnWork, interleaved
+from dydit_cli.artifacts.bench import BenchResult
+from dydit_cli.artifacts.bench_options import BenchSettings
+from dydit_cli.bench.breakdown import PARTS, TOME_PARTS, breakdown
 from dydit_cli.bench.random_model import random_dydit
 from dydit_cli.checkpoint.read import CheckpointLike, read
-from dydit_cli.devices import pick_device, wait
-from dydit_cli.diffusion.schedule import spaced_timesteps
+from dydit_cli.devices import DTYPES, pick_device, synchronize
+from dydit_cli.diffusion.process import process_of
 from dydit_cli.errors import DyditError
-from dydit_cli.flops.analytic import static_macs, total_macs
-from dydit_cli.model.config import DiTConfig, named_config
-from dydit_cli.model.dydit import DyDiT, static_twin
-from dydit_cli.model.sparse import SparseDyDiT
+from dydit_cli.model.backbone import DynamicBackbone
+from dydit_cli.model.config import ModelConfig
+from dydit_cli.model.execution import MergedModel, SparseModel, static_twin
+from dydit_cli.model.families import build_model, named_config
+from dydit_cli.model.macs import static_macs, total_macs
+from dydit_cli.model.merging import Merging
+from dydit_cli.model.routing import Routing
+from dydit_cli.model.weight_cache import SliceStats
+
+OnWork = Callable[[int, str], None]  # evaluations done, and what is being done
+
+
+def interleaved(
+    variants: Mapping[str, Callable[..., Any]],
+    x: Tensor,
+    y: Tensor,
+    timesteps: list[int],
+    repeats: int,
+    device: torch.device,
+    on_work: OnWork,
+    begin: Callable[[], None] = lambda: None,
+) -> tuple[dict[str, list[float]], dict[str, int]]:
+    """By variant the mean seconds of an evaluation, one figure a repeat, and on cuda the most bytes that one held.
+
+    Each runs once beforehand, to be warm and compiled; `begin` is called before every repeat.
+    """
+    for kind, model in variants.items():
+        model(x, torch.full_like(y, timesteps[len(timesteps) // 2]), y)
+        on_work(1, f"warming {kind}")
+    means: dict[str, list[float]] = {kind: [] for kind in variants}
+    peaks: dict[str, int] = {}
+    order = list(variants)
+    for repeat in range(repeats):
+        sums = dict.fromkeys(variants, 0.0)
+        begin()
+        for i, timestep in enumerate(timesteps):
+            t = torch.full_like(y, timestep)
+            shift = (repeat + i) % len(order)
+            for kind in order[shift:] + order[:shift]:  # nobody always comes first
+                seconds, peak = _time(variants[kind], (x, t, y), device)
+                sums[kind] += seconds
+                peaks[kind] = max(peaks.get(kind, 0), peak)
+                on_work(1, "")
+        for kind, total in sums.items():
+            means[kind].append(total / len(timesteps))
+    return means, peaks
+
+
+def _time(model: Callable[..., Any], inputs: tuple[Tensor, ...], device: torch.device) -> tuple[float, int]:
+    """Seconds of one evaluation and, on cuda, the most bytes that it held."""
+    gc.collect()
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+    synchronize(device)
+    start = time.perf_counter()
+    model(*inputs)
+    synchronize(device)
+    seconds = time.perf_counter() - start
+    return seconds, torch.cuda.max_memory_allocated(device) if device.type == "cuda" else 0
 
 
 def bench(
@@ -36,65 +93,125 @@ def bench(
 
     Raises `DyditError` for a static checkpoint or a setting out of range.
     """
-    place = pick_device(device)
-    timesteps = spaced_timesteps(settings.steps)
+    where = pick_device(device)
     if checkpoint is not None:
         loaded = read(checkpoint)
         built, name = loaded.build().float(), str(loaded.path)
-        if not isinstance(built, DyDiT):
+        if not isinstance(built, DynamicBackbone):
             raise DyditError(f"{name}: is a static model; convert it first: dydit convert {name} DST")
         dynamic = built
     else:
-        dynamic, name = random_dydit(named_config(model), flops_ratio, timesteps, settings.seed), model
-    dynamic = dynamic.to(place, DTYPES[settings.dtype])
-    return _measure(dynamic, name, settings, place, on_work)
+        config, name = named_config(model), model
+        dynamic = random_dydit(config, flops_ratio, sampling_timesteps(config, settings), settings.seed)
+    return _measure(dynamic.to(where, DTYPES[settings.dtype]), name, settings, where, on_work)
 
 
-def _measure(dynamic: DyDiT, name: str, settings: BenchSettings, place: torch.device, on_work: OnWork) -> BenchResult:
+def _measure(
+    dynamic: DynamicBackbone, name: str, settings: BenchSettings, device: torch.device, on_work: OnWork
+) -> BenchResult:
     config, dtype = dynamic.config, DTYPES[settings.dtype]
-    x, y = make_inputs(config, settings, place, dtype)
-    sparse = SparseDyDiT(dynamic, access=settings.access, plan_memory=settings.plan_memory)
+    x, y = make_inputs(config, settings, device, dtype)
+    sparse = SparseModel(dynamic, access=settings.access, plan_memory=settings.plan_memory)
     static = static_twin(dynamic)
     sparse_variants = {"sparse": sparse}
     variants: dict[str, Callable[..., Any]] = {"static": static}
     if settings.compile:
         variants["static compiled"] = torch.compile(static, dynamic=False)
-        sparse_variants["sparse compiled"] = SparseDyDiT(
+        sparse_variants["sparse compiled"] = SparseModel(
             dynamic, access=settings.access, plan_memory=settings.plan_memory, compile=True
         )
     if settings.masked:
         variants["masked"] = dynamic
     variants |= sparse_variants
 
-    timesteps = settings.timesteps
+    every = sampling_timesteps(config, settings)
+    timesteps = settings.measured_of(every)
     with torch.inference_mode():
         start = time.perf_counter()
-        SparseDyDiT(dynamic, access=settings.access).plan(spaced_timesteps(settings.steps))
-        wait(place)
+        SparseModel(dynamic, access=settings.access).plan(every)
+        synchronize(device)
         plan_seconds = time.perf_counter() - start
         # the steps that are run share their adaLN with one another alone, fewer than in a whole run: no advantage
         for variant in sparse_variants.values():
             variant.plan(timesteps)
 
-        def forget() -> None:
+        def clear() -> None:
             for variant in sparse_variants.values():
-                variant.forget()  # every sampling run makes its copies anew
+                variant.clear()  # every sampling run makes its copies anew
 
-        means, peaks = interleaved(variants, x, y, timesteps, settings.repeats, place, on_work, forget)
+        means, peaks = interleaved(variants, x, y, timesteps, settings.repeats, device, on_work, clear)
         totals = {kind: [seconds * settings.steps for seconds in values] for kind, values in means.items()}
         for kind in sparse_variants:
             totals[kind] = [seconds + plan_seconds for seconds in totals[kind]]
         macs = [total_macs(sparse(x, torch.full_like(y, t), y, return_routing=True)[1], config) for t in timesteps]
-        parts = breakdown(static, sparse, x, y, timesteps, settings.steps, place)
+        parts = breakdown({"static": static, "sparse": sparse}, PARTS, x, y, timesteps, settings.steps)
     ratio = torch.stack(macs).double().mean().item() / static_macs(config)
     return BenchResult.of(
-        name, settings, place, totals, "sparse", ratio, slices=sparse.stats, peaks=peaks, parts=parts, plan_seconds=plan_seconds
+        name,
+        settings,
+        device,
+        totals,
+        "sparse",
+        ratio,
+        slices=sparse.stats,
+        peaks=peaks,
+        parts=parts,
+        plan_seconds=plan_seconds,
     )
 
 
-def make_inputs(config: DiTConfig, settings: BenchSettings, place: torch.device, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+def sampling_timesteps(config: ModelConfig, settings: BenchSettings) -> list[int]:
+    """Of a whole sampling run, the noisiest first."""
+    return process_of(config).grid(settings.steps)[::-1]
+
+
+def make_inputs(
+    config: ModelConfig, settings: BenchSettings, device: torch.device, dtype: torch.dtype
+) -> tuple[Tensor, Tensor]:
     """x: B Cin S S noise, and y: (B,) classes, of the settings' seed."""
     generator = torch.Generator().manual_seed(settings.seed)
-    x = torch.randn(settings.batch, config.in_channels, config.input_size, config.input_size, generator=generator)
+    x = torch.randn(settings.batch, *config.sample_shape, generator=generator)
     y = torch.randint(0, config.num_classes, (settings.batch,), generator=generator)
-    return x.to(place, dtype), y.to(place)
+    return x.to(device, dtype), y.to(device)
+
+
+def bench_tome(
+    ratio: float,
+    checkpoint: CheckpointLike | None = None,
+    *,
+    model: str = "DiT-S/2",
+    settings: BenchSettings = BenchSettings(),
+    device: str = "auto",
+    on_work: OnWork = lambda amount, note: None,
+) -> BenchResult:
+    """Times a static checkpoint, or random weights of the published size `model`, with the share `ratio` of its tokens
+    merged (`MergedModel`); `subject` and `parts` call that `tome`.
+
+    Of the settings those of sparse execution mean nothing here. Raises `DyditError` for a DyDiT or a ratio out of range.
+    """
+    where, dtype = pick_device(device), DTYPES[settings.dtype]
+    if checkpoint is not None:
+        loaded = read(checkpoint)
+        config, name = loaded.config, str(loaded.path)
+        Merging.of(config, ratio)
+        static = loaded.build()
+    else:
+        config, name = named_config(model), model
+        Merging.of(config, ratio)
+        torch.manual_seed(settings.seed)
+        static = build_model(config).eval()
+    static = static.to(where, dtype)
+    tome = MergedModel(static, ratio)
+    x, y = make_inputs(config, settings, where, dtype)
+    variants: dict[str, Callable[..., Any]] = {"static": static, "tome": tome}
+    if settings.compile:
+        variants |= {f"{kind} compiled": torch.compile(variant, dynamic=False) for kind, variant in variants.items()}
+    timesteps = settings.measured_of(sampling_timesteps(config, settings))
+    with torch.inference_mode():
+        means, peaks = interleaved(variants, x, y, timesteps, settings.repeats, where, on_work)
+        parts = breakdown({"static": static, "tome": tome}, TOME_PARTS, x, y, timesteps, settings.steps)
+    seconds = {kind: [mean * settings.steps for mean in values] for kind, values in means.items()}
+    flops_ratio = int(total_macs(Routing.all_on(config, 1), config, tome.merging)[0]) / static_macs(config)
+    return BenchResult.of(
+        name, settings, where, seconds, "tome", flops_ratio, slices=SliceStats(), peaks=peaks, parts=parts, tome=ratio
+    )

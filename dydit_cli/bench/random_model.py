@@ -5,12 +5,15 @@ Speed does not depend on what the weights are, so no checkpoint is needed to mea
 
 from __future__ import annotations
 
+from typing import cast
+
 import torch
 from torch import Tensor, nn
 
 from dydit_cli.errors import DyditError
-from dydit_cli.model.config import DiTConfig, DyDiTConfig
-from dydit_cli.model.dydit import DyDiT, DynamicBlock
+from dydit_cli.model.backbone import DynamicBackbone, RoutedBlock
+from dydit_cli.model.config import ModelConfig
+from dydit_cli.model.families import build_model, with_routers
 
 WEIGHT_STD = 0.02
 
@@ -18,7 +21,7 @@ CALIBRATION_BATCH = 4
 
 
 @torch.no_grad()
-def random_dydit(config: DiTConfig, ratio: float, timesteps: list[int], seed: int = 0) -> DyDiT:
+def random_dydit(config: ModelConfig, ratio: float, timesteps: list[int], seed: int = 0) -> DynamicBackbone:
     """Heads are on for a share `ratio` of the timesteps, channel groups and tokens each for its square root, so that
     attention and MLP both cost `ratio` of what they would.
 
@@ -30,30 +33,27 @@ def random_dydit(config: DiTConfig, ratio: float, timesteps: list[int], seed: in
         least = f"with {H} heads, one of them always on, it must be over {1 / H:.3f} and at most 1"
         raise DyditError(f"FLOPs ratio {ratio:g}: {least}")
     torch.manual_seed(seed)
-    model = DyDiT(DyDiTConfig.from_static(config)).eval()
-    for name, p in model.named_parameters():
-        if name != "pos_embed":
-            nn.init.normal_(p, std=WEIGHT_STD if p.dim() > 1 else 0.0)
+    model = cast(DynamicBackbone, build_model(with_routers(config))).eval()
+    for _, p in model.trainable():
+        nn.init.normal_(p, std=WEIGHT_STD if p.dim() > 1 else 0.0)
     if ratio == 1:
         model.reset_routers()
         return model
-    e = model.t_embedder(torch.tensor(timesteps))  # T C
+    every_e = model.embed_timestep(torch.tensor(timesteps))  # T C
     generator = torch.Generator().manual_seed(seed)
     batch = CALIBRATION_BATCH
     t = torch.tensor([timesteps[i * (len(timesteps) - 1) // max(1, batch - 1)] for i in range(batch)])
-    x = torch.randn(batch, config.in_channels, config.input_size, config.input_size, generator=generator)
-    c = model.t_embedder(t) + model.y_embedder(torch.zeros(batch, dtype=torch.long))  # B C
+    x = torch.randn(batch, *config.sample_shape, generator=generator)
+    e = model.embed_timestep(t)  # B C
+    c = model.condition(e, torch.zeros(batch, dtype=torch.long))  # B C
     h, part = model.embed(x), ratio**0.5
-    for block in model.blocks:
-        assert isinstance(block, DynamicBlock)
-        for router, share in ((block.attn_rate.router, ratio), (block.mlp_rate.router, part)):
-            _set_width(router, e, (share * H - 1) / (H - 1), generator)
-        last = block.token_selection.mlp_head[2]
-        assert isinstance(last, nn.Linear)
-        _xavier(block.token_selection, generator)
-        seen = _tokens(block, h, c)  # B N logits
-        last.bias.sub_(torch.quantile(seen.flatten(), 1 - part))
-        h, _ = block.forward_routed(h, c, model.t_embedder(t), noise=0.0)
+    for block in model.routed_blocks:
+        for width, share in ((block.head_router, ratio), (block.group_router, part)):
+            _set_width(width.last, every_e, (share * H - 1) / (H - 1), generator)
+        for layer in (block.token_router.first, block.token_router.last):
+            _normal(layer.weight, generator)
+        block.token_router.last.bias.sub_(torch.quantile(_token_logits(block, h, c), 1 - part))
+        h, _ = block.forward_routed(h, c, e, noise=0.0)
     return model
 
 
@@ -71,20 +71,14 @@ def _set_width(router: nn.Linear, e: Tensor, share: float, generator: torch.Gene
         router.bias[row] = -(above + below) / 2
 
 
-def _xavier(router: nn.Module, generator: torch.Generator) -> None:
-    for layer in router.modules():
-        if isinstance(layer, nn.Linear):
-            _normal(layer.weight, generator)
-
-
 def _normal(weight: Tensor, generator: torch.Generator) -> None:
     weight.copy_(torch.randn(weight.shape, generator=generator) * (2 / sum(weight.shape)) ** 0.5)
 
 
-def _tokens(block: DynamicBlock, h: Tensor, c: Tensor) -> Tensor:
-    """The token router's logits for this input, B N."""
-    found: list[Tensor] = []
-    hook = block.token_selection.mlp_head.register_forward_hook(lambda module, inputs, output: found.append(output))
+def _token_logits(block: RoutedBlock, h: Tensor, c: Tensor) -> Tensor:
+    """The token router's logits for this input, (BN,)."""
+    seen: list[Tensor] = []
+    hook = block.token_router.last.register_forward_hook(lambda module, inputs, output: seen.append(output))
     block.forward_routed(h, c, c, noise=0.0)
     hook.remove()
-    return found[0].squeeze(-1)
+    return seen[0].flatten()

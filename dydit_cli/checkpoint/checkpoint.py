@@ -11,9 +11,9 @@ import torch
 from torch import Tensor
 
 from dydit_cli.errors import DyditError
-from dydit_cli.model.config import DiTConfig, DyDiTConfig
-from dydit_cli.model.dit import DiT
-from dydit_cli.model.dydit import DyDiT
+from dydit_cli.model.backbone import Backbone
+from dydit_cli.model.config import ModelConfig
+from dydit_cli.model.families import build_model
 
 SHOWN = 5
 
@@ -68,7 +68,7 @@ class Checkpoint:
     `path` is what the reader was given and `file` the file of the weights (of shards, their index).
     """
 
-    config: DiTConfig
+    config: ModelConfig
     weights: dict[str, Tensor]
     lineage: list[dict[str, Any]] = field(default_factory=list)
     found: str = "a model in memory"
@@ -79,7 +79,7 @@ class Checkpoint:
     file: Path | None = None
 
     @classmethod
-    def of(cls, model: DiT, lineage: list[dict[str, Any]], like: Checkpoint | None = None) -> Checkpoint:
+    def of(cls, model: Backbone, lineage: list[dict[str, Any]], like: Checkpoint | None = None) -> Checkpoint:
         """`model` as it is now, with the labels and the VAE of the checkpoint that it came from."""
         weights = {name: p.detach().cpu().contiguous() for name, p in model.state_dict().items()}
         return cls(model.config, weights, lineage, labels=like.labels if like else None, vae=like.vae if like else None)
@@ -91,9 +91,9 @@ class Checkpoint:
 
     def check(self) -> Checkpoint:
         """Itself; raises `DyditError` where names or shapes do not match the configuration."""
-        blocks = {name.split(".")[1] for name in self.weights if name.startswith("blocks.")}
-        if len(blocks) != self.config.depth:
-            raise DyditError(f"the weights have {len(blocks)} blocks where the configuration says {self.config.depth}")
+        blocks = self.config.count_blocks(self.weights)
+        if blocks != self.config.depth:
+            raise DyditError(f"the weights have {blocks} blocks where the configuration says {self.config.depth}")
         try:
             with torch.device("meta"):
                 wanted = build_model(self.config).state_dict()
@@ -104,22 +104,13 @@ class Checkpoint:
             raise DyditError(f"the weights do not fit a {self.config.size_name}: {mismatch.summary()}")
         return self
 
-    def build(self) -> DiT:
+    def build(self) -> Backbone:
         """The model with its own copy of the weights, in their dtype, in evaluation mode."""
         with torch.device("meta"):
             model = build_model(self.config)
         model.load_state_dict({name: w.clone() for name, w in self.weights.items()}, assign=True)
-        for name, p in model.named_parameters():
-            p.requires_grad_(name != "pos_embed")
         return model.eval()
 
-
-def build_model(config: DiTConfig) -> DiT:
-    """A model of `config` with random weights: `DyDiT` for a `DyDiTConfig`, else `DiT`."""
-    return DyDiT(config) if isinstance(config, DyDiTConfig) else DiT(config)
-
-
-TABLE = "y_embedder.embedding_table.weight"
 
 STD = 0.02  # as DiT initialises it
 
@@ -131,13 +122,14 @@ def with_classes(checkpoint: Checkpoint, num_classes: int, seed: int) -> Checkpo
     """
     if num_classes < 1:
         raise DyditError(f"{num_classes} classes; a model has at least 1")
-    old = checkpoint.weights[TABLE]
+    name = checkpoint.config.label_table
+    old = checkpoint.weights[name]
     table = torch.randn(num_classes + 1, old.shape[1], generator=torch.Generator().manual_seed(seed)) * STD
     table[-1] = old[-1].float()
     return replace(
         checkpoint,
         config=replace(checkpoint.config, num_classes=num_classes),
-        weights={**checkpoint.weights, TABLE: table.to(old.dtype)},
+        weights={**checkpoint.weights, name: table.to(old.dtype)},
         lineage=[*checkpoint.lineage, {"action": "re-initialise the label table", "num_classes": num_classes, "seed": seed}],
         labels=None,
     )

@@ -11,16 +11,15 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from dydit_cli.checkpoint import keys
 from dydit_cli.checkpoint.checkpoint import Checkpoint
 from dydit_cli.checkpoint.native import parse_labels
 from dydit_cli.checkpoint.tensors import INDEX_ENDING, read_pickle, read_safetensors, read_shards, state_dict_in
 from dydit_cli.errors import DyditError
 from dydit_cli.files import atomic_folder, read_json, write_json
-from dydit_cli.model.config import DiTConfig, TimestepVariant
-from dydit_cli.model.dit import DiT
-from dydit_cli.model.execution import Executable, Execution, executor
-from dydit_cli.model.layers import sincos_positions
+from dydit_cli.model.backbone import Backbone
+from dydit_cli.model.execution import Executable, executor
+from dydit_cli.model.families.dit import DiTConfig, fill, from_diffusers, to_diffusers
+from dydit_cli.model.options import Execution, TimestepVariant
 
 CLASS, PIPELINE_CLASS = "DiTTransformer2DModel", "DiTPipeline"
 
@@ -74,8 +73,7 @@ def read_transformer(folder: Path, config: Any, variant: TimestepVariant | None)
     ours = _config(folder / "config.json", config, variant or "diffusers")
     theirs, file = _weights(folder)
     try:
-        weights = keys.from_diffusers(theirs)
-        weights["pos_embed"] = sincos_positions(ours.hidden_size, ours.input_size // ours.patch_size)
+        weights = fill(from_diffusers(theirs), ours)
         runs = "diffusers'" if ours.timestep_variant == "diffusers" else "the DiT authors'"
         notes = (f"timestep sinusoid and norm2 eps are {runs} (--timestep-variant says which)",)
         return Checkpoint(ours, weights, [], f"diffusers {CLASS} folder", notes, file=file).check()
@@ -131,6 +129,7 @@ def write_transformer(checkpoint: Checkpoint, folder: Path) -> None:
     """Writes a static checkpoint as a DiTTransformer2DModel folder; raises `DyditError` where diffusers' class lacks a
     setting that the model needs."""
     config = checkpoint.config
+    assert isinstance(config, DiTConfig)
     if (config.attention_hidden, config.mlp_hidden) != (config.hidden_size, 4 * config.hidden_size):
         raise DyditError(
             f"diffusers' {CLASS} has attention as wide as the model and an MLP 4 times as wide; of width {config.hidden_size}, "
@@ -152,7 +151,7 @@ def write_transformer(checkpoint: Checkpoint, folder: Path) -> None:
         "sample_size": config.input_size,
         "upcast_attention": False,
     }
-    weights = keys.to_diffusers({name: w for name, w in checkpoint.weights.items() if name != "pos_embed"}, config.depth)
+    weights = to_diffusers({name: w for name, w in checkpoint.weights.items() if name != "pos_embed"}, config.depth)
     with atomic_folder(folder) as temporary:
         save_file(weights, temporary / f"{STEM}.safetensors", metadata={"format": "pt"})
         write_json(temporary / "config.json", values)
@@ -195,11 +194,11 @@ class DiffusersTransformer(nn.Module):
 
     @property
     def dtype(self) -> torch.dtype:
-        return next(self.model.parameters()).dtype
+        return self.model.dtype
 
     @property
     def device(self) -> torch.device:
-        return next(self.model.parameters()).device
+        return self.model.device
 
     def forward(
         self, hidden_states: Tensor, timestep: Tensor, class_labels: Tensor, return_dict: bool = True, **unused: Any
@@ -212,4 +211,4 @@ class DiffusersTransformer(nn.Module):
 
 def as_diffusers(model: Executable, execution: Execution = "sparse") -> DiffusersTransformer:
     """What `load` returned, ready to be a DiTPipeline's transformer; a DyDiT is run as `execution` says."""
-    return DiffusersTransformer(executor(model, execution) if isinstance(model, DiT) else model)
+    return DiffusersTransformer(executor(model, execution) if isinstance(model, Backbone) else model)

@@ -4,24 +4,21 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
-from typing import Literal, get_args
+from typing import get_args
 
 import torch
 
 from dydit_cli.checkpoint.checkpoint import Checkpoint
 from dydit_cli.checkpoint.diffusers import write_transformer
 from dydit_cli.checkpoint.native import write
-from dydit_cli.checkpoint.read import LoadOptions, read
+from dydit_cli.checkpoint.options import FormatName, LoadOptions
+from dydit_cli.checkpoint.read import read
+from dydit_cli.devices import DTYPES
 from dydit_cli.errors import DyditError
 from dydit_cli.files import atomic_file, check_output
-from dydit_cli.model.config import DyDiTConfig
-from dydit_cli.model.dydit import is_router
-
-FormatName = Literal["dit", "dydit", "diffusers", "native"]
-
-DtypeName = Literal["fp32", "bf16", "fp16"]
-
-DTYPES: dict[str, torch.dtype] = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+from dydit_cli.model.config import RoutedConfig
+from dydit_cli.model.families.dit import DiTConfig
+from dydit_cli.options import DtypeName
 
 STATIC_FORMATS = ("dit", "diffusers")
 
@@ -67,7 +64,7 @@ def export(
 
 def without_routers(checkpoint: Checkpoint) -> Checkpoint:
     """The static model that a DyDiT is with everything on; a static one as it is."""
-    weights = {name: w for name, w in checkpoint.weights.items() if not is_router(name)}
+    weights = {name: w for name, w in checkpoint.weights.items() if not checkpoint.config.is_router(name)}
     lineage = [*checkpoint.lineage, {"action": "export", "complete": True}]
     return replace(checkpoint, config=checkpoint.config.static(), weights=weights, lineage=lineage)
 
@@ -83,7 +80,8 @@ def cast(checkpoint: Checkpoint, dtype: torch.dtype) -> Checkpoint:
 
 def _check_fits(checkpoint: Checkpoint, source: str | Path, format: str, any_variant: bool) -> None:
     config = checkpoint.config
-    dynamic = isinstance(config, DyDiTConfig)
+    assert isinstance(config, DiTConfig)
+    dynamic = config.dynamic
     if dynamic and format in STATIC_FORMATS:
         raise DyditError(
             f"{source}: is a DyDiT, whose routers the static format {format!r} has no place for; "
@@ -91,7 +89,12 @@ def _check_fits(checkpoint: Checkpoint, source: str | Path, format: str, any_var
         )
     if not dynamic and format == "dydit":
         raise DyditError(f"{source}: is a static model; use --format dit, or convert it first: dydit convert {source} DST")
-    if isinstance(config, DyDiTConfig) and config.token_routing != "tokens" and format != "native":
+    if isinstance(config, RoutedConfig) and format != "native" and config.width_routing != "linear":
+        raise DyditError(
+            f"{source}: has width routers of the kind {config.width_routing!r}, which the format {format!r} cannot say; "
+            "use --format native"
+        )
+    if isinstance(config, RoutedConfig) and format != "native" and config.token_routing != "tokens":
         raise DyditError(
             f"{source}: skips whole layers in place of tokens, which the format {format!r} cannot say; use --format native"
         )

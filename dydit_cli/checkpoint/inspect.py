@@ -5,9 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from dydit_cli.checkpoint.read import LoadOptions, read
-from dydit_cli.flops.analytic import static_macs
-from dydit_cli.model.dydit import is_router
+from dydit_cli.checkpoint.options import LoadOptions
+from dydit_cli.checkpoint.read import read
+from dydit_cli.model.macs import static_macs
 
 
 def inspect(path: str | Path, reading: LoadOptions = LoadOptions()) -> dict[str, Any]:
@@ -25,7 +25,7 @@ def inspect(path: str | Path, reading: LoadOptions = LoadOptions()) -> dict[str,
         "kind": config.kind,
         "size": config.size_name,
         "parameters": sum(w.numel() for w in weights.values()),
-        "router_parameters": sum(w.numel() for name, w in weights.items() if is_router(name)),
+        "router_parameters": sum(w.numel() for name, w in weights.items() if config.is_router(name)),
         "bytes": sum(w.numel() * w.element_size() for w in weights.values()),
         "dtype": "/".join(sorted(dtypes)),
         "tokens": config.num_tokens,

@@ -6,7 +6,7 @@ from typing import Any
 
 from dydit_cli.checkpoint.checkpoint import Checkpoint
 from dydit_cli.files import sha256
-from dydit_cli.flops.analytic import static_macs
+from dydit_cli.model.macs import static_macs
 from dydit_cli.provenance import made_by
 from dydit_cli.units import macs
 from dydit_cli.version import __version__
@@ -53,7 +53,7 @@ def write_card(checkpoint: Checkpoint) -> str:
             "## How it was made",
             "",
             *[
-                f"{i}. {describe(step)}" + (f"\n   `{step['command']}`" if "command" in step else "")
+                "\n   ".join([f"{i}. {describe(step)}", *(f"`{line}`" for line in step.get("command", "").splitlines())])
                 for i, step in enumerate(checkpoint.lineage, 1)
             ],
             *([] if checkpoint.lineage else ["Unknown."]),

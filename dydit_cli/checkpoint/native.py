@@ -13,7 +13,7 @@ from dydit_cli.checkpoint.lineage import CARD_FILE, write_card
 from dydit_cli.checkpoint.tensors import read_safetensors
 from dydit_cli.errors import DyditError
 from dydit_cli.files import atomic_file, atomic_folder, write_json, write_text
-from dydit_cli.model.config import config_from_dict
+from dydit_cli.model.families import config_from_dict
 
 CONFIG_FILE, WEIGHTS_FILE = marks.CHECKPOINT, "model.safetensors"
 

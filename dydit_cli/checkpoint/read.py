@@ -2,53 +2,29 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
-from typing import Literal, get_args
+from typing import get_args
 
 from dydit_cli.bundled import MODELS, WEIGHTS
-from dydit_cli.checkpoint import keys
 from dydit_cli.checkpoint.checkpoint import Checkpoint
 from dydit_cli.checkpoint.diffusers import read_pipeline, read_transformer
-from dydit_cli.checkpoint.infer import Hints, infer
 from dydit_cli.checkpoint.native import CONFIG_FILE, is_native, read_native
+from dydit_cli.checkpoint.options import LoadOptions as LoadOptions
+from dydit_cli.checkpoint.options import WhichWeights
 from dydit_cli.checkpoint.tensors import INDEX_ENDING, Weights, read_pickle, read_safetensors, read_shards, state_dict_in
 from dydit_cli.devices import pick_device
 from dydit_cli.errors import DyditError
 from dydit_cli.files import read_json
 from dydit_cli.hub import _download, may_be_hub_id
-from dydit_cli.model.config import TimestepVariant
-from dydit_cli.model.execution import Executable, Execution, executor
-from dydit_cli.model.layers import sincos_positions
+from dydit_cli.model.execution import Executable, executor
+from dydit_cli.model.families import Hints, recognise
+from dydit_cli.model.families.dit import from_diffusers, is_diffusers
+from dydit_cli.model.options import Execution, TimestepVariant
 
 PICKLES = (".pt", ".pth", ".bin", ".ckpt")
 
-WhichWeights = Literal["ema", "model"]
-
 CheckpointLike = str | Path | Checkpoint
-
-
-@dataclass(frozen=True)
-class LoadOptions:
-    """What a reader is told beside the path.
-
-    `weights` chooses among a training checkpoint's two sets; `num_heads` and `input_size` are for weights that do not
-    tell them; `timestep_variant` says which code the weights were trained with where their format would say otherwise.
-    """
-
-    weights: WhichWeights = "ema"
-    num_heads: int | None = None
-    input_size: int | None = None
-    timestep_variant: TimestepVariant | None = None
-
-    def __post_init__(self) -> None:
-        if self.weights not in get_args(WhichWeights):
-            raise DyditError(f"weights {self.weights!r}; choose ema or model")
-        if self.timestep_variant not in (None, *get_args(TimestepVariant)):
-            raise DyditError(f"timestep variant {self.timestep_variant!r}; choose original or diffusers")
-        for name, value in (("heads", self.num_heads), ("input size", self.input_size)):
-            if value is not None and value < 1:
-                raise DyditError(f"{name} {value}; it must be 1 or more")
 
 
 def load(
@@ -66,7 +42,7 @@ def load(
 
     `execution` is how a DyDiT runs: `masked` (a `DyDiT`, differentiable), `sparse` (the skipped work left out) or
     `complete` (everything on). `tome` is the share of its tokens that a static model merges before attention (a
-    `TomeDiT`). The rest is as in `LoadOptions`. Raises `DyditError` where it cannot be read.
+    `MergedModel`). The rest is as in `LoadOptions`. Raises `DyditError` where it cannot be read.
     """
     checkpoint = read(path, LoadOptions(weights, num_heads, input_size, timestep_variant))
     return executor(checkpoint.build().float().to(pick_device(device)), execution, tome=tome)
@@ -121,7 +97,7 @@ def _read_file(file: Path, reading: LoadOptions) -> Checkpoint:
         # a weights file inside a folder that says what it is
         return _read_folder(file.parent, reading)
     notes: list[str] = []
-    hints = Hints(reading.num_heads, reading.input_size, reading.timestep_variant or "original")
+    hints = Hints(reading.num_heads, reading.input_size, reading.timestep_variant)
     if _is_index(file):
         weights, kind = read_shards(file), "sharded .safetensors"
     elif file.suffix == ".safetensors":
@@ -138,17 +114,16 @@ def _read_file(file: Path, reading: LoadOptions) -> Checkpoint:
 
 def _from_state_dict(weights: Weights, kind: str, hints: Hints, reading: LoadOptions, notes: list[str]) -> Checkpoint:
     names = "DiT"
-    if keys.is_diffusers(set(weights)):
+    if is_diffusers(set(weights)):
         names = "diffusers DiT"
         variant = reading.timestep_variant or "diffusers"
         hints = Hints(hints.num_heads, hints.input_size, variant, 1e-5 if variant == "diffusers" else 1e-6)
-        weights = keys.from_diffusers(weights)
+        weights = from_diffusers(weights)
         notes.append(f"timestep sinusoid and norm2 eps are the {variant} ones (--timestep-variant says which)")
-    inferred = infer(weights, hints)
-    if "pos_embed" not in weights:
-        side = inferred.config.input_size // inferred.config.patch_size
-        weights = {**weights, "pos_embed": sincos_positions(inferred.config.hidden_size, side)}
-    if inferred.config.kind == "dydit":
+    family = recognise(weights)
+    inferred = family.infer(weights, hints)
+    weights = family.fill(weights, inferred.config)
+    if inferred.config.dynamic:
         names = "DyDiT"
     found = f"{names} weights ({kind})"
     return Checkpoint(inferred.config, weights, [], found, (*notes, *inferred.notes)).check()

@@ -1,62 +1,108 @@
-"""The command `dydit`: which commands there are, and how errors leave it."""
+"""The command `dydit`: finds its commands, and makes one line of every error."""
 
 from __future__ import annotations
 
+import ast
+import importlib
 import os
+import pkgutil
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from typer.core import TyperGroup
+from typer.core import TyperCommand, TyperGroup
+from typer.main import get_command
 
+from dydit_cli.cli import commands
+from dydit_cli.cli.build import typed
 from dydit_cli.cli.console import err
 from dydit_cli.errors import DyditError
 from dydit_cli.provenance import as_command, made_with
 from dydit_cli.version import __version__
 
+SETTINGS = {"help_option_names": ["-h", "--help"]}
 
-class OneLineErrors(TyperGroup):
-    """Every error is one line on stderr: 2 for the user's mistakes, 130 for Ctrl-C, 1 for a fault of ours."""
+
+class Commands(TyperGroup):
+    """The modules of `cli.commands`. A module is imported when its command runs: for the list its docstring is enough.
+
+    Every error is one line on stderr: 2 for the user's mistakes, 130 for Ctrl-C, 1 for a fault of ours.
+    """
+
+    def __init__(self, **settings: Any) -> None:
+        listed = {name: TyperCommand(name, help=docstring(name)) for name in names()}
+        super().__init__(**{**settings, "commands": listed})
+
+    def resolve_command(self, ctx: Any, args: list[str]) -> Any:
+        if args[0] in self.commands:
+            self.commands[args[0]] = load(args[0])
+        return super().resolve_command(ctx, args)
+
+    def invoke(self, ctx: Any) -> Any:
+        try:
+            return super().invoke(ctx)
+        except KeyboardInterrupt as stop:  # typer would leave without a word
+            raise typer.Abort(*stop.args) from None
 
     def main(self, args: Sequence[str] | None = None, *more: Any, **extra: Any) -> Any:
-        extra["standalone_mode"] = False
+        words = sys.argv[1:] if args is None else list(args)
         try:
-            with made_with(as_command(sys.argv[1:] if args is None else args)):
-                code = super().main(args, *more, **extra)
+            with made_with(as_command(words)):
+                code = super().main(args, *more, **{**extra, "standalone_mode": False, "obj": words})
         except DyditError as error:
-            code = _fail(str(error), 2)
-        except typer.Abort:
-            code = _fail("interrupted", 130)
+            code = fail(f"error: {error}", 2)
+        except typer.Abort as stop:
+            code = fail(str(stop) or "interrupted", 130)
         except Exception as error:
             # typer's own usage errors can say themselves in one line; what cannot is a fault of ours
             if hasattr(error, "format_message"):
                 context = getattr(error, "ctx", None)
                 command = context.command_path if context else "dydit"
-                code = _fail(f"{error.format_message()} (see {command} --help)", 2)
+                message = error.format_message().replace(": Value error, ", ": ")
+                code = fail(f"error: {message} (see {command} --help)", 2)
             elif os.environ.get("DYDIT_TRACEBACK"):
                 raise
             else:
-                code = _fail(
-                    f"internal error: {type(error).__name__}: {error} (DYDIT_TRACEBACK=1 shows where; please report it)",
-                    1,
-                )
+                hint = "DYDIT_TRACEBACK=1 shows where; please report it"
+                code = fail(f"error: internal error: {type(error).__name__}: {error} ({hint})", 1)
         sys.exit(code if isinstance(code, int) else 0)
 
 
-def _fail(message: str, code: int) -> int:
-    err.print("error: " + " ".join(message.split()), style="bold red", markup=False, highlight=False, soft_wrap=True)
+def names() -> list[str]:
+    """Every command, in the order of `--help`."""
+    modules = {module.name for module in pkgutil.iter_modules(commands.__path__)}
+    return [name for name in commands.ORDER if name in modules] + sorted(modules - set(commands.ORDER))
+
+
+def docstring(name: str) -> str | None:
+    """The module's docstring, without running the module."""
+    (path,) = (file for folder in commands.__path__ if (file := Path(folder) / f"{name}.py").is_file())
+    return ast.get_docstring(ast.parse(path.read_bytes()))
+
+
+def load(name: str) -> Any:
+    """The command with its options."""
+    module = importlib.import_module(f"{commands.__name__}.{name}")
+    alone = typer.Typer(add_completion=False, rich_markup_mode="markdown", context_settings=SETTINGS)
+    alone.command(name, help=module.__doc__)(typed(getattr(module, name)))
+    return get_command(alone)
+
+
+def fail(message: str, code: int) -> int:
+    err.print(" ".join(message.split()), style="bold red", markup=False, highlight=False, soft_wrap=True)
     return code
 
 
 app = typer.Typer(
     name="dydit",
-    cls=OneLineErrors,
+    cls=Commands,
     add_completion=False,
     no_args_is_help=True,
     rich_markup_mode="markdown",
     pretty_exceptions_enable=False,
-    context_settings={"help_option_names": ["-h", "--help"]},
+    context_settings=SETTINGS,
     help="Dynamic Diffusion Transformers: turn a static DiT into one that spends less where less is needed, and see where.",
     epilog="Everything at once, on the bundled model: `dydit demo --out demo`",
 )
@@ -73,50 +119,6 @@ def _options(
     version: Annotated[bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")] = False,
 ) -> None:
     pass
-
-
-def _register() -> None:
-    from dydit_cli.cli import (
-        bench,
-        convert,
-        demo,
-        encode,
-        evaluate,
-        export,
-        finetune,
-        inspect,
-        losses,
-        pretrain,
-        profile,
-        prune,
-        report,
-        sample,
-        study,
-        visualize,
-    )
-
-    for module in (
-        convert,
-        prune,
-        finetune,
-        encode,
-        sample,
-        evaluate,
-        profile,
-        losses,
-        visualize,
-        inspect,
-        export,
-        bench,
-        pretrain,
-        study,
-        report,
-        demo,
-    ):
-        module.register(app)
-
-
-_register()
 
 
 def main() -> None:

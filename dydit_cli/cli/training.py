@@ -9,32 +9,17 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
-from typing import TYPE_CHECKING, Annotated, Any
-
-import typer
+from typing import TYPE_CHECKING, Any
 
 from dydit_cli import units
 from dydit_cli.cli import console
+from dydit_cli.cli.build import Typed
 from dydit_cli.errors import DyditError
 
 if TYPE_CHECKING:
     from dydit_cli.artifacts.run import StepMetrics
     from dydit_cli.train.loop import TrainResult
     from dydit_cli.train.run_folder import RunSpec
-
-Out = Annotated[
-    Path | None,
-    typer.Option("--out", "-o", metavar="DIR", help="The folder to write. The same command again continues it after a kill."),
-]
-
-Resume = Annotated[
-    Path | None,
-    typer.Option(
-        "--resume",
-        metavar="DIR",
-        help="Continue the unfinished run in DIR as it was asked for; nothing else needs to be given.",
-    ),
-]
 
 RATE_STEPS = 20  # the rate shown is that of the last so many
 
@@ -69,26 +54,25 @@ def interruptible() -> Iterator[Stop]:
             signal.signal(number, handler)
 
 
-def say_next(folder: Path, trained_on: str | None, more: str = "") -> None:
-    """The command that fine-tunes `folder` next; only a bundled data set has a recipe of its own."""
-    from dydit_cli.data.load import BUNDLED
+def show_next(folder: Path, trained_on: str | None, more: str = "") -> None:
+    """The command that fine-tunes `folder` next; without a recipe where the data set has one of its own."""
+    from dydit_cli.data.load import default_recipe
 
-    training = "" if trained_on in BUNDLED else " --recipe RECIPE --data DATA"
+    training = "" if trained_on and default_recipe(trained_on) else " --recipe RECIPE --data DATA"
     console.say(f"next: dydit finetune {folder}{more}{training} --out DIR")
 
 
-def only_resume(given: dict[str, Any]) -> None:
+def only_resume(typed: Typed, *allowed: str) -> None:
     """Raises `DyditError` where an option stands beside --resume, which would change what the run was asked for."""
-    named = [option for option, value in given.items() if value]
-    if named:
-        raise DyditError(f"--resume continues a run as it was asked for; leave {named[0]} out, or start a new one with --out")
+    if option := typed.other_than("--resume", "--device", "--json", *allowed):
+        raise DyditError(f"--resume continues a run as it was asked for; leave {option} out, or start a new one with --out")
 
 
 class Display:
     """The progress of a run: steps, losses, images a second and, on a GPU, memory."""
 
-    def __init__(self, what: str, asked: RunSpec, out: Path, work: console.Stages) -> None:
-        self._what, self._recipe, self._out, self._work = what, asked.recipe.train, out, work
+    def __init__(self, what: str, spec: RunSpec, out: Path, work: console.Stages) -> None:
+        self._what, self._recipe, self._out, self._work = what, spec.recipe.train, out, work
         self._past: deque[tuple[int, float]] = deque(maxlen=RATE_STEPS + 1)
 
     def begin(self, step: int) -> None:
@@ -103,22 +87,16 @@ class Display:
         self._work.advance(1, describe(metrics, rate))
 
 
-def train(what: str, asked: RunSpec, out: Path, device: str, force: bool, stop: Stop) -> TrainResult:
+def train(what: str, spec: RunSpec, out: Path, device: str, force: bool, stop: Stop) -> TrainResult:
     """`run_training` with its progress shown, until it ends or `stop` is set."""
     from dydit_cli.train.run import run_training
 
     with console.stages() as work:
-        display = Display(what, asked, out, work)
+        display = Display(what, spec, out, work)
         return run_training(
-            asked,
-            out,
-            device=device,
-            force=force,
-            on_begin=display.begin,
-            on_note=console.note,
-            on_step=display.step,
-            should_stop=stop,
-        )
+            spec, out, device=device, force=force,
+            on_begin=display.begin, on_note=console.note, on_step=display.step, should_stop=stop,
+        )  # fmt: skip
 
 
 def describe(metrics: StepMetrics, rate: float | None = None) -> str:
@@ -133,38 +111,39 @@ def describe(metrics: StepMetrics, rate: float | None = None) -> str:
     return text + (", step skipped" if metrics.skipped else "")
 
 
-def finish(what: str, result: TrainResult, out: Path, stop: Stop, json: bool, more: dict[str, Any]) -> None:
-    """The closing figures; an interrupted run says how to continue and leaves with 128 + the signal's number."""
+def finish(what: str, result: TrainResult, out: Path, stop: Stop, json: bool, **more: Any) -> None:
+    """The closing figures; an interrupted run shows how to continue and leaves with 128 + the signal's number."""
     last = result.last
     again = f"dydit {what} --resume {shlex.quote(str(out))}" if result.interrupted else None
     rate = result.images / result.seconds if result.seconds else 0.0
     memory = last.peak_memory if last else None
-    figures = {
-        "out": str(out),
-        "steps": result.steps,
-        "skipped": result.skipped,
-        "seconds": result.seconds,
-        "images_per_second": rate,
-        "peak_memory": memory,
-        "interrupted": result.interrupted,
-        "resume": again,
-        "loss": last.mse + last.vb if last else None,
-        **more,
-    }
     if result.main and json:
-        console.as_json(figures)
+        console.as_json(
+            {
+                "out": str(out),
+                "steps": result.steps,
+                "skipped": result.skipped,
+                "seconds": result.seconds,
+                "images_per_second": rate,
+                "peak_memory": memory,
+                "interrupted": result.interrupted,
+                "resume": again,
+                "loss": last.mse + last.vb if last else None,
+                **more,
+            }
+        )
     elif result.main:
         steps_rate = result.steps / result.seconds if result.seconds else 0.0
         skipped = f", {result.skipped} of them skipped by the gradient guard" if result.skipped else ""
         state = "interrupted, saved" if result.interrupted else "done"
-        held = f", {memory / 2**30:.1f} GiB at most" if memory is not None else ""
+        most = f", {memory / 2**30:.1f} GiB at most" if memory is not None else ""
         console.say(
             f"{state}: {out}, {result.steps} steps in {units.seconds(result.seconds)} "
-            f"({steps_rate:.2f} steps/s, {rate:.0f} images/s{held}){skipped}"
+            f"({steps_rate:.2f} steps/s, {rate:.0f} images/s{most}){skipped}"
         )
         if again:
             console.say(f"continue with: {again}")
     if result.main and result.unreadable:
         console.note(result.unreadable)
-    if stop.signal is not None or result.interrupted:  # the signal may have come to another process of the team
-        raise typer.Exit(128 + (stop.signal or signal.SIGTERM))
+    if stop.signal is not None or result.interrupted:  # the signal may have come to another process
+        raise SystemExit(128 + (stop.signal or signal.SIGTERM))

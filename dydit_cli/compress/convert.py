@@ -4,23 +4,27 @@ from __future__ import annotations
 
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any, cast
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from dydit_cli.checkpoint import lineage
 from dydit_cli.checkpoint.checkpoint import Checkpoint
 from dydit_cli.checkpoint.native import WEIGHTS_FILE, write_description
-from dydit_cli.checkpoint.read import CheckpointLike, LoadOptions, read
+from dydit_cli.checkpoint.options import LoadOptions
+from dydit_cli.checkpoint.read import CheckpointLike, read
 from dydit_cli.checkpoint.stream import SafetensorsWriter
 from dydit_cli.compress.equivalence import EquivalenceCheck
-from dydit_cli.compress.structures import RankingName, rank_block
+from dydit_cli.compress.options import ConvertOptions
+from dydit_cli.compress.structures import RANKINGS, rank_block
 from dydit_cli.errors import DyditError
 from dydit_cli.files import atomic_folder, check_output
-from dydit_cli.model.config import DyDiTConfig
-from dydit_cli.model.dydit import DyDiT
-from dydit_cli.model.routers import HEAD_AND_GROUP_BIAS, TOKEN_BIAS, TokenRouter, WidthRouter
+from dydit_cli.model.backbone import DynamicBackbone, RoutedBlock
+from dydit_cli.model.config import RoutedConfig
+from dydit_cli.model.families import build_model, with_routers
+from dydit_cli.model.routers import HEAD_AND_GROUP_BIAS, TOKEN_BIAS
+from dydit_cli.model.sites import Weights
 
 TOLERANCE = 1e-4
 
@@ -56,78 +60,70 @@ def default_biases(width: int) -> tuple[float, float]:
     return (NARROW_BIAS, NARROW_TOKEN_BIAS) if width < NARROW_WIDTH else (HEAD_AND_GROUP_BIAS, TOKEN_BIAS)
 
 
-def fresh_routers(config: DyDiTConfig, i: int, bias: float, token_bias: float, every_e: Tensor) -> dict[str, Tensor]:
-    """New router weights of block `i` under their full names, drawn from torch's generator. every_e: 1000 C, the
-    embeddings of all timesteps."""
-    width, rows = config.hidden_size, config.router_rows
-    heads, groups = (WidthRouter(width, rows, config.always_on) for _ in range(2))
-    tokens = TokenRouter(width, config.token_router_hidden)
-    for router in (heads, groups):
-        router.reset(bias)
-        router.shrink(every_e)
-    tokens.reset(token_bias)
-    modules = {"attn_rate": heads, "mlp_rate": groups, "token_selection": tokens}
-    return {f"blocks.{i}.{part}.{name}": w for part, module in modules.items() for name, w in module.state_dict().items()}
+def fresh_routers(block: RoutedBlock, bias: float, token_bias: float, every_e: Tensor) -> Weights:
+    """New router weights for a block on the meta device, by their names in it, drawn from torch's generator. every_e: T C,
+    the embeddings of all timesteps."""
+    routers = (block.head_router, block.group_router, block.token_router)
+    for router in routers:
+        router.to_empty(device="cpu")
+        for layer in router.modules():  # drawn as at construction too, so that a seed gives what it always gave
+            if isinstance(layer, nn.Linear):
+                layer.reset_parameters()
+    for width in routers[:2]:
+        width.reset(bias)
+        width.shrink(every_e)
+    block.token_router.reset(token_bias)
+    return {name: p.detach() for name, p in cast(nn.Module, block).named_parameters() if not p.is_meta}
 
 
 def convert(
     source: CheckpointLike,
     destination: str | Path,
+    options: ConvertOptions = ConvertOptions(),
     *,
-    ranking: RankingName = "magnitude",
-    router_bias: float | None = None,
-    token_router_bias: float | None = None,
-    seed: int = 0,
     reading: LoadOptions = LoadOptions(),
     force: bool = False,
+    **changes: Any,
 ) -> Conversion:
-    """Converts the static checkpoint `source`, of any format, to a DyDiT in the folder `destination`.
+    """Converts the static checkpoint `source`, of any format, to a dynamic one in the folder `destination`.
 
-    Raises `DyditError` where the source is no static checkpoint, the destination exists (without `force`), or the
-    result differs from the static model by more than 1e-4 on random inputs; then nothing is written.
+    `changes` replace single fields of `options`, as in `convert(source, destination, ranking="none")`. Raises `DyditError`
+    where the source is no static checkpoint, the destination exists (without `force`), or the result differs from the static
+    model by more than 1e-4 on random inputs; then nothing is written.
     """
     destination = check_output(destination, force)
-    if ranking not in get_args(RankingName):
-        raise DyditError(f"no ranking {ranking!r}; choose one of {', '.join(get_args(RankingName))}")
+    options = replace(options, **changes)
+    if options.ranking not in RANKINGS:
+        raise DyditError(f"no ranking {options.ranking!r}; choose one of {', '.join(RANKINGS)}")
     static = read(source, reading)
-    if isinstance(static.config, DyDiTConfig):
+    if static.config.dynamic:
         raise DyditError(f"{static.path}: is a DyDiT already; fine-tune it: dydit finetune {static.path} --out DIR")
     bias, token_bias = default_biases(static.config.hidden_size)
-    bias = bias if router_bias is None else router_bias
+    bias = bias if options.router_bias is None else options.router_bias
     # what the random weights of a token router add can outweigh a low bias: then a higher one, unless one was asked for
-    tries = [token_bias, 2 * token_bias, 4 * token_bias] if token_router_bias is None else [token_router_bias]
-
+    token_biases = [token_bias, 2 * token_bias, 4 * token_bias]
+    if options.token_router_bias is not None:
+        token_biases = [options.token_router_bias]
     try:
-        config = DyDiTConfig.from_static(static.config)
+        config = with_routers(static.config, width_routing=options.width_routing, token_routing=options.token_routing)
     except DyditError as error:  # a pruned model whose channels do not fall into as many groups as it has heads, say
         raise DyditError(f"{static.path}: {error}") from None
-    with torch.device("meta"):
-        shapes = DyDiT(config).state_dict()
-    for token_bias in tries:
-        step = lineage.entry("convert", static, ranking=ranking, router_bias=bias, token_router_bias=token_bias)
-        description = replace(static, config=config, weights=shapes, lineage=[*static.lineage, step])
-        try:
-            proof = _write(static, description, destination, ranking, bias, token_bias, seed)
-            break
-        except TokensOffError:
-            if token_bias == tries[-1]:
-                raise
-    difference, scale = proof.result()
-    report = Conversion(
+    check, token_bias, count = _write(static, config, destination, options.ranking, bias, token_biases, options.seed)
+    difference, scale = check.result()
+    return Conversion(
         source=str(static.path),
         found="; ".join((static.found, *static.notes)),
         destination=str(destination),
         parameters_static=sum(w.numel() for w in static.weights.values()),
-        parameters_dynamic=sum(w.numel() for w in shapes.values()),
-        ranking=ranking,
+        parameters_dynamic=count,
+        ranking=options.ranking,
         router_bias=bias,
         token_router_bias=token_bias,
         max_difference=difference,
         output_scale=scale,
-        proof_inputs=proof.inputs,
+        proof_inputs=check.inputs,
         trained_on=static.trained_on,
     )
-    return report
 
 
 def _dtype(static: Checkpoint, name: str) -> torch.dtype:
@@ -135,44 +131,51 @@ def _dtype(static: Checkpoint, name: str) -> torch.dtype:
     return static.weights[name].dtype if name in static.weights else torch.float32
 
 
-class TokensOffError(DyditError):
-    """A token router of the new model is off where all have to be on."""
-
-
 def _write(
     static: Checkpoint,
-    dynamic: Checkpoint,
+    config: RoutedConfig,
     destination: Path,
-    ranking: RankingName,
+    ranking: str,
     bias: float,
-    token_bias: float,
+    token_biases: list[float],
     seed: int,
-) -> EquivalenceCheck:
-    """Writes `static` with new routers as `dynamic` (whose weights are shapes alone), where it is proven to be the same."""
-    config = dynamic.config
-    assert isinstance(config, DyDiTConfig)
-    proof = EquivalenceCheck(static, config, seed)
+) -> tuple[EquivalenceCheck, float, int]:
+    """Writes `static` with new routers where it is proven to be the same, with the first of `token_biases` that leaves every
+    token on. Returns the check, that bias, and the number of parameters."""
+    check = EquivalenceCheck(static, config, seed)
+    with torch.device("meta"):
+        model = build_model(config)
+    shapes, thresholds = model.state_dict(), cast(DynamicBackbone, model).token_biases()
     torch.manual_seed(seed)
-    layout = {name: (_dtype(static, name), tuple(w.shape)) for name, w in dynamic.weights.items()}
+    layout = {name: (_dtype(static, name), tuple(w.shape)) for name, w in shapes.items()}
     with atomic_folder(destination) as temporary:
         # one block at a time: ranked, proven and written, so that no second model is ever in memory
         with SafetensorsWriter(temporary / WEIGHTS_FILE, layout) as out:
             for name, w in static.weights.items():
-                if not name.startswith("blocks."):
+                if not config.blocks.match(name):
                     out.write(name, w)
             for i in range(config.depth):
-                routers = fresh_routers(config, i, bias, token_bias, proof.every_e)
-                block = rank_block(static.weights, i, config, ranking) | routers
-                proof.block(i, block)
+                routers = fresh_routers(cast(RoutedBlock, model.blocks[i]), bias, token_biases[0], check.every_e)
+                model.blocks[i] = nn.Identity()  # nothing of a block stays
+                prefix = config.block_names()[i]
+                block = rank_block(static.weights, i, config, ranking) | {f"{prefix}.{n}": w for n, w in routers.items()}
+                check.block(i, block)
                 for name, w in block.items():
-                    out.write(name, w)
+                    if name not in thresholds:
+                        out.write(name, w)
                 del block  # before the next one is made
-        difference, _ = proof.result()
-        if not difference <= TOLERANCE or proof.off_timesteps:
-            raise (TokensOffError if proof.off_tokens else DyditError)(
+            # the tokens' thresholds come last: only now is it known which bias leaves all of them on
+            token_bias = next((b for b in token_biases if not check.off_tokens(b)), token_biases[-1])
+            for name in thresholds:
+                out.write(name, torch.full(shapes[name].shape, float(token_bias)))
+        difference, _ = check.result()
+        if not difference <= TOLERANCE or check.off_timesteps or check.off_tokens(token_bias):
+            raise DyditError(
                 f"{static.path}: converted, it differs from the static model by {difference:.1e} (allowed: {TOLERANCE:.0e}); "
-                f"routers of {proof.off_timesteps} blocks and timesteps and of {proof.off_tokens} tokens start switched off; "
-                f"raise --router-bias (now {bias:g}) or --token-router-bias (now {token_bias:g})"
+                f"routers of {check.off_timesteps} blocks and timesteps and of {check.off_tokens(token_bias)} tokens start "
+                f"switched off; raise --router-bias (now {bias:g}) or --token-router-bias (now {token_bias:g})"
             )
+        step = lineage.entry("convert", static, ranking=ranking, router_bias=bias, token_router_bias=token_bias)
+        dynamic = replace(static, config=config, weights=shapes, lineage=[*static.lineage, step])
         write_description(dynamic, temporary)
-    return proof
+    return check, token_bias, sum(w.numel() for w in shapes.values())

@@ -1,28 +1,28 @@
-"""How much each attention head and each MLP channel of a static model matters, by one of four criteria.
+"""How much each attention head and each MLP channel of a static model matters, by one of several criteria.
 
 A criterion takes the model and the `CalibrationData` that it may look at, and gives a score to every head and channel of every
-block; higher is kept. Scores are compared within a block and a kind only, so their scale is free.
+block; higher is kept. Scores are compared within a block and a site only, so their scale is free. A new one is a function with
+`@criterion`.
 
-Legend: L depth, H heads, D head width, C width, F MLP width, B batch.
+Legend: L depth, H heads, F MLP width, B batch, C channels, S size, T timesteps.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Literal
 
 import torch
 from torch import Tensor
 
 from dydit_cli.data.dataset import Dataset, batches
-from dydit_cli.diffusion.objective import LossTerms, loss_terms
-from dydit_cli.diffusion.schedule import TRAIN_STEPS, linear_schedule, spaced_timesteps
+from dydit_cli.diffusion.objective import LossTerms
+from dydit_cli.diffusion.process import process_of
 from dydit_cli.errors import DyditError
-from dydit_cli.model.config import DiTConfig
-from dydit_cli.model.dit import DiT
+from dydit_cli.model.backbone import Backbone
+from dydit_cli.model.config import ModelConfig
 
-Method = Literal["random", "magnitude", "taylor", "diff"]
+MOST_TIMESTEPS = 1_000  # at which losses are compared
 
 
 @dataclass(frozen=True)
@@ -58,48 +58,71 @@ class CalibrationData:
         for what, value in (("batches", self.batches), ("images in a batch", self.batch_size)):
             if value < 1:
                 raise DyditError(f"{value} {what}; importance is measured on at least 1")
-        if not 1 <= self.timesteps <= TRAIN_STEPS:
-            raise DyditError(f"{self.timesteps} timesteps; choose 1 to {TRAIN_STEPS}")
+        if not 1 <= self.timesteps <= MOST_TIMESTEPS:
+            raise DyditError(f"{self.timesteps} timesteps; choose 1 to {MOST_TIMESTEPS}")
         if not 0 <= self.threshold <= 1:
             raise DyditError(f"threshold {self.threshold:g}; it is a share of the largest loss, from 0 to 1")
 
 
-Criterion = Callable[[DiT, CalibrationData], Scores]
+@dataclass(frozen=True)
+class Criterion:
+    """`score` takes the model and what it may look at. `batches` is how many it looks at by default, 0 for none, and
+    `passes(data)` how many forward passes one takes, for the progress shown."""
+
+    score: Callable[[Backbone, CalibrationData], Scores]
+    batches: int = 0
+    passes: Callable[[CalibrationData], int] = lambda data: 1
 
 
-def structure_sums(values: Mapping[str, Tensor], config: DiTConfig) -> tuple[Tensor, Tensor]:
-    """Sums of `values`, one for every weight by the weights' names, over what goes when a structure goes.
+CRITERIA: dict[str, Criterion] = {}
+Score = Callable[[Backbone, CalibrationData], Scores]
 
-    A head is its rows of q, k and v with their biases, and its columns of proj; a channel its row of fc1 with its bias, and
-    its column of fc2. Returns L x H and L x F, float32 on the cpu.
+
+def criterion(
+    name: str, *, batches: int = 0, passes: Callable[[CalibrationData], int] = lambda data: 1
+) -> Callable[[Score], Score]:
+    """Registers a function as the pruning criterion `name`; see `Criterion`."""
+
+    def register(score: Score) -> Score:
+        CRITERIA[name] = Criterion(score, batches, passes)
+        return score
+
+    return register
+
+
+def structure_sums(values: Mapping[str, Tensor], config: ModelConfig) -> tuple[Tensor, Tensor]:
+    """Sums of `values`, one for every weight by the weights' names, over what goes when a head or a channel goes.
+
+    Returns L x H and L x F, float32 on the cpu.
     """
-    H, D = config.num_heads, config.head_dim
-    heads, channels = [], []
-    for i in range(config.depth):
-        attn, mlp = f"blocks.{i}.attn", f"blocks.{i}.mlp"
-        rows = values[f"{attn}.qkv.weight"].float().sum(dim=1) + values[f"{attn}.qkv.bias"].float()  # 3HD
-        columns = values[f"{attn}.proj.weight"].float().sum(dim=0)  # HD
-        heads.append(rows.view(3, H, D).sum(dim=(0, 2)) + columns.view(H, D).sum(dim=1))  # H
-        fc1 = values[f"{mlp}.fc1.weight"].float().sum(dim=1) + values[f"{mlp}.fc1.bias"].float()  # F
-        channels.append(fc1 + values[f"{mlp}.fc2.weight"].float().sum(dim=0))  # F
-    return torch.stack(heads).cpu(), torch.stack(channels).cpu()
+    blocks = list(enumerate(config.block_names()))
+    heads, channels = (
+        torch.stack([config.site(structure, i).unit_sums(values, block) for i, block in blocks]).cpu()
+        for structure in ("heads", "groups")
+    )
+    return heads, channels
 
 
-def structured(model: DiT) -> dict[str, torch.nn.Parameter]:
+def structured(model: Backbone) -> dict[str, torch.nn.Parameter]:
     """The parameters that `structure_sums` reads, by name."""
-    parts = ("attn.qkv.weight", "attn.qkv.bias", "attn.proj.weight", "mlp.fc1.weight", "mlp.fc1.bias", "mlp.fc2.weight")
-    return {name: p for name, p in model.named_parameters() if name.startswith("blocks.") and name.endswith(parts)}
+    config = model.config
+    names = {
+        f"{block}.{name}" for i, block in enumerate(config.block_names()) for site in config.sites(i) for name in site.names()
+    }
+    return {name: p for name, p in model.named_parameters() if name in names}
 
 
-def random(model: DiT, evidence: CalibrationData) -> Scores:
+@criterion("random")
+def random(model: Backbone, data: CalibrationData) -> Scores:
     """Chance alone: uniform scores under the seed."""
-    config, generator = model.config, torch.Generator().manual_seed(evidence.seed)
+    config, generator = model.config, torch.Generator().manual_seed(data.seed)
     heads = torch.rand(config.depth, config.num_heads, generator=generator)
     return Scores(heads, torch.rand(config.depth, config.mlp_hidden, generator=generator), "chance alone")
 
 
+@criterion("magnitude")
 @torch.no_grad()
-def magnitude(model: DiT, evidence: CalibrationData) -> Scores:
+def magnitude(model: Backbone, data: CalibrationData) -> Scores:
     """The L2 norm of all weights of a structure."""
     heads, channels = structure_sums({name: p.float().square() for name, p in structured(model).items()}, model.config)
     return Scores(heads.sqrt(), channels.sqrt())
@@ -108,19 +131,21 @@ def magnitude(model: DiT, evidence: CalibrationData) -> Scores:
 LABEL_DROPOUT = 0.1  # as in training
 
 
-def taylor(model: DiT, evidence: CalibrationData) -> Scores:
+@criterion("taylor", batches=16)
+def taylor(model: Backbone, data: CalibrationData) -> Scores:
     """The mean over batches of |sum of w dL/dw|, L the training loss with the batch's timesteps spread over the schedule."""
     total = _Total(model)
-    losses = BatchLosses(model, evidence)
+    losses = BatchLosses(model, data)
     for x0, y in losses.batches():
-        t = spread_timesteps(len(y), losses.generator)
+        t = losses.process.spread(len(y), losses.generator)
         losses.at(x0, y, t, losses.noise(x0)).loss.mean().backward()
-        evidence.on_work(1)
+        data.on_work(1)
         total.add()
-    return total.scores(f"{_images(evidence)}, timesteps spread over the schedule")
+    return total.scores(f"{_images(data)}, timesteps spread over the schedule")
 
 
-def diff(model: DiT, evidence: CalibrationData) -> Scores:
+@criterion("diff", batches=1, passes=lambda data: 2 * data.timesteps)
+def diff(model: Backbone, data: CalibrationData) -> Scores:
     """Diff-Pruning (Fang et al. 2023, arXiv 2305.10924): as `taylor`, of the loss summed over those timesteps whose noise
     error is at least `threshold` of the largest. The late, noisy ones say little about what an image is made of, and their
     many small gradients would drown the others.
@@ -128,8 +153,8 @@ def diff(model: DiT, evidence: CalibrationData) -> Scores:
     A batch's images and noise are the same at every timestep.
     """
     total = _Total(model)
-    losses = BatchLosses(model, evidence)
-    timesteps = spaced_timesteps(evidence.timesteps)[::-1]
+    losses = BatchLosses(model, data)
+    timesteps = losses.process.grid(data.timesteps)
     counted = 0
     for x0, y in losses.batches():
         noise = losses.noise(x0)
@@ -137,24 +162,18 @@ def diff(model: DiT, evidence: CalibrationData) -> Scores:
         with torch.no_grad():
             for t in timesteps:
                 errors.append(losses.at(x0, y, torch.full_like(y, t), noise).mse.mean().item())
-                evidence.on_work(1)
-        chosen = contributing(torch.tensor(errors), evidence.threshold).tolist()
+                data.on_work(1)
+        chosen = contributing(torch.tensor(errors), data.threshold).tolist()
         for i in chosen:
             losses.at(x0, y, torch.full_like(y, timesteps[i]), noise).loss.mean().backward()
-            evidence.on_work(1)
-        evidence.on_work(len(timesteps) - len(chosen))
+            data.on_work(1)
+        data.on_work(len(timesteps) - len(chosen))
         counted += len(chosen)
         total.add()
-    mean = counted / evidence.batches
+    mean = counted / data.batches
     return total.scores(
-        f"{_images(evidence)}, {mean:g} of {len(timesteps)} timesteps with {evidence.threshold:g} of the largest loss or more"
+        f"{_images(data)}, {mean:g} of {len(timesteps)} timesteps with {data.threshold:g} of the largest loss or more"
     )
-
-
-def spread_timesteps(batch: int, generator: torch.Generator) -> Tensor:
-    """(batch,) int64 timesteps, one drawn from each of so many equal parts of the schedule."""
-    drawn = torch.arange(batch) + torch.rand(batch, generator=generator)
-    return (drawn * TRAIN_STEPS / batch).long().clamp(max=TRAIN_STEPS - 1)
 
 
 def contributing(losses: Tensor, threshold: float) -> Tensor:
@@ -163,18 +182,18 @@ def contributing(losses: Tensor, threshold: float) -> Tensor:
 
 
 class BatchLosses:
-    """The model's losses on the evidence's batches, with all chance drawn on the cpu by `generator`."""
+    """The model's losses on the batches of the calibration data, with all chance drawn on the cpu by `generator`."""
 
-    def __init__(self, model: DiT, evidence: CalibrationData) -> None:
-        assert evidence.data is not None
-        self._model, self._evidence, self._data = model, evidence, evidence.data
-        self._schedule = linear_schedule()
-        self.generator = torch.Generator().manual_seed(evidence.seed)
+    def __init__(self, model: Backbone, data: CalibrationData) -> None:
+        assert data.data is not None
+        self._model, self._calibration, self._data = model, data, data.data
+        self.process = process_of(model.config)
+        self.generator = torch.Generator().manual_seed(data.seed)
 
     def batches(self) -> Iterator[tuple[Tensor, Tensor]]:
         """Images B C S S and labels B, a tenth of which stand for none."""
-        stream = batches(self._data, self._evidence.batch_size, self.generator)
-        for _ in range(self._evidence.batches):
+        stream = batches(self._data, self._calibration.batch_size, self.generator)
+        for _ in range(self._calibration.batches):
             x0, y = next(stream)
             dropped = torch.rand(len(y), generator=self.generator) < LABEL_DROPOUT
             yield x0, torch.where(dropped, torch.full_like(y, self._model.config.null_class), y)
@@ -183,16 +202,16 @@ class BatchLosses:
         return torch.randn(x0.shape, generator=self.generator)
 
     def at(self, x0: Tensor, y: Tensor, t: Tensor, noise: Tensor) -> LossTerms:
-        like = self._model.pos_embed
-        x0, noise, t, y = x0.to(like), noise.to(like), t.to(like.device), y.to(like.device)
-        x_t = self._schedule.add_noise(x0, t, noise)
-        return loss_terms(self._schedule, self._model(x_t, t, y), x0, x_t, t, noise)
+        device, dtype = self._model.device, self._model.dtype
+        x0, noise, t, y = x0.to(device, dtype), noise.to(device, dtype), t.to(device), y.to(device)
+        x_t = self.process.add_noise(x0, t, noise)
+        return self.process.losses(self._model(x_t, t, y), x0, x_t, t, noise)
 
 
 class _Total:
     """Adds up |sum of w dL/dw| over batches; the gradients of all that no score needs are never made."""
 
-    def __init__(self, model: DiT) -> None:
+    def __init__(self, model: Backbone) -> None:
         self._config, self._weights = model.config, structured(model)
         for p in model.parameters():
             p.requires_grad_(False)
@@ -214,6 +233,6 @@ class _Total:
         return Scores(self._heads / self._batches, self._channels / self._batches, seen)
 
 
-def _images(evidence: CalibrationData) -> str:
-    assert evidence.data is not None
-    return f"{evidence.batches} x {evidence.batch_size} images of {evidence.data.name}"
+def _images(data: CalibrationData) -> str:
+    assert data.data is not None
+    return f"{data.batches} x {data.batch_size} images of {data.data.name}"

@@ -1,75 +1,86 @@
 """That a converted model computes what the static one does: both run over random inputs, a block at a time.
 
-Legend: B batch, N tokens, C width.
+Legend: B batch, N tokens, C width, T timesteps.
 """
 
 from __future__ import annotations
+
+from typing import cast
 
 import torch
 from torch import Tensor, nn
 
 from dydit_cli.checkpoint.checkpoint import Checkpoint
-from dydit_cli.flops.analytic import static_macs
-from dydit_cli.model.config import DyDiTConfig
-from dydit_cli.model.dit import Block, DiT
-from dydit_cli.model.dydit import DynamicBlock
+from dydit_cli.diffusion.process import process_of
+from dydit_cli.model.backbone import RoutedBlock
+from dydit_cli.model.config import RoutedConfig
+from dydit_cli.model.families import build_model
+from dydit_cli.model.macs import static_macs
+from dydit_cli.model.sites import Weights
 
 MACS = 250e9  # for each model: about two forward passes of DiT-XL/2
-
 MOST_INPUTS = 16
-
-TIMESTEPS = 1000
 
 
 class EquivalenceCheck:
-    """Feed it every block's converted weights in order; then `difference` and `scale` hold.
+    """Takes every block's converted weights in order; then `result` is the difference.
 
-    `off_timesteps` counts the pairs of block and timestep, among all 1,000, at which a head or group starts off, and
-    `off_tokens` the tokens of the random inputs, over the blocks, that start skipping the MLP. every_e: 1000 C, the
-    embeddings of all timesteps.
+    `off_timesteps` counts the pairs of block and timestep, among all of the process, at which a head or group starts off.
+    Tokens are taken to be on, and `off_tokens` counts those of the random inputs that are not, at any bias of their routers.
+    every_e: T C, the embeddings of all timesteps.
     """
 
-    def __init__(self, static: Checkpoint, config: DyDiTConfig, seed: int) -> None:
+    def __init__(self, static: Checkpoint, config: RoutedConfig, seed: int) -> None:
         self._static, self._config = static, config
         self.inputs = max(2, min(MOST_INPUTS, int(MACS / static_macs(config))))
-        self.off_timesteps = self.off_tokens = 0
-        frame = {name: w for name, w in static.weights.items() if not name.startswith("blocks.")}
+        self.off_timesteps = 0
+        # without the bias; allocated at once, since what stays between two blocks keeps the allocator from giving back
+        self._token_logits = torch.empty(config.depth, self.inputs, config.num_tokens, 1)
         with torch.device("meta"):
-            self._frame = DiT(config.static())
-        self._frame.blocks = nn.ModuleList()
-        self._frame.load_state_dict({name: w.float() for name, w in frame.items()}, assign=True)
-        generator = torch.Generator().manual_seed(seed)
-        shape = (self.inputs, config.in_channels, config.input_size, config.input_size)
-        t = torch.linspace(0, TIMESTEPS - 1, self.inputs).long()
+            self._model, dynamic = build_model(config.static()), build_model(config)
+        self._blocks = list(zip(self._model.blocks, dynamic.blocks, strict=True))
+        names = [name for name in self._model.state_dict() if not config.blocks.match(name)]
+        self._model.blocks = nn.ModuleList()
+        self._model.load_state_dict({name: static.weights[name].float() for name in names}, assign=True)
+        generator, every = torch.Generator().manual_seed(seed), process_of(config).every()
+        t = every[torch.linspace(0, len(every) - 1, self.inputs).long()]
         y = torch.randint(0, config.num_classes + 1, (self.inputs,), generator=generator)
         with torch.no_grad():
-            self._e = self._frame.t_embedder(t)  # B C
-            self.every_e = self._frame.t_embedder(torch.arange(TIMESTEPS))  # 1000 C
-            self._c = self._e + self._frame.y_embedder(y)  # B C
-            self._h_static = self._h_dynamic = self._frame.embed(torch.randn(shape, generator=generator))  # B N C
+            self._e = self._model.embed_timestep(t)  # B C
+            self.every_e = self._model.embed_timestep(every)  # T C
+            self._c = self._model.condition(self._e, y)  # B C
+            x = torch.randn((self.inputs, *config.sample_shape), generator=generator)
+            self._h_static = self._h_dynamic = self._model.embed(x)  # B N C
 
     @torch.no_grad()
-    def block(self, i: int, converted: dict[str, Tensor]) -> None:
+    def block(self, i: int, converted: Weights) -> None:
         """Runs block `i` of both models; `converted` holds the dynamic block's weights under their full names."""
-        prefix = f"blocks.{i}."
-        with torch.device("meta"):
-            static, dynamic = Block(self._config), DynamicBlock(self._config)
-        _assign(static, prefix, self._static.weights)
-        _assign(dynamic, prefix, converted)
+        static, routed = self._blocks[i]
+        self._blocks[i] = (nn.Identity(), nn.Identity())  # their weights go with them
+        prefix = self._config.block_names()[i]
+        for block, weights in ((static, self._static.weights), (routed, converted)):
+            own = {name: weights[f"{prefix}.{name}"].float() for name in block.state_dict()}
+            block.load_state_dict(own, assign=True)
+        dynamic = cast(RoutedBlock, routed)
+        last, B, N = dynamic.token_router.last, self.inputs, self._config.num_tokens
+        hook = last.register_forward_hook(lambda module, inputs, logits: self._keep_logits(i, logits - last.bias))
+        rows = self._config.router_rows
+        noise = (torch.zeros(B, rows), torch.zeros(B, rows), torch.full((B, N), torch.inf))  # the tokens' switches all on
         self._h_static = static(self._h_static, self._c)
-        self._h_dynamic, routing = dynamic.forward_routed(self._h_dynamic, self._c, self._e, noise=0.0)
-        self.off_tokens += int((routing.tokens == 0).sum())
-        for router in (dynamic.attn_rate, dynamic.mlp_rate):
+        self._h_dynamic, _ = dynamic.forward_routed(self._h_dynamic, self._c, self._e, noise)
+        hook.remove()
+        for router in (dynamic.head_router, dynamic.group_router):
             self.off_timesteps += int((router(self.every_e, 1.0, 0.0) == 0).any(dim=1).sum())
+
+    def _keep_logits(self, i: int, logits: Tensor) -> None:
+        self._token_logits[i] = logits
+
+    def off_tokens(self, bias: float) -> int:
+        """How many tokens, over the blocks, skip the MLP where the token routers have this bias."""
+        return int((self._token_logits + bias <= 0).sum())
 
     @torch.no_grad()
     def result(self) -> tuple[float, float]:
         """The largest difference between the two outputs, and the largest static output."""
-        expected = self._frame.final_layer(self._h_static, self._c)
-        found = self._frame.final_layer(self._h_dynamic, self._c)
-        return (found - expected).abs().max().item(), expected.abs().max().item()
-
-
-def _assign(block: nn.Module, prefix: str, weights: dict[str, Tensor]) -> None:
-    own = {name: weights[prefix + name].float() for name in block.state_dict()}
-    block.load_state_dict(own, assign=True)
+        expected, result = (self._model.head(h, self._c) for h in (self._h_static, self._h_dynamic))
+        return (result - expected).abs().max().item(), expected.abs().max().item()

@@ -11,27 +11,23 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
 from torch import Tensor
 
 from dydit_cli.checkpoint import lineage
 from dydit_cli.checkpoint.native import write
-from dydit_cli.checkpoint.read import CheckpointLike, LoadOptions, read
-from dydit_cli.compress.criteria import CalibrationData, Criterion, Method, Scores, diff, magnitude, random, taylor
-from dydit_cli.compress.structures import select_channels, select_heads
-from dydit_cli.data.load import load_data
+from dydit_cli.checkpoint.options import LoadOptions
+from dydit_cli.checkpoint.read import CheckpointLike, read
+from dydit_cli.compress.criteria import CRITERIA, CalibrationData, Scores
+from dydit_cli.compress.options import PruneOptions
+from dydit_cli.compress.structures import narrowed
+from dydit_cli.data.load import default_data, load_data
 from dydit_cli.devices import pick_device
 from dydit_cli.errors import DyditError
 from dydit_cli.files import check_output
-from dydit_cli.flops.analytic import attention_macs, mlp_macs, static_macs
-from dydit_cli.model.config import DiTConfig, DyDiTConfig
-
-CRITERIA: dict[Method, Criterion] = {"random": random, "magnitude": magnitude, "taylor": taylor, "diff": diff}
-
-BATCHES: dict[Method, int] = {"taylor": 16, "diff": 1}  # of those that look at data; `diff` sees each at every timestep
-
-Weights = dict[str, Tensor]
+from dydit_cli.model.config import ModelConfig
+from dydit_cli.model.macs import attention_macs, mlp_macs, routed_macs, static_macs
 
 
 @dataclass(frozen=True)
@@ -45,7 +41,7 @@ class Pruning:
     source: str
     found: str
     destination: str
-    method: Method
+    method: str
     keep: float
     seen: str
     trained_on: str | None
@@ -71,52 +67,45 @@ class Pruning:
 def prune(
     source: CheckpointLike,
     destination: str | Path,
+    options: PruneOptions = PruneOptions(),
     *,
-    method: Method = "magnitude",
-    keep: float = 0.5,
-    data: str | None = None,
-    batches: int | None = None,
-    batch_size: int = 64,
-    timesteps: int = 50,
-    threshold: float = 0.05,
-    seed: int = 0,
     reading: LoadOptions = LoadOptions(),
     device: str = "auto",
     force: bool = False,
     on_stage: Callable[[str, int, str], None] = lambda what, total, unit: None,
     on_work: Callable[[int], None] = lambda amount: None,
+    **changes: Any,
 ) -> Pruning:
-    """Prunes the static checkpoint `source` to the share `keep` of its blocks' MACs, into the folder `destination`.
+    """Prunes the static checkpoint `source` to a share of its blocks' MACs, into the folder `destination`.
 
-    `method` is one of `random` (under `seed`), `magnitude`, `taylor` and `diff` (Diff-Pruning). The last two look at
-    `batches` (16 and 1 by default) of `batch_size` images of `data`, by default what the checkpoint was trained on;
-    `timesteps` and `threshold` are `diff`'s, see `CalibrationData`. Raises `DyditError` where the source is no static one,
-    the data do not fit it, the destination exists (without `force`) or a number is out of range; then nothing is written.
+    `changes` replace single fields of `options`, as in `prune(source, destination, keep=0.7)`. Raises `DyditError` where
+    the source is no static one, the data do not fit it, the destination exists (without `force`) or a number is out of
+    range; then nothing is written.
     """
+    options = replace(options, **changes)
+    method, keep, seed = options.method, options.keep, options.seed
     destination = check_output(destination, force)
     if method not in CRITERIA:
-        raise DyditError(f"no pruning method {method!r}; choose one of {', '.join(get_args(Method))}")
+        raise DyditError(f"no pruning method {method!r}; choose one of {', '.join(CRITERIA)}")
     static = read(source, reading)
-    if isinstance(static.config, DyDiTConfig):
+    if static.config.dynamic:
         raise DyditError(
             f"{static.path}: is a DyDiT; pruning takes its all-on static model: "
             f"dydit export {static.path} DIR --format native --complete"
         )
-    config = narrower(static.config, keep)
-    evidence = CalibrationData(
-        seed, None, BATCHES.get(method, 1) if batches is None else batches, batch_size, timesteps, threshold
-    )
-    if method in BATCHES:
-        images = load_data(data or static.trained_on or "digits", static.config)
+    config, criterion = narrower(static.config, keep), CRITERIA[method]
+    batches = max(1, criterion.batches) if options.batches is None else options.batches
+    calibration = CalibrationData(seed, None, batches, options.batch_size, options.timesteps, options.threshold)
+    if criterion.batches:
+        images = load_data(options.data or default_data(static.trained_on, static.config), static.config)
         images.check(static.config)
-        evidence = replace(evidence, data=images, on_work=on_work)
-        passes = 2 * timesteps if method == "diff" else 1
-        on_stage(method, evidence.batches * passes, "passes")
-    scores = CRITERIA[method](static.build().float().to(pick_device(device)), evidence)
+        calibration = replace(calibration, data=images, on_work=on_work)
+        on_stage(method, calibration.batches * criterion.passes(calibration), "passes")
+    scores = criterion.score(static.build().float().to(pick_device(device)), calibration)
     heads, channels = chosen(scores, config)
     facts = {"method": method, "keep": keep, "seen": scores.seen, "seed": seed}
     step = lineage.entry("prune", static, **facts, heads=config.num_heads, mlp_width=config.mlp_hidden)
-    weights = narrowed(static.weights, static.config, heads, channels)
+    weights = narrowed(static.weights, static.config, {"heads": list(heads), "groups": list(channels)})
     pruned = replace(static, config=config, weights=weights, lineage=[*static.lineage, step]).check()
     write(pruned, destination)
     before = static.config
@@ -141,11 +130,11 @@ def prune(
         macs=static_macs(config),
         macs_before=static_macs(before),
         ratio=static_macs(config) / static_macs(before),
-        routed_ratio=_routed(config) / _routed(before),
+        routed_ratio=routed_macs(config) / routed_macs(before),
     )
 
 
-def narrower(config: DiTConfig, keep: float) -> DiTConfig:
+def narrower(config: ModelConfig, keep: float) -> ModelConfig:
     """`config` with the share `keep` of its heads, at least one, and the MLP width that brings attention and MLP of a block
     together nearest to `keep` of their MACs.
 
@@ -153,18 +142,18 @@ def narrower(config: DiTConfig, keep: float) -> DiTConfig:
     """
     if not 0 < keep <= 1:
         raise DyditError(f"share to keep {keep:g}; it must be over 0 and at most 1")
-    H, D, F = config.num_heads, config.head_dim, config.mlp_hidden
-    heads = max(1, round(keep * H))
+    H, F = config.num_heads, config.mlp_hidden
+    heads, both = max(1, round(keep * H)), attention_macs(config) + mlp_macs(config)
     channel = mlp_macs(config) // F
     attention = attention_macs(config) // H * heads
-    width = min(F, round((keep * _routed(config) - attention) / channel))
+    width = min(F, round((keep * both - attention) / channel))
     if width < 1:
-        least = (attention + channel) / _routed(config)
+        least = (attention + channel) / both
         raise DyditError(f"share to keep {keep:g}: with {heads} of {H} heads and one channel it is {least:.3f}; keep more")
-    return replace(config, num_heads=heads, attention_width=heads * D, mlp_width=width)
+    return config.narrowed(heads, width)
 
 
-def chosen(scores: Scores, config: DiTConfig) -> tuple[Tensor, Tensor]:
+def chosen(scores: Scores, config: ModelConfig) -> tuple[Tensor, Tensor]:
     """Which heads (L x kept) and channels (L x kept) of each block `config`, the narrower one, has room for, ascending."""
     kept = ((scores.heads, config.num_heads), (scores.channels, config.mlp_hidden))
     heads, channels = (
@@ -173,19 +162,5 @@ def chosen(scores: Scores, config: DiTConfig) -> tuple[Tensor, Tensor]:
     return heads, channels
 
 
-def narrowed(weights: Weights, config: DiTConfig, heads: Tensor, channels: Tensor) -> Weights:
-    """`weights` of a model of `config` with these heads and channels of each block alone; both L x kept."""
-    kept = dict(weights)
-    for i in range(config.depth):
-        kept |= select_heads(weights, f"blocks.{i}", config, heads[i])
-        kept |= select_channels(weights, f"blocks.{i}", channels[i])
-    return kept
-
-
-def _routed(config: DiTConfig) -> int:
-    """MACs of one block's attention and MLP, which pruning, as DyDiT's routers, makes smaller."""
-    return attention_macs(config) + mlp_macs(config)
-
-
-def _count(weights: Weights) -> int:
+def _count(weights: dict[str, Tensor]) -> int:
     return sum(w.numel() for w in weights.values())

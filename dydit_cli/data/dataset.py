@@ -1,4 +1,4 @@
-"""What training asks of a data set, and the shuffled batches that it draws from one.
+"""What a data set is to training, and the shuffled batches of one.
 
 Shapes: M images of a set, B of a batch, C channels, S pixels a side.
 """
@@ -13,14 +13,15 @@ import torch
 from torch import Tensor
 
 from dydit_cli.errors import DyditError
-from dydit_cli.model.config import DiTConfig
+from dydit_cli.model.config import ModelConfig
 
 
 class Dataset(Protocol):
     """Labelled images, as a model takes them: pixels in [-1, 1], or latents times their VAE's scaling factor.
 
-    `varied` says that an image has random versions (mirrored, a latent's sample), of which a seed chooses one.
-    `skipped` are the images that could not be read so far.
+    `class_names` are the classes' names, class 0's first, None where they have none. `varied` is whether an image has
+    random versions (mirrored, a latent's sample), of which a seed chooses one. `skipped` are the images that could not be
+    read so far.
     """
 
     @property
@@ -30,6 +31,9 @@ class Dataset(Protocol):
     def num_classes(self) -> int: ...
 
     @property
+    def class_names(self) -> tuple[str, ...] | None: ...
+
+    @property
     def varied(self) -> bool: ...
 
     @property
@@ -37,14 +41,14 @@ class Dataset(Protocol):
 
     def __len__(self) -> int: ...
 
-    def check(self, config: DiTConfig) -> None:
+    def check(self, config: ModelConfig) -> None:
         """Raises `DyditError` where a model of `config` cannot be trained on this data."""
 
     def take(self, index: Tensor, seed: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """The images B C S S float32 and labels B int64 at `index` (B,).
 
-        `seed` (B,) chooses each one's version, and an odd one mirrors it; without seeds there is no chance in it.
-        What comes depends on these two alone: not on the batch, its order, or on threads.
+        `seed` (B,) chooses each one's version, and an odd one mirrors it; without seeds nothing is random.
+        An image depends on its index and seed alone: not on the batch, its order, or on threads.
         """
 
     def prefetch(self, index: Tensor) -> None:
@@ -59,6 +63,7 @@ class ImageData:
     images: Tensor
     labels: Tensor
     num_classes: int
+    class_names: tuple[str, ...] | None = None
 
     varied: ClassVar[bool] = False
     skipped: ClassVar[Sequence[Skipped]] = ()
@@ -66,7 +71,7 @@ class ImageData:
     def __len__(self) -> int:
         return len(self.labels)
 
-    def check(self, config: DiTConfig) -> None:
+    def check(self, config: ModelConfig) -> None:
         _, channels, size, _ = self.images.shape
         check_fits(self.name, config, channels, size, self.num_classes)
 
@@ -77,27 +82,27 @@ class ImageData:
         pass
 
 
-def check_fits(name: str, config: DiTConfig, channels: int, size: int, num_classes: int) -> None:
+def check_fits(name: str, config: ModelConfig, channels: int, size: int, num_classes: int) -> None:
     """Raises `DyditError` where a model of `config` takes other images, or has another number of classes."""
-    for what, ours, model, more in (
+    for what, own, model, more in (
         ("channels", channels, config.in_channels, ""),
         ("pixels a side", size, config.input_size, ""),
         ("classes", num_classes, config.num_classes, f", or draw its label table anew with --num-classes {num_classes}"),
     ):
-        if ours != model:
-            raise DyditError(f"data set {name} has {ours} {what} and the model {model}; choose data that fit the model{more}")
+        if own != model:
+            raise DyditError(f"data set {name} has {own} {what} and the model {model}; choose data that fit the model{more}")
 
 
 class BatchStream:
     """Shuffled batches without end: every image once an epoch, batches running over the epoch's edge.
 
-    Yields images B C S S and labels B. All chance comes from `generator`, and is drawn for the whole batch of `size`
-    images whichever `part` of it is asked for: processes that share a batch each read their own images only.
+    Yields images B C S S and labels B. All random numbers come from `generator`, for the whole batch of `size` images
+    whichever `part` of it is yielded: processes that share a batch each read their own images only.
     """
 
     def __init__(self, data: Dataset, size: int, generator: torch.Generator, part: slice = slice(None)) -> None:
         self.data, self.size, self.generator, self.part = data, size, generator, part
-        self._order = torch.empty(0, dtype=torch.long)  # what is still to come of the epochs that were begun
+        self._order = torch.empty(0, dtype=torch.long)  # what is left of the epochs that were begun
 
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
         return self
@@ -108,16 +113,16 @@ class BatchStream:
         index, self._order = self._order[: self.size], self._order[self.size :]
         seed = torch.randint(2**62, (self.size,), generator=self.generator)[self.part] if self.data.varied else None
         batch = self.data.take(index[self.part], seed)
-        # which images are next is drawn already, their seeds are not: looking ahead leaves the generator alone
+        # which images are next is known already, their seeds are not: prefetching leaves the generator alone
         self.data.prefetch(self._order[: self.size][self.part])
         return batch
 
     def state(self) -> dict[str, Any]:
-        """Between two batches this and the generator's own state say all that is to come: an int and an int64 tensor."""
+        """With the generator's own state, all that the next batches depend on: an int and an int64 tensor."""
         return {"images": len(self.data), "order": self._order.clone()}
 
     def restore(self, state: dict[str, Any]) -> None:
-        """Continues from a `state`; the generator is the caller's to set. Raises `DyditError` where the data changed."""
+        """Continues from a `state`; the caller restores the generator. Raises `DyditError` where the data changed."""
         if state["images"] != len(self.data):
             raise DyditError(
                 f"data set {self.data.name} had {state['images']} images when the run began and has {len(self.data)} now; "

@@ -7,8 +7,10 @@ from functools import lru_cache
 import torch
 
 from dydit_cli.data.dataset import ImageData
+from dydit_cli.data.registry import SupportVectors, dataset
 
 
+@dataset("digits", classifier=SupportVectors(c=10.0, gamma=0.05))
 @lru_cache(maxsize=2)
 def load_digits_split(held_out: bool = False) -> ImageData:
     """1,797 digits, 8x8, in [-1, 1].

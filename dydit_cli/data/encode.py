@@ -20,7 +20,6 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from safetensors.torch import save_file
-from torch import Tensor
 
 from dydit_cli.data.dataset import Skipped
 from dydit_cli.data.imagefolder import THREADS, Listing, list_pictures, none_readable, read_picture, reason, to_model
@@ -39,7 +38,7 @@ from dydit_cli.data.vae import Encoder, load_encoder
 from dydit_cli.devices import pick_device
 from dydit_cli.distributed import share_work
 from dydit_cli.errors import DyditError
-from dydit_cli.files import Resumable, atomic_file, check_output, write_json
+from dydit_cli.files import Resumable, Shards, atomic_file, check_output, write_json
 from dydit_cli.provenance import made_by
 
 SHARD_SIZE = 5000
@@ -49,39 +48,14 @@ DTYPES = {"fp32": torch.float32, "fp16": torch.float16}
 OnStage = Callable[[str, int, str], None]  # what, how many, of which unit
 
 
-def _silent(*what: Any) -> None:
-    pass
-
-
 @dataclass(frozen=True)
 class Encoding:
-    """`index` is index.json as it is now; `encoded` how many pictures this run went through, unreadable ones too."""
+    """`index` is index.json as it is now; `encoded` how many pictures this run encoded, without the unreadable ones."""
 
     index: LatentIndex
     encoded: int
     processes: int
     seconds: float
-
-
-@dataclass(frozen=True)
-class _Run:
-    folder: Path
-    listing: Listing
-    shard_size: int
-
-    @property
-    def count(self) -> int:
-        return -(-len(self.listing.files) // self.shard_size)
-
-    def path(self, shard: int) -> Path:
-        return self.folder / SHARDS / f"{shard:06d}.safetensors"
-
-    def slice(self, shard: int) -> range:
-        first = shard * self.shard_size
-        return range(first, min(first + self.shard_size, len(self.listing.files)))
-
-    def missing(self) -> list[int]:
-        return [shard for shard in range(self.count) if not self.path(shard).is_file()]
 
 
 def encode(
@@ -95,8 +69,8 @@ def encode(
     dtype: str = "fp32",
     device: str = "auto",
     force: bool = False,
-    on_stage: OnStage = _silent,
-    on_progress: Callable[[int], None] = _silent,
+    on_stage: OnStage = lambda *what: None,
+    on_progress: Callable[[int], None] = lambda amount: None,
 ) -> Encoding | None:
     """Writes what is missing in `out` of the latents of `images`, a folder of class folders, cropped to `size` pixels.
 
@@ -110,22 +84,23 @@ def encode(
     start = time.perf_counter()
     with share_work(device) as team:
         if not team.main:  # one display is enough
-            on_stage, on_progress = _silent, _silent
-        run = _Run(Path(out), list_pictures(images), shard_size)
-        if run.listing.root.resolve() in run.folder.resolve().parents:
+            on_stage, on_progress = (lambda *what: None), (lambda amount: None)
+        folder, listing = Path(out), list_pictures(images)
+        shards = Shards(folder / SHARDS, len(listing.files), shard_size, ".safetensors")
+        if listing.root.resolve() in folder.resolve().parents:
             raise DyditError(f"{out}: lies in the folder of the images, where it would be a class; choose another OUT")
-        place = Resumable(run.folder, SETTINGS_FILE, FORMAT, "latents", "OUT")
+        resumable = Resumable(folder, SETTINGS_FILE, FORMAT, "latents", "OUT")
         encoder = load_encoder(vae, pick_device(device))
         if size < 1 or size % encoder.factor:
             raise DyditError(f"size {size}: {vae} makes a latent pixel of {encoder.factor}; give a multiple of that")
         shape = (encoder.channels, size // encoder.factor, size // encoder.factor)
-        asked = {
+        settings = {
             "format": FORMAT,
             "format_version": FORMAT_VERSION,
             "images": str(images),
-            "files": len(run.listing.files),
-            "files_sha256": hashlib.sha256("\n".join(run.listing.files).encode()).hexdigest(),
-            "classes": list(run.listing.classes),
+            "files": len(listing.files),
+            "files_sha256": hashlib.sha256("\n".join(listing.files).encode()).hexdigest(),
+            "classes": list(listing.classes),
             "size": size,
             "shape": list(shape),
             "dtype": dtype,
@@ -135,30 +110,32 @@ def encode(
             "scaling_factor": encoder.scaling_factor,
         }
         if force:
-            check_output(run.folder, force)
+            check_output(folder, force)
         else:
-            place.check(asked, free=("images", "vae"))  # the same ones may lie elsewhere now
-        missing = list(range(run.count)) if force else run.missing()
+            resumable.check(settings, free=("images", "vae"))  # the same ones may lie elsewhere now
+        missing = list(range(shards.count)) if force else shards.missing()
         team.wait()  # all have looked before anything changes
         if team.main:
-            place.begin({**asked, **made_by()}, force)
+            resumable.begin({**settings, **made_by()}, force)
         team.wait()
-        mine = missing[team.index :: team.count]
-        if mine:
-            on_stage("encode", sum(len(run.slice(shard)) for shard in mine), "images")
-        for shard in mine:
-            _write_shard(run, shard, encoder, shape, batch, DTYPES[dtype], on_progress)
+        own = missing[team.index :: team.count]
+        if own:
+            on_stage("encode", sum(len(shards.items(shard)) for shard in own), "images")
+        for shard in own:
+            _write_shard(listing, shards, shard, encoder, shape, batch, DTYPES[dtype], on_progress)
         team.wait()
-        if team.main and (missing or not (run.folder / INDEX_FILE).is_file()):
-            _write_index(run, asked, shape)
+        if team.main and (missing or not (folder / INDEX_FILE).is_file()):
+            _write_index(folder, listing, shards, settings, shape)
     if not team.main:
         return None
-    encoded = sum(len(run.slice(shard)) for shard in missing)
-    return Encoding(read_index(run.folder), encoded, team.count, time.perf_counter() - start)
+    index = read_index(folder)
+    encoded = sum(index.shards[shard].count for shard in missing)
+    return Encoding(index, encoded, team.count, time.perf_counter() - start)
 
 
 def _write_shard(
-    run: _Run,
+    listing: Listing,
+    shards: Shards,
     shard: int,
     encoder: Encoder,
     shape: tuple[int, int, int],
@@ -167,39 +144,34 @@ def _write_shard(
     on_progress: Callable[[int], None],
 ) -> None:
     """One file: mean and std, M 2 C S S, label, M, and in its metadata the pictures of its slice that were skipped."""
-    wanted, done, skipped = run.slice(shard), 0, list[Skipped]()
+    indices, done, skipped = shards.items(shard), 0, list[Skipped]()
     labels: list[int] = []
-    mean = torch.empty(len(wanted), 2, *shape, dtype=dtype)
+    mean = torch.empty(len(indices), 2, *shape, dtype=dtype)
     std = torch.empty_like(mean)
-    for chunk in _read_ahead(run.listing, wanted, shape[1] * encoder.factor, batch):
+    for chunk in _read_ahead(listing, indices, shape[1] * encoder.factor, batch):
         readable = [(i, pixels) for i, pixels in chunk if not isinstance(pixels, Skipped)]
         skipped += [pixels for _, pixels in chunk if isinstance(pixels, Skipped)]
         if readable:
             pictures = to_model(np.stack([pixels for _, pixels in readable]))
             both = encoder(torch.cat([pictures, pictures.flip(-1)]))
             for tensor, values in zip((mean, std), both, strict=True):
-                tensor[done : done + len(readable)] = _by_picture(values)
+                tensor[done : done + len(readable)] = torch.stack(values.chunk(2), dim=1)  # 2B C S S -> B 2 C S S
             done += len(readable)
-            labels += [run.listing.labels[i] for i, _ in readable]
+            labels += [listing.labels[i] for i, _ in readable]
         on_progress(len(chunk))
     tensors = {
         "mean": mean[:done].contiguous(),
         "std": std[:done].contiguous(),
         "label": torch.tensor(labels, dtype=torch.int32),
     }
-    with atomic_file(run.path(shard)) as temporary:
+    with atomic_file(shards.path(shard)) as temporary:
         save_file(tensors, temporary, {"skipped": json.dumps([[one.file, one.reason] for one in skipped])})
 
 
-def _by_picture(values: Tensor) -> Tensor:
-    """2B C S S, all mirror images after all pictures -> B 2 C S S."""
-    return torch.stack(values.chunk(2), dim=1)
-
-
 def _read_ahead(
-    listing: Listing, wanted: range, size: int, batch: int
+    listing: Listing, indices: range, size: int, batch: int
 ) -> Iterator[list[tuple[int, NDArray[np.uint8] | Skipped]]]:
-    """Chunks of `batch` pictures, S S 3, with their numbers; threads read the next chunk while one is worked on."""
+    """Chunks of `batch` pictures, S S 3, with their indices; threads read the next chunk while one is in use."""
 
     def read(i: int) -> NDArray[np.uint8] | Skipped:
         try:
@@ -208,31 +180,32 @@ def _read_ahead(
             return Skipped(listing.files[i], reason(error))
 
     with ThreadPoolExecutor(THREADS) as pool:
-        chunks = [wanted[first : first + batch] for first in range(0, len(wanted), batch)]
+        chunks = [indices[first : first + batch] for first in range(0, len(indices), batch)]
         ahead: list[Future[NDArray[np.uint8] | Skipped]] = []
         for n, chunk in enumerate(chunks):
-            coming = ahead or [pool.submit(read, i) for i in chunk]
+            futures = ahead or [pool.submit(read, i) for i in chunk]
             ahead = [pool.submit(read, i) for i in chunks[n + 1]] if n + 1 < len(chunks) else []
-            yield [(i, future.result()) for i, future in zip(chunk, coming, strict=True)]
+            yield [(i, future.result()) for i, future in zip(chunk, futures, strict=True)]
 
 
-def _write_index(run: _Run, asked: dict[str, Any], shape: tuple[int, int, int]) -> None:
-    """index.json from what the shards themselves say. Raises `DyditError` for a damaged shard, or nothing readable."""
-    for leftover in [*run.folder.glob(f".{INDEX_FILE}.*"), *(run.folder / SHARDS).glob(".*")]:
+def _write_index(folder: Path, listing: Listing, shards: Shards, settings: dict[str, Any], shape: tuple[int, int, int]) -> None:
+    """index.json from the shards' own headers. Raises `DyditError` for a damaged shard, or nothing readable."""
+    for leftover in [*folder.glob(f".{INDEX_FILE}.*"), *shards.folder.glob(".*")]:
         leftover.unlink()  # what a kill left half-written
     entries, skipped = [], list[tuple[str, str]]()
-    for number in range(run.count):
-        shard = open_shard(run.path(number))
+    for number in range(shards.count):
+        shard = open_shard(shards.path(number))
         shard.check(None, shape)
         bad = [(str(file), str(why)) for file, why in json.loads(shard.metadata.get("skipped", "[]"))]
-        if shard.shape[0] + len(bad) != len(run.slice(number)):
-            raise DyditError(f"{run.path(number)}: damaged shard (too few pictures); delete it and run the same command again")
-        entries.append(ShardEntry(file=run.path(number).name, count=shard.shape[0]))
+        if shard.shape[0] + len(bad) != len(shards.items(number)):
+            raise DyditError(
+                f"{shards.path(number)}: damaged shard (too few pictures); delete it and run the same command again"
+            )
+        entries.append(ShardEntry(file=shards.path(number).name, count=shard.shape[0]))
         skipped += bad
-    if len(skipped) == len(run.listing.files):
-        raise none_readable(run.listing.root, [Skipped(file, why) for file, why in skipped])
-    known = {name: asked[name] for name in ("format", "format_version", "classes", "shape", "size", "dtype")}
-    vae = {name: asked[name] for name in ("scaling_factor", "vae", "vae_sha256")}
+    if len(skipped) == len(listing.files):
+        raise none_readable(listing.root, [Skipped(file, why) for file, why in skipped])
+    known = {name: settings[name] for name in LatentIndex.model_fields if name in settings}
     count = sum(entry.count for entry in entries)
-    index = LatentIndex(**known, **vae, count=count, skipped=tuple(skipped), shards=tuple(entries))
-    write_json(run.folder / INDEX_FILE, index.model_dump())
+    index = LatentIndex(**known, count=count, skipped=tuple(skipped), shards=tuple(entries))
+    write_json(folder / INDEX_FILE, index.model_dump())

@@ -1,11 +1,12 @@
-"""A folder of pictures as training data, read when they are needed by a few threads that look one batch ahead."""
+"""`imagefolder:PATH`: a folder of pictures, read when they are needed by a few threads, one batch ahead."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+import stat
+from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,14 +17,21 @@ from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 
 from dydit_cli.data.dataset import Skipped, check_fits
+from dydit_cli.data.registry import DataSource, register
 from dydit_cli.errors import DyditError
-from dydit_cli.model.config import DiTConfig
+from dydit_cli.model.config import ModelConfig
 
 SUFFIXES = {".bmp", ".gif", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp"}
 
 LONGEST = 100  # times as long as wide: resizing a longer one could fill the memory
 
 NAMED = 5  # of what was skipped
+
+THREADS = min(8, os.cpu_count() or 1)  # decoding releases Python's lock
+
+PIXEL_CHANNELS = (1, 3)
+
+Picture = tuple[NDArray[np.uint8], int]  # S S C, and its label
 
 
 @dataclass(frozen=True)
@@ -40,7 +48,7 @@ class Listing:
 
 
 def list_pictures(root: str | Path) -> Listing:
-    """Lists the pictures by their names alone, sorted, hidden ones left out.
+    """Lists the pictures by their names alone, sorted, without hidden ones.
 
     Raises `DyditError` where `root` is no folder or has no class folder with a picture.
     """
@@ -48,26 +56,31 @@ def list_pictures(root: str | Path) -> Listing:
     if not root.is_dir():
         raise DyditError(f"{root}: {'not a folder' if root.exists() else 'no such folder'}; give a folder of class folders")
     classes = sorted(child.name for child in root.iterdir() if child.is_dir() and not child.name.startswith("."))
-    found = [(file, label) for label, name in enumerate(classes) for file in _files(root, name)]
-    if not found:
+    files = [(file, label) for label, name in enumerate(classes) for file in sorted(pictures_below(root, name))]
+    if not files:
         suffixes = " ".join(sorted(SUFFIXES))
         raise DyditError(f"{root}: no images in it; put those of each class into a folder of its own ({suffixes})")
-    return Listing(root, tuple(classes), tuple(file for file, _ in found), tuple(label for _, label in found))
+    return Listing(root, tuple(classes), tuple(file for file, _ in files), tuple(label for _, label in files))
 
 
-def _files(root: Path, name: str) -> list[str]:
-    """The pictures anywhere below one class's folder."""
-    files: list[str] = []
-    for folder, _, names in os.walk(root / name, followlinks=True):
+def pictures_below(root: Path, name: str = ".", follow_links: bool = True) -> Iterator[str]:
+    """Paths below `root` of all files in its folder `name` that have a picture's suffix; hidden ones are left out."""
+    for folder, _, names in os.walk(root / name, followlinks=follow_links):
         inside = os.path.relpath(folder, root).replace(os.sep, "/")
-        files.extend(f"{inside}/{n}" for n in names if Path(n).suffix.lower() in SUFFIXES and not n.startswith("."))
-    return sorted(files)
+        yield from (f"{inside}/{n}" for n in names if Path(n).suffix.lower() in SUFFIXES and not n.startswith("."))
+
+
+def open_picture(path: Path) -> Image.Image:
+    """The file of a picture, its pixels still unread; raises whatever Pillow does for a damaged one."""
+    if not stat.S_ISREG(path.stat().st_mode):  # opening a FIFO would wait for its writer for good
+        raise ValueError("not a regular file")
+    return Image.open(path)
 
 
 def header_fault(path: Path) -> str | None:
-    """Why `path` is no picture, going by its first bytes alone; None where it seems to be one."""
+    """Why `path` is no picture, by its first bytes alone; None where it seems to be one."""
     try:
-        with Image.open(path):
+        with open_picture(path):
             return None
     except Exception as error:  # damaged files make Pillow's readers raise nearly anything
         return reason(error)
@@ -75,7 +88,7 @@ def header_fault(path: Path) -> str | None:
 
 def read_picture(path: Path, size: int, channels: int = 3) -> NDArray[np.uint8]:
     """The picture as size x size x channels (3 colours, or 1 of grey); raises whatever Pillow does for a damaged file."""
-    with Image.open(path) as image:
+    with open_picture(path) as image:
         # a palette may say which colour is transparent in a way that only RGBA can take
         colours = image.convert("RGBA").convert("RGB") if image.mode == "P" else image.convert("RGB")
     square = centre_crop(colours, size)
@@ -121,18 +134,11 @@ def none_readable(root: Path, skipped: Sequence[Skipped]) -> DyditError:
     )
 
 
-THREADS = min(8, os.cpu_count() or 1)  # decoding lets go of Python's lock
-
-PIXEL_CHANNELS = (1, 3)
-
-Picture = tuple[NDArray[np.uint8], int]  # S S C, and its label
-
-
 class ImageFolder:
     """Class folders of pictures, cropped to `size` x `size`, mirrored at random; of `channels` 3, or 1 for grey.
 
-    At opening every file's first bytes are looked at. One that proves damaged later is replaced by the next readable
-    one, label and all, so that what comes at an index never depends on threads.
+    Opening reads every file's first bytes. A picture that proves damaged later is replaced by the next readable one and its
+    label, so that what `take` returns at an index never depends on threads.
     """
 
     varied = True
@@ -141,23 +147,16 @@ class ImageFolder:
         self.name, self.size, self.channels = f"imagefolder:{root}", size, channels
         self._pool = ThreadPoolExecutor(threads, thread_name_prefix="dydit-pictures")
         self._ahead: dict[int, Future[Picture]] = {}
-        everything = list_pictures(root)
-        faults = list(self._pool.map(lambda i: header_fault(everything.path(i)), range(len(everything.files))))
-        pairs = zip(everything.files, faults, strict=True)
+        listing = list_pictures(root)
+        self.class_names, self.num_classes = listing.classes, len(listing.classes)
+        faults = list(self._pool.map(header_fault, map(listing.path, range(len(listing.files)))))
+        pairs = zip(listing.files, faults, strict=True)
         self._skipped = {file: Skipped(file, fault) for file, fault in pairs if fault is not None}
-        if len(self._skipped) == len(everything.files):
-            raise none_readable(everything.root, self.skipped)
+        if len(self._skipped) == len(listing.files):
+            raise none_readable(listing.root, self.skipped)
         readable = [i for i, fault in enumerate(faults) if fault is None]
-        self._listing = Listing(
-            everything.root,
-            everything.classes,
-            tuple(everything.files[i] for i in readable),
-            tuple(everything.labels[i] for i in readable),
-        )
-
-    @property
-    def num_classes(self) -> int:
-        return len(self._listing.classes)
+        files, labels = listing.files, listing.labels
+        self._listing = replace(listing, files=tuple(files[i] for i in readable), labels=tuple(labels[i] for i in readable))
 
     @property
     def skipped(self) -> Sequence[Skipped]:
@@ -166,24 +165,24 @@ class ImageFolder:
     def __len__(self) -> int:
         return len(self._listing.files)
 
-    def check(self, config: DiTConfig) -> None:
+    def check(self, config: ModelConfig) -> None:
         check_pixels(self.name, config)
         check_fits(self.name, config, self.channels, self.size, self.num_classes)
 
     def take(self, index: Tensor, seed: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        wanted: list[int] = index.tolist()
-        coming = [self._ahead.pop(i) if i in self._ahead else self._pool.submit(self._read, i) for i in wanted]
-        pictures = [future.result() for future in coming]
+        indices: list[int] = index.tolist()
+        futures = [self._ahead.pop(i) if i in self._ahead else self._pool.submit(self._read, i) for i in indices]
+        pictures = [future.result() for future in futures]
         images = to_model(np.stack([pixels for pixels, _ in pictures]))
         if seed is not None:
             images = torch.where((seed % 2 == 1)[:, None, None, None], images.flip(-1), images)
         return images, torch.tensor([label for _, label in pictures])
 
     def prefetch(self, index: Tensor) -> None:
-        wanted = index.tolist()
-        for i in set(self._ahead) - set(wanted):  # hinted at, and never taken
+        indices = index.tolist()
+        for i in set(self._ahead) - set(indices):  # prefetched, and never taken
             self._ahead.pop(i).cancel()
-        for i in wanted:
+        for i in indices:
             if i not in self._ahead:
                 self._ahead[i] = self._pool.submit(self._read, i)
 
@@ -198,7 +197,7 @@ class ImageFolder:
         raise none_readable(self._listing.root, self.skipped)
 
 
-def check_pixels(name: str, config: DiTConfig) -> None:
+def check_pixels(name: str, config: ModelConfig) -> None:
     """Raises `DyditError` for a model of latents, which cannot be trained on pixels."""
     if config.in_channels not in PIXEL_CHANNELS:
         raise DyditError(
@@ -209,4 +208,16 @@ def check_pixels(name: str, config: DiTConfig) -> None:
 
 def to_model(pixels: NDArray[np.uint8]) -> Tensor:
     """B S S C from 0..255 -> B C S S float32 in [-1, 1]."""
-    return torch.from_numpy(pixels).permute(0, 3, 1, 2).float().div(127.5).sub(1).contiguous()
+    # a copy has the usual strides where C is 1, too, on which a convolution's last bits depend
+    return torch.from_numpy(pixels.transpose(0, 3, 1, 2).copy()).float().div(127.5).sub(1)
+
+
+def _load(path: str, config: ModelConfig | None) -> ImageFolder:
+    name = f"imagefolder:{path}"
+    if config is None:
+        raise DyditError(f"data set {name} is cropped to its model's size, and there is no model; give the folder alone")
+    check_pixels(name, config)
+    return ImageFolder(path, config.input_size, config.in_channels)
+
+
+register(DataSource("imagefolder", _load, takes_path=True))

@@ -1,4 +1,4 @@
-"""Latents that `dydit encode` wrote: the VAE's mean and std of every picture and of its mirror image.
+"""`latents:PATH`: what `dydit encode` wrote, the VAE's mean and std of every picture and of its mirror image.
 
 A folder: encode.json (what was asked for), shards/NNNNNN.safetensors, and index.json once all of them are there. A shard
 has the tensors mean and std, M 2 C S S (unmirrored, mirrored), and label, M, for its slice of the pictures.
@@ -7,7 +7,6 @@ has the tensors mean and std, M 2 C S S (unmirrored, mirrored), and label, M, fo
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,9 +17,10 @@ from torch import Tensor
 
 from dydit_cli import marks
 from dydit_cli.data.dataset import Skipped, check_fits
+from dydit_cli.data.registry import DataSource, register
 from dydit_cli.data.vae import LATENT_SCALE
 from dydit_cli.errors import DyditError
-from dydit_cli.model.config import DiTConfig
+from dydit_cli.model.config import ModelConfig
 
 FORMAT, FORMAT_VERSION = "dydit-latents", 1
 
@@ -85,6 +85,8 @@ class LatentData:
 
     def __init__(self, folder: str | Path) -> None:
         self.name, self.index = f"latents:{folder}", read_index(Path(folder))
+        self.class_names, self.num_classes = self.index.classes, len(self.index.classes)
+        self.skipped = [Skipped(file, reason) for file, reason in self.index.skipped]
         self._shards = [open_shard(Path(folder) / SHARDS / shard.file) for shard in self.index.shards]
         for shard, entry in zip(self._shards, self.index.shards, strict=True):
             shard.check(entry.count, self.index.shape)
@@ -93,18 +95,10 @@ class LatentData:
         if len(self) != self.index.count or not 0 <= int(self._labels.min()) <= int(self._labels.max()) < self.num_classes:
             raise DyditError(f"{folder}: its shards do not fit its {INDEX_FILE}; make it again with dydit encode")
 
-    @property
-    def num_classes(self) -> int:
-        return len(self.index.classes)
-
-    @property
-    def skipped(self) -> Sequence[Skipped]:
-        return [Skipped(file, reason) for file, reason in self.index.skipped]
-
     def __len__(self) -> int:
         return len(self._labels)
 
-    def check(self, config: DiTConfig) -> None:
+    def check(self, config: ModelConfig) -> None:
         check_fits(self.name, config, self.index.shape[0], self.index.shape[1], self.num_classes)
         if abs(self.index.scaling_factor - LATENT_SCALE) > 1e-6:
             raise DyditError(
@@ -117,7 +111,7 @@ class LatentData:
         return torch.stack([self._one(i, s) for i, s in zip(index.tolist(), seeds, strict=True)]), self._labels[index]
 
     def prefetch(self, index: Tensor) -> None:
-        """Does nothing: a row of a mapped file is there at once, or the system reads ahead."""
+        """Does nothing: a row of a mapped file is in memory, or the system reads ahead."""
 
     def _one(self, i: int, seed: int | None) -> Tensor:
         """C S S float32; the mean itself without a seed."""
@@ -164,3 +158,6 @@ def open_shard(path: Path) -> Shard:
 def damaged(path: Path, why: str) -> DyditError:
     """What to do about a bad shard."""
     return DyditError(f"{path}: damaged shard ({why}); delete it, and run the same dydit encode again")
+
+
+register(DataSource("latents", lambda path, config: LatentData(path), takes_path=True))

@@ -68,8 +68,12 @@ def _open(path: str | Path) -> Any:
     from diffusers import AutoencoderKL
 
     here = Path(path).exists()
+    if (Path(path) / "vae" / "config.json").is_file():
+        raise DyditError(f"{path}: a whole pipeline; give its VAE: {Path(path) / 'vae'}")
     if not (Path(path) / "config.json").is_file() and (here or not may_be_hub_id(str(path))):
-        raise DyditError(f"{path}: not a VAE; give a diffusers AutoencoderKL folder (config.json and its weights) or hub id")
+        hint = f"give its {Path(path) / 'vae'}" if (Path(path) / "vae" / "config.json").is_file() else ""
+        hint = hint or "give a diffusers AutoencoderKL folder (config.json and its weights) or hub id"
+        raise DyditError(f"{path}: not a VAE; {hint}")
     try:
         vae: Any = AutoencoderKL.from_pretrained(str(path), local_files_only=here, use_safetensors=True)
     # diffusers, the hub client and its network library each raise their own

@@ -8,7 +8,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from dydit_cli.diffusion.sampler import Denoiser, SamplerSettings, sample
+from dydit_cli.diffusion.options import SamplerSettings
+from dydit_cli.diffusion.sampler import Denoiser, sample
 from dydit_cli.errors import DyditError
 
 
@@ -31,7 +32,7 @@ def image_generators(seed: int, first: int, count: int) -> list[torch.Generator]
 def generate(
     model: Denoiser,
     labels: Tensor,
-    shape: tuple[int, int, int],
+    shape: tuple[int, ...],
     settings: SamplerSettings,
     *,
     null_class: int,

@@ -39,10 +39,7 @@ def variational_bound(schedule: Schedule, eps: Tensor, values: Tensor, x0: Tenso
     """One term of the variational bound, (B,) in bits per dimension: a KL, or at t = 0 the decoder's likelihood."""
     true_mean = _posterior_mean(schedule, x0, x_t, t)
     true_log_var = schedule.at(schedule.log_var_min, t, x_t)
-    predicted_x0 = (
-        schedule.at(schedule.sqrt_recip_alphas_cumprod, t, x_t) * x_t
-        - schedule.at(schedule.sqrt_recipm1_alphas_cumprod, t, x_t) * eps
-    )
+    predicted_x0 = schedule.predicted_x0(eps, x_t, t)
     mean = _posterior_mean(schedule, predicted_x0, x_t, t)
     fraction = (values + 1) / 2
     log_var = fraction * schedule.at(schedule.log_var_max, t, x_t) + (1 - fraction) * true_log_var

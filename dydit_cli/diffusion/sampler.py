@@ -3,75 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Any, Literal, Protocol, get_args
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
-from dydit_cli.diffusion.schedule import BETA_END, BETA_START, TRAIN_STEPS, Spacing, spaced_timesteps
-from dydit_cli.errors import DyditError
-
-SamplerName = Literal["ddpm", "ddim", "dpmsolver++"]
-
-GuidanceChannels = Literal["3", "all"]
-
-DEFAULT_STEPS: dict[str, int] = {"ddpm": 250, "ddim": 50, "dpmsolver++": 20}
-
-ALWAYS = (0, TRAIN_STEPS - 1)  # the interval of timesteps that leaves none out
+from dydit_cli.diffusion.options import SAMPLERS, TRAIN_STEPS, GuidanceChannels, SamplerSettings
+from dydit_cli.diffusion.schedule import BETA_END, BETA_START
 
 
 class Denoiser(Protocol):
     """x: B C S S, t: B, y: B -> B C S S, or B 2C S S with variance values."""
 
     def __call__(self, x: Tensor, t: Tensor, y: Tensor, /) -> Tensor: ...
-
-
-@dataclass(frozen=True)
-class SamplerSettings:
-    """How images are drawn.
-
-    `cfg_channels` is how many channels guidance acts on: the authors' code guides the first 3 (of 4), diffusers all.
-    `spacing` is how the timesteps are chosen (`spaced_timesteps`); without one it is the sampler's own: `linspace`, as the
-    authors' code, and for dpmsolver++ `solver`, as diffusers' pipeline. A `cfg` of 1 is no guidance, and one model
-    evaluation a step instead of two; so is a timestep outside `cfg_interval`, whose ends are training timesteps that
-    belong to it (arXiv 2404.07724).
-    """
-
-    sampler: SamplerName = "ddim"
-    steps: int = 50
-    cfg: float = 1.5
-    cfg_channels: GuidanceChannels = "3"
-    spacing: Spacing | None = None
-    clip: bool = False
-    cfg_interval: tuple[int, int] = ALWAYS
-
-    def __post_init__(self) -> None:
-        if self.sampler not in get_args(SamplerName):
-            raise DyditError(f"no sampler {self.sampler!r}; choose one of {', '.join(get_args(SamplerName))}")
-        if self.cfg_channels not in get_args(GuidanceChannels):
-            raise DyditError(f"guidance channels {self.cfg_channels!r}; choose 3 or all")
-        if not self.cfg >= 1 or self.cfg == float("inf"):
-            raise DyditError(f"guidance scale {self.cfg}; it must be 1 (none) or more")
-        low, high = self.cfg_interval
-        if not ALWAYS[0] <= low <= high <= ALWAYS[1]:
-            raise DyditError(f"guidance interval {low} to {high}; give two timesteps from 0 to {ALWAYS[1]}, the lower first")
-        spaced_timesteps(self.steps, self.timestep_spacing)
-
-    @property
-    def timesteps(self) -> list[int]:
-        """The noisiest first."""
-        return spaced_timesteps(self.steps, self.timestep_spacing)
-
-    @property
-    def timestep_spacing(self) -> Spacing:
-        """`spacing`, or else the sampler's own."""
-        return self.spacing or ("solver" if self.sampler == "dpmsolver++" else "linspace")
-
-    def guidance_at(self, timestep: int) -> float:
-        """The guidance scale at a training timestep."""
-        low, high = self.cfg_interval
-        return self.cfg if low <= timestep <= high else 1.0
 
 
 def guided(
@@ -91,29 +35,65 @@ def guided(
     return torch.cat([eps, with_label[:, count:]], dim=1)
 
 
-def make_scheduler(settings: SamplerSettings, learn_sigma: bool) -> Any:
-    """diffusers' scheduler on the settings' timesteps.
+Generators = torch.Generator | list[torch.Generator] | None
+Denoise = Callable[[Tensor, int, int], Tensor]  # x at step i and timestep t -> the guided output
 
-    DPM-Solver++ (arXiv 2211.01095) is the multistep one of order 2, with diffusers' defaults. DDIM is its order 1
+
+# takes x (B C S S, pure noise) to samples, calling the first argument as often as it needs
+Run = Callable[[Denoise, Tensor, SamplerSettings, Generators], Tensor]
+
+
+def with_scheduler(make: Callable[[SamplerSettings, bool], Any], variance: bool = False) -> Run:
+    """A `Run` by one of diffusers' schedulers; `make` takes the settings and whether the model learns its variance,
+    which only a scheduler with `variance` sees."""
+
+    def run(denoise: Denoise, x: Tensor, settings: SamplerSettings, generator: Generators) -> Tensor:
+        channels, scheduler = x.shape[1], None
+        for i, timestep in enumerate(settings.timesteps):
+            out = denoise(x, i, timestep)
+            if scheduler is None:
+                scheduler = make(settings, out.shape[1] == 2 * channels)
+                scheduler.set_timesteps(timesteps=settings.timesteps)
+            out = out if variance else out[:, :channels]
+            x = scheduler.step(out, timestep, x, generator=generator, return_dict=False)[0]
+        return x
+
+    return run
+
+
+BETAS = {
+    "num_train_timesteps": TRAIN_STEPS,
+    "beta_start": BETA_START,
+    "beta_end": BETA_END,
+    "beta_schedule": "linear",
+}
+
+
+def ddpm_scheduler(settings: SamplerSettings, learn_sigma: bool) -> Any:
+    """Ancestral sampling, with the learned variance where there is one."""
+    from diffusers import DDPMScheduler
+
+    variance = "learned_range" if learn_sigma else "fixed_large"
+    return DDPMScheduler(**BETAS, variance_type=variance, clip_sample=settings.clip)
+
+
+def solver_scheduler(order: int) -> Callable[[SamplerSettings, bool], Any]:
+    """DPM-Solver++ (arXiv 2211.01095): of order 2 the multistep one with diffusers' defaults. DDIM is its order 1
     (section 3): the same update as DDIM's with eta 0, and unlike diffusers' DDIMScheduler its previous timestep is the one
     that is really next in an uneven spacing.
     """
-    from diffusers import DDPMScheduler, DPMSolverMultistepScheduler
 
-    betas = {
-        "num_train_timesteps": TRAIN_STEPS,
-        "beta_start": BETA_START,
-        "beta_end": BETA_END,
-        "beta_schedule": "linear",
-    }
-    if settings.sampler == "ddpm":
-        variance = "learned_range" if learn_sigma else "fixed_large"
-        scheduler: Any = DDPMScheduler(**betas, variance_type=variance, clip_sample=settings.clip)
-    else:
-        order = 1 if settings.sampler == "ddim" else 2
-        scheduler = DPMSolverMultistepScheduler(**betas, solver_order=order, final_sigmas_type="zero")
-    scheduler.set_timesteps(timesteps=settings.timesteps)
-    return scheduler
+    def make(settings: SamplerSettings, learn_sigma: bool) -> Any:
+        from diffusers import DPMSolverMultistepScheduler
+
+        return DPMSolverMultistepScheduler(**BETAS, solver_order=order, final_sigmas_type="zero")
+
+    return make
+
+
+ddpm: Run = with_scheduler(ddpm_scheduler, variance=True)
+ddim: Run = with_scheduler(solver_scheduler(1))
+dpm_solver: Run = with_scheduler(solver_scheduler(2))
 
 
 def sample(
@@ -123,23 +103,19 @@ def sample(
     settings: SamplerSettings,
     *,
     null_class: int,
-    generator: torch.Generator | list[torch.Generator] | None = None,
+    generator: Generators = None,
     on_step: Callable[[int, int], None] | None = None,
 ) -> Tensor:
     """Denoises x (B C S S, pure noise) to samples of the labels y (B); the generator feeds DDPM's noise.
 
     `on_step(i, t)` is called before step i runs the model at timestep t.
     """
-    channels = x.shape[1]
-    scheduler = None
-    for i, timestep in enumerate(settings.timesteps):
+
+    def denoise(x: Tensor, i: int, timestep: int) -> Tensor:
         if on_step:
             on_step(i, timestep)
         t = torch.full((x.shape[0],), timestep, device=x.device, dtype=torch.long)
-        out = guided(model, x, t, y, null_class, settings.guidance_at(timestep), settings.cfg_channels)
-        if scheduler is None:
-            scheduler = make_scheduler(settings, learn_sigma=out.shape[1] == 2 * channels)
-        if settings.sampler != "ddpm":
-            out = out[:, :channels]  # the others add no noise
-        x = scheduler.step(out, timestep, x, generator=generator, return_dict=False)[0]
-    return x
+        return guided(model, x, t, y, null_class, settings.guidance_at(timestep), settings.cfg_channels)
+
+    run: Run = SAMPLERS[settings.sampler].load()
+    return run(denoise, x, settings, generator)

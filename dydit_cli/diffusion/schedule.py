@@ -3,16 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Literal, get_args
+from functools import cache
 
 import torch
 from torch import Tensor
 
-from dydit_cli.errors import DyditError
-
-Spacing = Literal["linspace", "leading", "trailing", "solver"]
-
-TRAIN_STEPS = 1000
+from dydit_cli.diffusion.options import TRAIN_STEPS
 
 BETA_START, BETA_END = 1e-4, 0.02
 
@@ -73,37 +69,17 @@ class Schedule:
         snr = self.alphas_cumprod / (1 - self.alphas_cumprod)
         return snr.clamp(max=gamma) / snr
 
+    def predicted_x0(self, eps: Tensor, x_t: Tensor, t: Tensor) -> Tensor:
+        """The clean image, given its noise."""
+        return self.at(self.sqrt_recip_alphas_cumprod, t, x_t) * x_t - self.at(self.sqrt_recipm1_alphas_cumprod, t, x_t) * eps
+
     def add_noise(self, x0: Tensor, t: Tensor, noise: Tensor) -> Tensor:
         """x_t, equation 4 of DDPM."""
         signal = self.at(self.alphas_cumprod.sqrt(), t, x0)
         return signal * x0 + self.at((1 - self.alphas_cumprod).sqrt(), t, x0) * noise
 
 
+@cache
 def linear_schedule(steps: int = TRAIN_STEPS) -> Schedule:
     """Betas from 1e-4 to 0.02 over 1000 steps."""
     return Schedule(torch.linspace(BETA_START, BETA_END, steps, dtype=torch.float64))
-
-
-def spaced_timesteps(steps: int, spacing: Spacing = "linspace", train_steps: int = TRAIN_STEPS) -> list[int]:
-    """`steps` timesteps of the schedule, the noisiest first.
-
-    `linspace` takes both ends, as the authors' code does: 10 steps are 999, 888, ... 0. `leading` is the default of
-    diffusers' DDIM: 900, 800, ... 0. `trailing` is 999, 899, ... 99 (arXiv 2305.08891). `solver` is what diffusers'
-    DPM-Solver calls linspace: both ends in `steps` + 1 timesteps, of which the last, 0, is left out: 999, 899, ... 100.
-    Raises `DyditError` where `steps` is under 1 or over `train_steps`, less 1 for `solver`.
-    """
-    if spacing not in get_args(Spacing):
-        raise DyditError(f"no timestep spacing {spacing!r}; choose one of {', '.join(get_args(Spacing))}")
-    most = train_steps - 1 if spacing == "solver" else train_steps
-    if not 1 <= steps <= most:
-        raise DyditError(f"{steps} sampling steps: the schedule has {train_steps}, so ask for 1 to {most}")
-    if spacing == "leading":
-        return [i * (train_steps // steps) for i in reversed(range(steps))]
-    if spacing == "trailing":
-        return [round(train_steps - i * train_steps / steps) - 1 for i in range(steps)]
-    if spacing == "solver":
-        return spaced_timesteps(steps + 1, "linspace", train_steps)[:-1]
-    if steps == 1:
-        return [train_steps - 1]
-    stride = (train_steps - 1) / (steps - 1)
-    return [round(i * stride) for i in reversed(range(steps))]

@@ -1,7 +1,8 @@
-"""Do samples look like the digit or letter that was asked for? A classifier trained on the real ones says."""
+"""The share of samples that a classifier, trained on the real images of a data set, takes for the class asked for."""
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
@@ -9,13 +10,17 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
-from dydit_cli.data.load import BUNDLED
+from dydit_cli.data.dataset import Dataset
+from dydit_cli.data.load import find_source, load_data, load_held_out
 from dydit_cli.diffusion.generate import Progress, cycle_labels
-from dydit_cli.diffusion.sampler import SamplerSettings
-from dydit_cli.model.dit import DiT
-from dydit_cli.sampling.sampler import draw
+from dydit_cli.diffusion.options import SamplerSettings
+from dydit_cli.errors import DyditError
+from dydit_cli.model.backbone import Backbone
+from dydit_cli.model.execution import executor
+from dydit_cli.sampling.sampler import run_sampler
 
 
 @dataclass(frozen=True)
@@ -29,57 +34,65 @@ class Classifier:
         """images: M 1 S S in [-1, 1] -> (M,) int64."""
         return torch.from_numpy(self._svc.predict(_pixels(images))).long()
 
-    def recognised(self, images: Tensor, labels: Tensor) -> float:
-        """The share of `images` that are seen as their label."""
+    def class_accuracy(self, images: Tensor, labels: Tensor) -> float:
+        """The share of `images` M 1 S S whose predicted class is their label (M,)."""
         return (self.predict(images) == labels).double().mean().item()
 
 
 @dataclass(frozen=True)
-class Judgement:
-    """samples: M 1 S S; `recognised` is the share seen as their class; `seconds` is what drawing them took."""
+class ClassifiedSamples:
+    """samples: M 1 S S; `class_accuracy` is the share whose predicted class is their own; `seconds` of sampling."""
 
     samples: Tensor
-    recognised: float
+    class_accuracy: float
     seconds: float
 
 
-def judge(
-    model: DiT,
+def classify_samples(
+    model: Backbone,
     *,
     images: int,
     data: str = "digits",
     settings: SamplerSettings = SamplerSettings(),
     seed: int = 0,
     on_progress: Callable[[Progress], None] | None = None,
-) -> Judgement:
-    """Draws `images` samples, the classes of the bundled data set `data` in turn, and lets its classifier say what they are.
+) -> ClassifiedSamples:
+    """Samples `images` images, the classes of the data set `data` in turn, and classifies them by its classifier.
 
-    A DyDiT is run sparse. The figure in a bundled model's card is `judge(load("digits-dit"), images=1000)`.
+    A DyDiT runs sparse. The figure in a bundled model's card is `classify_samples(load("digits-dit"), images=1000)`.
     """
-    labels = cycle_labels(list(range(BUNDLED[data]().num_classes)), images)
-    samples, seconds = draw(model, labels, settings, seed=seed, on_progress=on_progress)
-    return Judgement(samples, classifier(data).recognised(samples, labels), seconds)
+    labels = cycle_labels(list(range(load_data(data).num_classes)), images)
+    start = time.perf_counter()
+    samples = run_sampler(executor(model, "sparse"), labels, settings, 0, 64, seed, on_progress)
+    seconds = time.perf_counter() - start
+    return ClassifiedSamples(samples, classifier(data).class_accuracy(samples, labels), seconds)
 
 
 @cache
 def classifier(data: str = "digits") -> Classifier:
-    """Trained on the training images of a bundled data set, digits in a fraction of a second, glyphs in some; deterministic."""
-    training, held_out = BUNDLED[data](), BUNDLED[data](held_out=True)
-    svc = _untrained(data).fit(_pixels(training.images), training.labels.numpy())
-    accuracy = float(np.mean(svc.predict(_pixels(held_out.images)) == held_out.labels.numpy()))
-    return Classifier(accuracy, svc)
+    """The classifier of the data set `data`, trained on its training part: digits in under a second, glyphs in seconds.
 
-
-def _untrained(data: str) -> Any:
+    It is deterministic. Raises `DyditError` for a data set without one.
+    """
     from sklearn.decomposition import PCA
     from sklearn.pipeline import make_pipeline
     from sklearn.svm import SVC
 
-    if data == "digits":
-        return SVC(C=10.0, gamma=0.05)
-    # 32 components of 256 pixels lose nothing in accuracy, and each of thousands of support vectors costs an eighth
-    return make_pipeline(PCA(32, svd_solver="full"), SVC(C=10.0, gamma=0.02))
+    parameters, held_out = find_source(data)[0].classifier, load_held_out(data)
+    if parameters is None or held_out is None:
+        raise DyditError(f"data set {data} has no classifier")
+    svc: Any = SVC(C=parameters.c, gamma=parameters.gamma)
+    if parameters.components is not None:
+        svc = make_pipeline(PCA(parameters.components, svd_solver="full"), svc)
+    svc.fit(*_examples(load_data(data)))
+    pixels, labels = _examples(held_out)
+    return Classifier(float(np.mean(svc.predict(pixels) == labels)), svc)
 
 
-def _pixels(images: Tensor) -> np.ndarray[Any, np.dtype[np.float64]]:
+def _examples(data: Dataset) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
+    images, labels = data.take(torch.arange(len(data)))
+    return _pixels(images), labels.numpy()
+
+
+def _pixels(images: Tensor) -> NDArray[np.float64]:
     return images.flatten(1).clamp(-1, 1).double().numpy()

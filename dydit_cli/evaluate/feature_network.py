@@ -1,13 +1,12 @@
-"""The networks whose features images of the bundled data sets are compared by: small, trained on the real ones, and shipped.
+"""The networks whose features images of a data set are compared by: small, trained on the real ones, and shipped.
 
-Trained again by `python -m dydit_cli.evaluate.feature_training NAME DIR`.
+Trained again by `python benchmarks/feature_training.py NAME DIR`.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import math
 from pathlib import Path
-from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -15,8 +14,9 @@ from torch import Tensor, nn
 
 from dydit_cli.bundled import WEIGHTS
 from dydit_cli.checkpoint.tensors import read_safetensors
+from dydit_cli.data.imagefolder import to_model
 from dydit_cli.errors import DyditError
-from dydit_cli.evaluate.features import Features, Pixels
+from dydit_cli.evaluate.features import Extractor, Features, Pixels
 from dydit_cli.files import read_json, sha256
 
 WEIGHTS_FILE, FACTS_FILE = "model.safetensors", "features.json"
@@ -25,14 +25,17 @@ FORMAT_VERSION = 1
 
 FEATURES = 64
 
-NETWORKS = {"digits": (8, 10), "glyphs": (16, 62)}  # pixels a side and classes, by the data set's name
+ENDING = "-features"  # of a network's folder, behind its data set's name
+
+NETWORKS = tuple(sorted(folder.name.removesuffix(ENDING) for folder in WEIGHTS.glob(f"*{ENDING}")))  # by their data sets
 
 
 class FeatureNetwork(nn.Module):
-    """M 1 S S in [-1, 1] -> features M x 64, the layer below the logits of the classes."""
+    """M 1 S S in [-1, 1], S even -> features M x 64, the layer below the logits of the classes."""
 
     def __init__(self, side: int, classes: int) -> None:
         super().__init__()
+        self.side = side
         self.near = nn.Conv2d(1, 16, 3, padding=1)
         self.far = nn.Conv2d(16, 32, 3, padding=1)
         self.features = nn.Linear(32 * (side // 2) ** 2, FEATURES)
@@ -47,40 +50,11 @@ class FeatureNetwork(nn.Module):
         """M x 64 -> M x classes."""
         return self.head(features)
 
-
-@dataclass(frozen=True)
-class NetworkExtractor:
-    """An `Extractor` of grey images of the data set `kind`; the probabilities are of its classes."""
-
-    kind: str
-    network: FeatureNetwork
-    accuracy: float
-    sha256: str
-
-    channels = 1
-
-    @property
-    def side(self) -> int:
-        return NETWORKS[self.kind][0]
-
-    @property
-    def facts(self) -> dict[str, Any]:
-        return {
-            "features": f"{self.kind}-features, {FEATURES} of a network trained on the real {self.kind}",
-            "features_accuracy": self.accuracy,
-            "features_sha256": self.sha256,
-        }
-
     @torch.no_grad()
-    def __call__(self, pixels: Pixels) -> Features:
-        features = self.network(as_input(pixels))
-        probabilities = self.network.logits(features).softmax(dim=1)
-        return Features(features.numpy(), probabilities=probabilities.numpy())
-
-
-def as_input(pixels: Pixels) -> Tensor:
-    """M S S 1 uint8 -> M 1 S S float32 in [-1, 1]."""
-    return torch.from_numpy(pixels.transpose(0, 3, 1, 2).copy()).float().div(127.5).sub(1)
+    def extract(self, pixels: Pixels) -> Features:
+        """M S S 1 -> the features, and the probabilities of the data set's classes."""
+        features = self(to_model(pixels))
+        return Features(features.numpy(), probabilities=self.logits(features).softmax(dim=1).numpy())
 
 
 def format_of(name: str) -> str:
@@ -90,20 +64,33 @@ def format_of(name: str) -> str:
 
 def shipped(name: str) -> Path:
     """The folder of the network of a data set."""
-    return WEIGHTS / f"{name}-features"
+    return WEIGHTS / f"{name}{ENDING}"
 
 
-def network_extractor(name: str, folder: Path | None = None) -> NetworkExtractor:
-    """The shipped network of the data set `name`, or one that was trained into `folder`; raises `DyditError` where it is
-    none."""
+def read_network(name: str, folder: Path | None = None) -> tuple[FeatureNetwork, float]:
+    """The shipped network of the data set `name`, or the one in `folder`, and its accuracy on the held-out images.
+
+    Raises `DyditError` where there is none.
+    """
     folder = folder or shipped(name)
     weights, facts = read_safetensors(folder / WEIGHTS_FILE), read_json(folder / FACTS_FILE)
-    network = FeatureNetwork(*NETWORKS[name])
     try:
         if facts["format"] != format_of(name) or facts["format_version"] != FORMAT_VERSION:
             raise KeyError("format")
+        side = 2 * math.isqrt(weights["features.weight"].shape[1] // 32)
+        network = FeatureNetwork(side, len(weights["head.weight"]))
         network.load_state_dict(weights)
-        accuracy = float(facts["accuracy"])
+        return network.eval(), float(facts["accuracy"])
     except (KeyError, TypeError, ValueError, RuntimeError) as error:
         raise DyditError(f"{folder}: not the {name}' features ({str(error).splitlines()[0]}); reinstall dydit") from None
-    return NetworkExtractor(name, network.eval(), accuracy, sha256(folder / WEIGHTS_FILE))
+
+
+def network_extractor(name: str) -> Extractor:
+    """The shipped network of the data set `name`, for grey images."""
+    network, accuracy = read_network(name)
+    facts = {
+        "features": f"{name}-features, {FEATURES} of a network trained on the real {name}",
+        "features_accuracy": accuracy,
+        "features_sha256": sha256(shipped(name) / WEIGHTS_FILE),
+    }
+    return Extractor(name, name, network.side, 1, facts, network.extract)

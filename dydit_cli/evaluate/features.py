@@ -1,10 +1,10 @@
-"""What figures are computed from: the features that a network sees in images. Which network is an `Extractor`'s business."""
+"""What figures are computed from: the features of images by a network, which is an `Extractor`."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,32 +23,26 @@ class Features:
     probabilities: NDArray[np.float32] | None = None
 
 
-class Extractor(Protocol):
-    """A network that looks at images of `channels` channels and `side` pixels a side (None: of any size).
+@dataclass(frozen=True)
+class Extractor:
+    """A network that takes images of `channels` channels and `side` pixels a side (None: of any size).
 
-    `kind` is inception or the name of a bundled data set; `facts` says for the protocol which network it is: its name, its
-    accuracy where that is known, and the sha256 of its weights.
+    `name` is what `--features` calls it, and `data` the data set of whose classes it is, None for a network of all kinds of
+    images; `facts` are the protocol's: what network it is, its accuracy where that is known, the sha256 of its weights.
+    `extract` returns the features of M S S C uint8.
     """
 
-    @property
-    def kind(self) -> str: ...
-
-    @property
-    def side(self) -> int | None: ...
-
-    @property
-    def channels(self) -> int: ...
-
-    @property
-    def facts(self) -> dict[str, Any]: ...
-
-    def __call__(self, pixels: Pixels) -> Features:
-        """Features of M S S C uint8."""
+    name: str
+    data: str | None
+    side: int | None
+    channels: int
+    facts: dict[str, Any]
+    extract: Callable[[Pixels], Features]
 
 
 @dataclass(frozen=True)
 class FeatureStats:
-    """All that an extractor saw in a set: pool: M x D float32; the two Gaussians; probabilities: M x K or None."""
+    """The features of a set of images: pool: M x D float32; the two Gaussians; probabilities: M x K or None."""
 
     pool: NDArray[np.float32]
     gaussian: Gaussian
@@ -65,7 +59,7 @@ def extract_features(extractor: Extractor, batches: Iterable[Pixels]) -> Feature
     probabilities: list[NDArray[np.float32]] = []
     moments, spatial = Moments(), Moments()
     for pixels in batches:
-        features = extractor(pixels)
+        features = extractor.extract(pixels)
         pools.append(features.pool)
         moments.add(features.pool)
         if features.spatial is not None:

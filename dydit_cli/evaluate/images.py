@@ -1,14 +1,13 @@
-"""Images to look at, in batches: a folder of pictures, or an array in memory. Arrays in files: `npz`; new ones: `drawn`."""
+"""Sets of images in batches: an array in memory, a folder, samples of a checkpoint; arrays in files are in `reference`."""
 
 from __future__ import annotations
 
 import hashlib
-import os
 import re
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,15 +15,17 @@ from PIL import Image
 
 from dydit_cli.artifacts.samples import GRID_FILE, RECORD_FILE
 from dydit_cli.checkpoint.checkpoint import Checkpoint
-from dydit_cli.data.imagefolder import SUFFIXES, centre_crop, reason
-from dydit_cli.data.load import BUNDLED
-from dydit_cli.devices import pick_device, world_size
-from dydit_cli.diffusion.generate import Progress
+from dydit_cli.data.dataset import ImageData
+from dydit_cli.data.imagefolder import SUFFIXES, centre_crop, open_picture, pictures_below, reason
+from dydit_cli.data.load import load_data, load_held_out
+from dydit_cli.data.registry import SOURCES
+from dydit_cli.devices import world_size
 from dydit_cli.errors import DyditError
 from dydit_cli.evaluate.features import Pixels
 from dydit_cli.files import read_json, sha256
 from dydit_cli.pixels import to_pixels
-from dydit_cli.sampling.sampler import SamplingConfig, open_sampler, protocol
+from dydit_cli.sampling.options import SamplingConfig
+from dydit_cli.sampling.sampler import open_sampler, record_of
 
 RESIZED = "centre crop, halved by averaging, then Pillow bicubic (as ADM)"
 
@@ -34,7 +35,7 @@ UNDONE = "enlarged squares of dydit sample's PNGs taken back exactly"
 class Preprocessor:
     """Images to `side` pixels a side and `channels` colours (1 of grey, or 3); `steps` is what was done to any of them.
 
-    Without a `side` the first image's shorter one is everyone's.
+    Without a `side` it is the first image's shorter one.
     """
 
     def __init__(self, side: int | None, channels: int) -> None:
@@ -93,49 +94,34 @@ OnWork = Callable[[int], None]
 CLASS_IN_NAME = re.compile(r"-class(\d+)$")
 
 
-class Images(Protocol):
+class Images(ABC):
     """A set of images.
 
-    `name` is what the user called it; `count` how many there are; `labels` (count,) the classes that they should be of,
-    where that is known; `record` how they were made, where that is known; `per` how much work one of them is.
+    `name` is the user's; `count` how many there are; `labels` (count,) the classes that they should be of, where that is
+    known; `record` how they were made, {} where that is not known; `per` how much work one of them is.
     """
 
-    @property
-    def name(self) -> str: ...
+    per = 1
 
-    @property
-    def count(self) -> int: ...
+    def __init__(self, name: str, count: int, labels: Labels | None = None, record: dict[str, Any] | None = None) -> None:
+        self.name, self.count, self.labels, self.record = name, count, labels, record or {}
 
-    @property
-    def per(self) -> int: ...
-
-    @property
-    def labels(self) -> Labels | None: ...
-
-    @property
-    def record(self) -> dict[str, Any]: ...
-
+    @abstractmethod
     def batches(self, size: int, preprocess: Preprocessor, on_work: OnWork) -> Iterator[Pixels]:
-        """All of them in their order, `size` at once, as `preprocess` makes them; `on_work` hears of `count` times `per` in
-        all. Raises `DyditError` for a damaged one."""
+        """All of them in their order, `size` at once, as `preprocess` returns them; what `on_work` is called with adds up to
+        `count` times `per`. Raises `DyditError` for a damaged one."""
 
+    @abstractmethod
     def sha256(self) -> str:
         """Of what they are read from, in hexadecimal."""
 
 
-@dataclass(frozen=True)
-class ArrayImages:
+class ArrayImages(Images):
     """pixels: M S S C uint8, held in memory."""
 
-    name: str
-    pixels: Pixels
-    labels: Labels | None = None
-    record: dict[str, Any] = field(default_factory=dict)
-    per: int = 1
-
-    @property
-    def count(self) -> int:
-        return len(self.pixels)
+    def __init__(self, name: str, pixels: Pixels, labels: Labels | None = None, record: dict[str, Any] | None = None) -> None:
+        super().__init__(name, len(pixels), labels, record)
+        self.pixels = pixels
 
     def batches(self, size: int, preprocess: Preprocessor, on_work: OnWork) -> Iterator[Pixels]:
         for start in range(0, self.count, size):
@@ -147,25 +133,26 @@ class ArrayImages:
         return hashlib.sha256(np.ascontiguousarray(self.pixels).data).hexdigest()
 
 
-@dataclass(frozen=True)
-class FolderImages:
-    """The pictures anywhere below `folder`, in the order of their paths."""
+class FolderImages(Images):
+    """The pictures anywhere below `folder`, in the order of their paths; grid.png of a folder of samples is none.
 
-    name: str
-    folder: Path
-    files: list[Path]
-    labels: Labels | None
-    record: dict[str, Any]
-    per: int = 1
+    Raises `DyditError` where there is none.
+    """
 
-    @property
-    def count(self) -> int:
-        return len(self.files)
+    def __init__(self, folder: Path) -> None:
+        record = read_record(folder)
+        files = sorted(folder / name for name in pictures_below(folder, follow_links=False))
+        self.folder, self.files = folder, [file for file in files if not (record and file == folder / GRID_FILE)]
+        if not self.files:
+            raise DyditError(f"{folder}: no images in it ({' '.join(sorted(SUFFIXES))}); give a folder of pictures")
+        classes = [CLASS_IN_NAME.search(file.stem) for file in self.files]
+        labels = np.array([int(one.group(1)) for one in classes if one], dtype=np.int64)
+        super().__init__(str(folder), len(self.files), labels if all(classes) else None, record)
 
     def batches(self, size: int, preprocess: Preprocessor, on_work: OnWork) -> Iterator[Pixels]:
         for start in range(0, self.count, size):
             files = self.files[start : start + size]
-            # one by one: they need not be of one size before the preprocess had them
+            # one by one: they may differ in size before
             yield np.concatenate([self._read(file, preprocess) for file in files])
             on_work(len(files))
 
@@ -183,33 +170,33 @@ class FolderImages:
         return digest.hexdigest()
 
 
+HELD_OUT = ":held-out"  # behind a data set's name
+
+
 def real_images(name: str, held_out: bool = False) -> ArrayImages:
-    """The images of the bundled data set `name`: those that everything is trained on, or those that nothing is."""
-    data = BUNDLED[name](held_out)
-    return ArrayImages(f"{name}:held-out" if held_out else name, to_pixels(data.images.numpy()), data.labels.numpy())
+    """The images of the data set `name`: those that models are trained on, or those that nothing is.
+
+    Raises `DyditError` for a data set without a held-out part, or whose images are not all in memory.
+    """
+    data = load_held_out(name) if held_out else load_data(name)
+    if data is None:
+        raise DyditError(f"data set {name} has no held-out part; leave {HELD_OUT} out")
+    if not isinstance(data, ImageData):
+        raise DyditError(f"data set {name} is no set of small images; give a folder of images, or an .npz")
+    return ArrayImages(f"{name}{HELD_OUT}" if held_out else name, to_pixels(data.images.numpy()), data.labels.numpy())
 
 
-def open_folder(folder: Path) -> FolderImages:
-    """Lists the pictures; grid.png of a folder of samples is none. Raises `DyditError` where there is none."""
-    record = read_record(folder)
-    files = sorted(
-        Path(place) / name
-        for place, _, names in os.walk(folder)
-        for name in names
-        if Path(name).suffix.lower() in SUFFIXES and not name.startswith(".")
-    )
-    files = [file for file in files if not (record and file == folder / GRID_FILE)]
-    if not files:
-        raise DyditError(f"{folder}: no images in it ({' '.join(sorted(SUFFIXES))}); give a folder of pictures")
-    found = [CLASS_IN_NAME.search(file.stem) for file in files]
-    labels = np.array([int(one.group(1)) for one in found if one], dtype=np.int64)
-    return FolderImages(str(folder), folder, files, labels if all(found) else None, record)
+def named_images(name: str) -> ArrayImages | None:
+    """The images of the data set that `name` means, as `digits` or `digits:held-out`; None for a path, or no data set."""
+    data = name.removesuffix(HELD_OUT)
+    known = data.partition(":")[0] in SOURCES and not Path(name).exists()
+    return real_images(data, held_out=name != data) if known else None
 
 
 def read_pixels(file: Path) -> Pixels:
     """One picture, H W 1 where it is grey and else H W 3; raises `DyditError` where it cannot be read."""
     try:
-        with Image.open(file) as image:
+        with open_picture(file) as image:
             grey = image.mode in ("1", "L", "LA")
             return np.asarray(image.convert("L"))[..., None] if grey else np.asarray(image.convert("RGB"))
     except Exception as error:  # damaged files make Pillow's readers raise nearly anything
@@ -217,52 +204,42 @@ def read_pixels(file: Path) -> Pixels:
 
 
 def read_record(folder: Path) -> dict[str, Any]:
-    """What samples.json in `folder` says, {} where there is none; raises `DyditError` where it is damaged."""
-    if not (folder / RECORD_FILE).is_file():
-        return {}
-    record = read_json(folder / RECORD_FILE)
+    """The content of samples.json in `folder`, {} where there is none; raises `DyditError` where it is damaged."""
+    path = folder / RECORD_FILE
+    record = read_json(path) if path.is_file() else {}
     if not isinstance(record, dict):
-        raise DyditError(f"{folder / RECORD_FILE}: not what dydit sample writes; remove it")
+        raise DyditError(f"{path}: not what dydit sample writes; remove it")
     return record
 
 
 def labels_in_turn(record: dict[str, Any], count: int) -> Labels | None:
-    """The classes of `count` images that a record's `classes` were drawn for in turn, where it names them."""
+    """The classes of `count` images, a record's `classes` in turn; None where it has none."""
     classes = record.get("classes")
     if not isinstance(classes, list) or not classes or not all(isinstance(c, int) for c in classes):
         return None
     return np.resize(np.array(classes, dtype=np.int64), count)
 
 
-class GeneratedImages:
+class GeneratedImages(Images):
     """`count` images of a checkpoint: the same ones as `dydit sample` writes for the same settings."""
 
-    def __init__(self, loaded: Checkpoint, how: SamplingConfig, count: int) -> None:
+    def __init__(self, loaded: Checkpoint, config: SamplingConfig, count: int) -> None:
         if world_size() > 1:
             raise DyditError(
                 f"WORLD_SIZE={world_size()}: several processes share the sampling only in dydit sample --npz; "
                 "sample so, and evaluate its folder"
             )
-        self.name, self.count, self.per = str(loaded.path), count, how.settings.steps
-        self._painter = open_sampler(loaded, how)
-        self.labels: Labels | None = self._painter.labels(0, count).numpy()
-        self.record: dict[str, Any] = {
-            "images": count,
-            **protocol(loaded, how),
-            "checkpoint_sha256": None if loaded.file is None else sha256(loaded.file),
-            "device": pick_device(how.device).type,
-        }
+        self.per, self._sampler = config.settings.steps, open_sampler(loaded, config)
+        digest = None if loaded.file is None else sha256(loaded.file)
+        record = {**record_of(loaded, config, count), "checkpoint_sha256": digest}
+        super().__init__(str(loaded.path), count, self._sampler.labels(0, count).numpy(), record)
 
     def batches(self, size: int, preprocess: Preprocessor, on_work: OnWork) -> Iterator[Pixels]:
-        """As many at once as are drawn at once, whatever `size` says."""
-        batch = self._painter.how.batch
-
-        def report(progress: Progress) -> None:
-            on_work(progress.batch)
-
+        """As many at once as are sampled at once, whatever `size` is."""
+        batch = self._sampler.config.batch
         for first in range(0, self.count, batch):
-            samples = self._painter.samples(first, min(batch, self.count - first), report)
-            yield preprocess(self._painter.pixels(samples))
+            samples = self._sampler.samples(first, min(batch, self.count - first), on_work)
+            yield preprocess(self._sampler.pixels(samples))
 
     def sha256(self) -> str:
         """Of what the images depend on: there is no file of them."""

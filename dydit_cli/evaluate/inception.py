@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from dydit_cli.checkpoint.tensors import read_pickle
 from dydit_cli.errors import DyditError
-from dydit_cli.evaluate.features import Features, Pixels
+from dydit_cli.evaluate.features import Extractor, Features, Pixels
 from dydit_cli.files import sha256
 
 PACKAGE, MODULE = "torch_fidelity", "feature_extractor_inceptionv3"
@@ -27,24 +27,15 @@ POOL, LOGITS = "2048", "logits_unbiased"  # torch-fidelity's names; ADM's softma
 SPATIAL_CHANNELS = 7
 
 
-class InceptionExtractor:
-    """An `Extractor` of colour images of any size; the network itself brings them to 299 pixels, as TensorFlow 1 does.
+class Inception:
+    """The features of colour images M S S 3 of any size; the network brings them to 299 pixels, as TensorFlow 1 does.
 
     Pool features M x 2048 (TensorFlow's pool_3), spatial ones M x 2023 (the first 7 channels of mixed_6/conv, which is
     17 x 17, in TensorFlow's order: rows, columns, channels; Nash et al., arXiv 2103.03841) and probabilities M x 1008.
     """
 
-    kind = "inception"
-    side = None
-    channels = 3
-
-    def __init__(self, network: nn.Module, weights_sha256: str, place: torch.device) -> None:
-        self.network, self.place = network.to(place), place
-        self.facts: dict[str, Any] = {
-            "features": "inception of 2015-12-05, torch-fidelity's port",
-            "features_sha256": weights_sha256,
-            "features_resize": "bilinear to 299 pixels, as TensorFlow 1",
-        }
+    def __init__(self, network: nn.Module, device: torch.device) -> None:
+        self.network, self.device = network.eval().to(device), device
         self._spatial = torch.empty(0)
         # TensorFlow's mixed, mixed_1, ... are torch's Mixed_5b, 5c, 5d, 6a, 6b, 6c, 6d: mixed_6/conv is the 1x1 branch of 6d
         inner: Any = network
@@ -55,12 +46,12 @@ class InceptionExtractor:
 
     @torch.no_grad()
     def __call__(self, pixels: Pixels) -> Features:
-        pool, logits = self.network(torch.from_numpy(pixels.transpose(0, 3, 1, 2).copy()).to(self.place))
+        pool, logits = self.network(torch.from_numpy(pixels.transpose(0, 3, 1, 2).copy()).to(self.device))
         spatial = self._spatial.permute(0, 2, 3, 1).flatten(1)
         return Features(*(part.float().cpu().numpy() for part in (pool, spatial, logits.softmax(dim=1))))
 
 
-def inception_extractor(weights: str | Path | None, place: torch.device) -> InceptionExtractor:
+def inception_extractor(weights: str | Path | None, device: torch.device) -> Extractor:
     """The network with torch-fidelity's weights file: `weights`, or the one in PyTorch's hub cache.
 
     Raises `DyditError` where torch-fidelity or the weights are missing, or are something else. Nothing is downloaded.
@@ -71,7 +62,7 @@ def inception_extractor(weights: str | Path | None, place: torch.device) -> Ince
     if not isinstance(state, dict) or not state or not all(isinstance(value, Tensor) for value in state.values()):
         raise DyditError(f"{path}: holds no weights (a mapping of names to tensors); it is not torch-fidelity's {WEIGHTS_FILE}")
     with tempfile.TemporaryDirectory() as folder:
-        # torch-fidelity unpickles what it is given, code and all: it is given our own copy of what was read as data
+        # torch-fidelity unpickles its file, code and all: it gets our own copy of what was read as data
         torch.save(dict(state), Path(folder) / WEIGHTS_FILE)
         try:
             network = module.FeatureExtractorInceptionV3(
@@ -80,11 +71,16 @@ def inception_extractor(weights: str | Path | None, place: torch.device) -> Ince
         except RuntimeError as error:
             reason = " ".join(str(error).split())[:120]
             raise DyditError(f"{path}: not torch-fidelity's {WEIGHTS_FILE} ({reason})") from None
-    return InceptionExtractor(network.eval(), sha256(path), place)
+    facts = {
+        "features": "inception of 2015-12-05, torch-fidelity's port",
+        "features_sha256": sha256(path),
+        "features_resize": "bilinear to 299 pixels, as TensorFlow 1",
+    }
+    return Extractor("inception", None, None, 3, facts, Inception(network, device))
 
 
 def find_weights(weights: str | Path | None, module: Any) -> Path:
-    """`weights`, or torch-fidelity's file in PyTorch's hub cache; raises `DyditError` where it is not there."""
+    """`weights`, or torch-fidelity's file in PyTorch's hub cache; raises `DyditError` where there is none."""
     cached = Path(torch.hub.get_dir()) / "checkpoints" / WEIGHTS_FILE
     path = cached if weights is None else Path(weights)
     if path.is_file():

@@ -59,13 +59,6 @@ class Moments:
         return Gaussian(self._mean, self._scatter / (self.count - 1), self.count)
 
 
-def gaussian_of(features: NDArray[Any]) -> Gaussian:
-    """Mean and covariance of features M x D. Raises ValueError for fewer than 2 images."""
-    moments = Moments()
-    moments.add(features)
-    return moments.gaussian()
-
-
 def frechet_distance(a: Gaussian, b: Gaussian) -> float:
     """|m_a - m_b|^2 + tr(S_a + S_b - 2 (S_a S_b)^(1/2)), in squared units of a feature (FID: Heusel et al., arXiv
     1706.08500, eq. 6; sFID: Nash et al., arXiv 2103.03841).
@@ -120,9 +113,9 @@ def precision_recall(reference: Tensor, samples: Tensor, k: int = NEIGHBOURS) ->
     """
     # products of centred features cancel less
     centre = reference.double().mean(dim=0)
-    real, drawn = reference.double() - centre, samples.double() - centre
-    precision = inside(drawn, real, manifold_radii(real, k)) if len(real) > k else None
-    recall = inside(real, drawn, manifold_radii(drawn, k)) if len(drawn) > k else None
+    real, generated = reference.double() - centre, samples.double() - centre
+    precision = inside(generated, real, manifold_radii(real, k)) if len(real) > k else None
+    recall = inside(real, generated, manifold_radii(generated, k)) if len(generated) > k else None
     return precision, recall
 
 

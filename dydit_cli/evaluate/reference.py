@@ -1,7 +1,8 @@
-"""What samples are compared with: an ADM reference batch, images, or those of a bundled data set."""
+"""What samples are compared with: an ADM reference batch, images, or those of a data set; and images in an .npz."""
 
 from __future__ import annotations
 
+import math
 import zipfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -13,18 +14,16 @@ from typing import IO, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from dydit_cli.data.load import BUNDLED
 from dydit_cli.errors import DyditError
 from dydit_cli.evaluate.features import Extractor, Pixels, extract_features
 from dydit_cli.evaluate.images import (
+    FolderImages,
     Images,
-    Labels,
     OnWork,
     Preprocessor,
     labels_in_turn,
-    open_folder,
+    named_images,
     read_record,
-    real_images,
 )
 from dydit_cli.evaluate.metrics import Gaussian
 from dydit_cli.files import sha256
@@ -36,58 +35,49 @@ POOL, SPATIAL = ("mu", "sigma"), ("mu_s", "sigma_s")
 LARGEST_HEADER = 10_000  # bytes, numpy's own limit
 
 
-@dataclass(frozen=True)
-class NpzImages:
-    """arr_0 of the file `path`, uint8 of `shape` M S S C, read a batch at a time."""
+class NpzImages(Images):
+    """arr_0 of the file `path`, uint8 M S S C, read a batch at a time.
 
-    name: str
-    path: Path
-    shape: tuple[int, int, int, int]
-    labels: Labels | None
-    record: dict[str, Any]
-    per: int = 1
+    Their classes are arr_1's, as in ADM's sample files, or those that samples.json beside the file records. Raises
+    `DyditError` where arr_0 is missing or no images.
+    """
 
-    @property
-    def count(self) -> int:
-        return self.shape[0]
+    def __init__(self, path: Path) -> None:
+        names = array_names(path)
+        if IMAGES not in names:
+            text = ", ".join(names) or "nothing"
+            raise DyditError(f"{path}: has no {IMAGES} (it has {text}); give an .npz with images N S S 3")
+        with _member(path, IMAGES) as file:
+            shape, fortran, dtype = _header(file)
+        if dtype != np.uint8:
+            raise DyditError(f"{path}: {IMAGES} is {dtype}; the suite wants uint8 from 0 to 255: scale, round and convert it")
+        if fortran or len(shape) != 4 or shape[-1] not in (1, 3) or not all(shape):
+            raise DyditError(f"{path}: {IMAGES} has shape {shape}; it must be N S S 3 (or 1), in C order")
+        record = read_record(path.parent)
+        if record.get("images") != shape[0]:
+            record = {}  # of something else that lies there
+        labels = labels_in_turn(record, shape[0])
+        if LABELS in names:
+            given = read_array(path, LABELS)
+            if given.shape == (shape[0],) and np.issubdtype(given.dtype, np.integer):
+                labels = given.astype(np.int64)
+        super().__init__(str(path), shape[0], labels, record)
+        self.path, self._shape = path, shape[1:]  # S S C
 
     def batches(self, size: int, preprocess: Preprocessor, on_work: OnWork) -> Iterator[Pixels]:
+        length = math.prod(self._shape)
         with _member(self.path, IMAGES) as file:
             _header(file)
             for start in range(0, self.count, size):
-                shape = (min(size, self.count - start), *self.shape[1:])
-                wanted = int(np.prod(shape))
-                data = file.read(wanted)
-                if len(data) < wanted:
+                count = min(size, self.count - start)
+                data = file.read(count * length)
+                if len(data) < count * length:
                     raise DyditError(f"{self.path}: damaged: {IMAGES} ends after image {start}; make or fetch it again")
-                yield preprocess(np.frombuffer(data, dtype=np.uint8).reshape(shape))
-                on_work(shape[0])
+                yield preprocess(np.frombuffer(data, dtype=np.uint8).reshape(count, *self._shape))
+                on_work(count)
 
     def sha256(self) -> str:
         return sha256(self.path)
-
-
-def open_npz(path: Path) -> NpzImages:
-    """The images of an .npz. Their classes are arr_1's, as in ADM's sample files, or those that samples.json beside the
-    file says were drawn in turn. Raises `DyditError` where arr_0 is missing or no images."""
-    names = array_names(path)
-    if IMAGES not in names:
-        raise DyditError(f"{path}: has no {IMAGES} (it has {', '.join(names) or 'nothing'}); give an .npz with images N S S 3")
-    with _member(path, IMAGES) as file:
-        shape, fortran, dtype = _header(file)
-    if dtype != np.uint8:
-        raise DyditError(f"{path}: {IMAGES} is {dtype}; the suite wants uint8 from 0 to 255: scale, round and convert it")
-    if fortran or len(shape) != 4 or shape[-1] not in (1, 3) or not all(shape):
-        raise DyditError(f"{path}: {IMAGES} has shape {shape}; it must be N S S 3 (or 1), in C order")
-    record = read_record(path.parent)
-    if record.get("images") != shape[0]:
-        record = {}  # of something else that lies there
-    labels = labels_in_turn(record, shape[0])
-    if LABELS in names:
-        given = read_array(path, LABELS)
-        if given.shape == (shape[0],) and np.issubdtype(given.dtype, np.integer):
-            labels = given.astype(np.int64)
-    return NpzImages(str(path), path, shape, labels, record)
 
 
 def read_gaussians(path: Path) -> tuple[Gaussian | None, Gaussian | None]:
@@ -99,11 +89,11 @@ def read_gaussians(path: Path) -> tuple[Gaussian | None, Gaussian | None]:
 
 
 def _gaussian(path: Path, names: list[str], mean_name: str, covariance_name: str) -> Gaussian | None:
-    there = [name for name in (mean_name, covariance_name) if name in names]
-    if len(there) == 1:
-        absent = covariance_name if there == [mean_name] else mean_name
-        raise DyditError(f"{path}: has {there[0]} without {absent}; fetch the reference batch again")
-    if not there:
+    existing = [name for name in (mean_name, covariance_name) if name in names]
+    if len(existing) == 1:
+        absent = covariance_name if existing == [mean_name] else mean_name
+        raise DyditError(f"{path}: has {existing[0]} without {absent}; fetch the reference batch again")
+    if not existing:
         return None
     mean, covariance = read_array(path, mean_name), read_array(path, covariance_name)
     if mean.ndim != 1 or covariance.shape != (len(mean), len(mean)) or mean.dtype.kind != "f" or covariance.dtype.kind != "f":
@@ -146,19 +136,18 @@ def _member(path: Path, name: str) -> Iterator[IO[bytes]]:
 
 
 def _header(file: IO[bytes]) -> tuple[tuple[int, ...], bool, np.dtype[Any]]:
-    """Shape, Fortran order and dtype; the file stands at the first byte of the data afterwards."""
+    """Shape, Fortran order and dtype; leaves the file at the first byte of the data."""
     version = np.lib.format.read_magic(file)
     read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
     return read(file, max_header_size=LARGEST_HEADER)
 
 
-HELD_OUT = ":held-out"  # behind a bundled data set's name
-
-
 @dataclass(frozen=True)
 class Reference:
-    """What there is of `name` before anything was looked at: images, or moments, or both; `digest` gives the sha256 of
-    the file, of a folder's names and files, or of a bundled set's pixels, in hexadecimal."""
+    """A reference before any feature is computed: `images`, or moments, or both.
+
+    `digest` returns the sha256 of the file, of a folder's names and files, or of a data set's pixels, in hexadecimal.
+    """
 
     name: str
     images: Images | None
@@ -169,8 +158,8 @@ class Reference:
 
 @dataclass(frozen=True)
 class ReferenceStats:
-    """The reference as the extractor sees it: the Gaussian; the spatial one or None; the pool features M x D of its
-    images or None; what the protocol says about it; and what is to be said about what it lacks."""
+    """The reference in an extractor's features: the Gaussian; the spatial one or None; the pool features M x D of its images
+    or None; the protocol's facts; and notes on what it lacks."""
 
     gaussian: Gaussian
     spatial: Gaussian | None
@@ -179,60 +168,50 @@ class ReferenceStats:
     notes: list[str]
 
 
-def real(name: str) -> Images | None:
-    """The images of the bundled data set that `name` means, unless there is a path of that name; else None."""
-    data = name.removesuffix(HELD_OUT)
-    return real_images(data, held_out=name != data) if data in BUNDLED and not Path(name).exists() else None
-
-
 def open_reference(reference: str | Path | None, extractor: Extractor) -> Reference:
     """Raises `DyditError` where it is missing, or holds neither moments nor images."""
     if reference is None:
-        if extractor.kind not in BUNDLED:
-            raise DyditError(f"--features {extractor.kind} needs a --reference: an ADM .npz, or a folder of real images")
-        reference = extractor.kind
-    bundled = real(str(reference))
-    if bundled is not None:
-        return Reference(bundled.name, bundled, bundled.sha256)
-    path = Path(reference)
-    if path.is_dir():
-        folder = open_folder(path)
-        return Reference(str(path), folder, folder.sha256)
+        if extractor.data is None:
+            raise DyditError(f"--features {extractor.name} needs a --reference: an ADM .npz, or a folder of real images")
+        reference = extractor.data
+    path, named = Path(reference), named_images(str(reference))
+    images = named or (FolderImages(path) if path.is_dir() else None)
+    if images is not None:
+        return Reference(images.name, images, images.sha256)
     if not path.is_file():
         raise DyditError(
-            f"--reference {reference}: no such file; give an ADM .npz, a folder of images, or {' or '.join(BUNDLED)}"
+            f"--reference {reference}: no such file; give an ADM .npz, a folder of images, or a data set such as digits"
         )
     pool, spatial = read_gaussians(path)
     names = array_names(path)
-    images = open_npz(path) if IMAGES in names else None
-    if pool is None and images is None:
+    array = NpzImages(path) if IMAGES in names else None
+    if pool is None and array is None:
         raise DyditError(
             f"{path}: has neither {' and '.join(POOL)} nor {IMAGES} (it has {', '.join(names) or 'nothing'}); "
             "give an ADM reference batch"
         )
-    return Reference(str(path), images, partial(sha256, path), pool, spatial)
+    return Reference(str(path), array, partial(sha256, path), pool, spatial)
 
 
-def standard(reference: Reference, extractor: Extractor, side: int | None, batch: int, on_work: OnWork) -> ReferenceStats:
-    """Looks at the reference's images, brought to the samples' `side`; stored moments stand before computed ones.
+def reference_stats(
+    reference: Reference, extractor: Extractor, side: int | None, batch: int, on_work: OnWork
+) -> ReferenceStats:
+    """The features of the reference's images, brought to the samples' `side`; stored moments stand before computed ones.
 
     Raises `DyditError` where stored moments are of other features, or there are fewer than 2 images.
     """
     preprocess, notes = Preprocessor(side, extractor.channels), []
-    seen = None
+    stats = None
     if reference.images is not None:
         if reference.images.count < 2:
             raise DyditError(f"{reference.name}: {reference.images.count} image; a covariance needs 2 and more")
-        seen = extract_features(extractor, reference.images.batches(batch, preprocess, on_work))
-    if reference.gaussian is not None:
-        gaussian, spatial = reference.gaussian, reference.spatial
-    elif seen is not None:
-        gaussian, spatial = seen.gaussian, seen.spatial
-    else:
+        stats = extract_features(extractor, reference.images.batches(batch, preprocess, on_work))
+    moments = reference if reference.gaussian is not None else stats
+    if moments is None or moments.gaussian is None:
         raise DyditError(f"{reference.name}: has neither moments nor images; give an ADM reference batch")
-    if extractor.kind == "inception" and spatial is None:
+    if extractor.data is None and moments.spatial is None:
         notes.append(f"{reference.name} has no {' and '.join(SPATIAL)}: no sFID")
-    if seen is None:
+    if stats is None:
         notes.append(f"{reference.name} has no images ({IMAGES}): no precision and recall")
     facts = {
         "reference": reference.name,
@@ -241,4 +220,4 @@ def standard(reference: Reference, extractor: Extractor, side: int | None, batch
         "reference_sha256": reference.digest(),
         "reference_resize": preprocess.resize,
     }
-    return ReferenceStats(gaussian, spatial, seen.pool if seen else None, facts, notes)
+    return ReferenceStats(moments.gaussian, moments.spatial, stats.pool if stats else None, facts, notes)

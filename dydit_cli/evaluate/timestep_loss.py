@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -16,20 +15,19 @@ from torch import Tensor
 
 from dydit_cli.artifacts.losses import Losses
 from dydit_cli.checkpoint.checkpoint import Checkpoint
-from dydit_cli.checkpoint.read import CheckpointLike, LoadOptions, read
+from dydit_cli.checkpoint.options import LoadOptions
+from dydit_cli.checkpoint.read import CheckpointLike, read
 from dydit_cli.data.dataset import Dataset
-from dydit_cli.data.load import BUNDLED, load_data
+from dydit_cli.data.load import default_data, load_data, load_held_out
 from dydit_cli.devices import pick_device
-from dydit_cli.diffusion.schedule import TRAIN_STEPS, linear_schedule, spaced_timesteps
+from dydit_cli.diffusion.process import Process, process_of
 from dydit_cli.errors import DyditError
+from dydit_cli.evaluate.options import LossSettings as LossSettings
 from dydit_cli.files import check_output
 from dydit_cli.model.execution import Executable, executor
-from dydit_cli.model.sparse import SparseDyDiT
 from dydit_cli.profiling.profile import names_of
 from dydit_cli.provenance import made_by
 from dydit_cli.version import __version__
-
-MAPS_AT = (20, 100, 250, 500, 750, 950)
 
 MAP_SEEDS = 1 << 32  # keeps the maps' noises apart from the curves'
 
@@ -38,31 +36,13 @@ OnStage = Callable[[str, int, str], None]
 OnWork = Callable[[int], None]
 
 
-@dataclass(frozen=True)
-class LossSettings:
-    """`timesteps` of them, evenly over the schedule and both ends among them, on `images` images; maps at the timesteps
-    `maps_at` of `map_images` images, means over `map_noises` noises. Everything is drawn under `seed`.
-
-    Raises `DyditError` for what is out of range.
-    """
-
-    images: int = 32
-    timesteps: int = TRAIN_STEPS
-    maps_at: tuple[int, ...] = MAPS_AT
-    map_images: int = 6
-    map_noises: int = 32
-    seed: int = 0
-    batch: int = 64
-
-    def __post_init__(self) -> None:
-        for what in ("images", "map_images", "map_noises", "batch"):
-            if getattr(self, what) < 1:
-                raise DyditError(f"{what.replace('_', ' ')} {getattr(self, what)}: take at least 1")
-        spaced_timesteps(self.timesteps)
-        wrong = [t for t in self.maps_at if not 0 <= t < TRAIN_STEPS]
-        if wrong or not self.maps_at:
-            what = f"no timestep {wrong[0]}" if wrong else "no timesteps"
-            raise DyditError(f"{what} to draw maps at: the schedule has 0 to {TRAIN_STEPS - 1}")
+def check_maps(settings: LossSettings, process: Process) -> None:
+    """Raises `DyditError` for a map outside the process's timesteps, or for none."""
+    low, high = process.span
+    wrong = [t for t in settings.maps_at if not low <= t <= high]
+    if wrong or not settings.maps_at:
+        what = f"no timestep {wrong[0]}" if wrong else "no timesteps"
+        raise DyditError(f"{what} to draw maps at: the schedule has {low:g} to {high:g}")
 
 
 def measure_losses(
@@ -77,36 +57,38 @@ def measure_losses(
     on_stage: OnStage = lambda what, total, unit: None,
     on_work: OnWork = lambda amount: None,
 ) -> Losses:
-    """The mean squared error of each model's noise, for noise that is the same whichever model sees it, and in whichever
-    batch; a DyDiT runs as it samples. Maps are of the last model. Written to the folder `out` if given.
+    """The mean squared error of each model's noise, for noise that is the same for every model and in every batch; a DyDiT
+    runs as it samples. Maps are of the last model. Written to the folder `out` if given.
 
-    `data` is by default what the first model was trained on. Of a bundled data set these are held-out images, of others
-    those of the set itself, which the model may have been trained on. Raises `DyditError` for no checkpoint, data that do
-    not fit a model, or an existing `out` (without `force`).
+    `data` is by default what the first model was trained on. The images are the data set's held-out ones, or where it has no
+    such part those of the set itself, which the model may have been trained on. Raises `DyditError` for no checkpoint, data
+    that do not fit a model, or an existing `out` (without `force`).
     """
     start = time.perf_counter()
     if not checkpoints:
         raise DyditError("no checkpoint to measure losses of; name one, or a small and a large one")
     if out is not None:
         check_output(out, force)
-    place = pick_device(device)
+    on = pick_device(device)
     models = [read(checkpoint, reading) for checkpoint in checkpoints]
     names = names_of([str(model.path or "model") for model in models])
-    data = data or models[0].trained_on or "digits"
-    held_out = data in BUNDLED
-    images: Dataset = BUNDLED[data](held_out=True) if held_out else load_data(data, models[0].config)
+    data = data or default_data(models[0].trained_on, models[0].config)
+    held_out = load_held_out(data, models[0].config)
+    images = load_data(data, models[0].config) if held_out is None else held_out
     for model in models:
         images.check(model.config)
     x0, labels = chosen(images, settings)  # M C P P, M
-    timesteps = spaced_timesteps(settings.timesteps)[::-1]
+    process = process_of(models[0].config)
+    check_maps(settings, process)
+    timesteps = process.grid(settings.timesteps)
     curves = []
     for name, model in zip(names, models, strict=True):
         on_stage(f"losses of {name}", len(x0) * len(timesteps), "image-steps")
-        runner = ready(model, place, timesteps)
+        runner = ready(model, on, timesteps)
         curves.append(torch.stack([at_timestep(runner, x0, labels, t, settings, on_work) for t in timesteps]))
     shown, maps_at = distinct(labels, settings.map_images), sorted(set(settings.maps_at))
     on_stage(f"maps of {names[-1]}", len(shown) * len(maps_at) * settings.map_noises, "image-steps")
-    runner = ready(models[-1], place, maps_at)
+    runner = ready(models[-1], on, maps_at)
     patches = torch.stack([maps_of(runner, x0[shown], labels[shown], t, settings, on_work) for t in maps_at])
     summary: dict[str, Any] = {
         **made_by(),
@@ -122,7 +104,7 @@ def measure_losses(
             for name, model in zip(names, models, strict=True)
         ],
         "data": data,
-        "held_out": held_out,
+        "held_out": held_out is not None,
         "data_images": len(images),
         "images": len(x0),
         "timesteps": len(timesteps),
@@ -131,7 +113,7 @@ def measure_losses(
         "map_noises": settings.map_noises,
         "seed": settings.seed,
         "dtype": "float32",
-        "device": place.type,
+        "device": on.type,
         "seconds": time.perf_counter() - start,
         "versions": {"dydit": __version__, "torch": torch.__version__},
     }
@@ -149,18 +131,16 @@ def chosen(data: Dataset, settings: LossSettings) -> tuple[Tensor, Tensor]:
 
 
 def distinct(labels: Tensor, count: int) -> Tensor:
-    """The places of `count` images: the first of each class, by class, and where that is not enough the ones that follow."""
+    """The indices of `count` images: the first of each class, by class, and where that is not enough the ones that follow."""
     classes = labels.tolist()
-    first = sorted({label: classes.index(label) for label in classes}.items())
-    places = [place for _, place in first]
-    return torch.tensor([*places, *(i for i in range(len(classes)) if i not in places)][:count])
+    first = [classes.index(label) for label in sorted(set(classes))]
+    return torch.tensor([*first, *(i for i in range(len(classes)) if i not in first)][:count])
 
 
 def ready(model: Checkpoint, place: torch.device, timesteps: list[int]) -> Executable:
     """The model as it samples, on its device; a DyDiT's widths at the timesteps are decided ahead."""
     runner = executor(model.build().to(place).float(), "sparse")
-    if isinstance(runner, SparseDyDiT):
-        runner.plan(timesteps)
+    runner.plan(timesteps)
     return runner
 
 
@@ -168,13 +148,19 @@ def at_timestep(
     model: Executable, x0: Tensor, labels: Tensor, timestep: int, settings: LossSettings, on_work: OnWork
 ) -> Tensor:
     """(M,) the images' losses at `timestep`, float32 on the cpu."""
-    noise = torch.randn(x0.shape, generator=torch.Generator().manual_seed(settings.seed * TRAIN_STEPS + timestep))
+    noise = torch.randn(x0.shape, generator=torch.Generator().manual_seed(noise_seed(model, timestep, settings.seed)))
     return squared_errors(model, x0, labels, timestep, noise, settings.batch, on_work).flatten(1).mean(dim=1)
+
+
+def noise_seed(model: Executable, timestep: int, seed: int) -> int:
+    """Of the noise at a timestep, the same whichever model sees it."""
+    process = process_of(model.config)
+    return seed * len(process.every()) + process.number(timestep)
 
 
 def maps_of(model: Executable, x0: Tensor, labels: Tensor, timestep: int, settings: LossSettings, on_work: OnWork) -> Tensor:
     """R S S, the loss of each patch, mean over the noises."""
-    generator = torch.Generator().manual_seed(MAP_SEEDS + settings.seed * TRAIN_STEPS + timestep)
+    generator = torch.Generator().manual_seed(MAP_SEEDS + noise_seed(model, timestep, settings.seed))
     total = torch.zeros(())
     for _ in range(settings.map_noises):
         noise = torch.randn(x0.shape, generator=generator)
@@ -187,12 +173,12 @@ def maps_of(model: Executable, x0: Tensor, labels: Tensor, timestep: int, settin
 def squared_errors(
     model: Executable, x0: Tensor, labels: Tensor, timestep: int, noise: Tensor, batch: int, on_work: OnWork
 ) -> Tensor:
-    """B C P P: (predicted noise - noise)^2 at one timestep, float32 on the cpu."""
-    place = next(model.parameters()).device
-    schedule, found = linear_schedule(), []
+    """B C P P: the prediction's squared errors at one timestep, float32 on the cpu."""
+    process, found = process_of(model.config), []
     for x, y, eps in zip(x0.split(batch), labels.split(batch), noise.split(batch), strict=True):
         t = torch.full((len(x),), timestep)
-        output = model(schedule.add_noise(x, t, eps).to(place), t.to(place), y.to(place))
-        found.append((output[:, : x.shape[1]].float().cpu() - eps).square())
+        x_t = process.add_noise(x, t, eps)
+        output = model(x_t.to(model.device), t.to(model.device), y.to(model.device)).float().cpu()
+        found.append(process.errors(output, x, x_t, t, eps))
         on_work(len(x))
     return torch.cat(found)

@@ -31,7 +31,7 @@ FREE = frozenset({
     "ones_like", "full_like", "empty", "empty_like", "new_empty", "new_zeros", "new_tensor", "cat", "stack", "chunk", "split",
     "unbind", "clone", "detach", "contiguous", "copy_", "cpu", "cuda", "numpy", "view", "reshape", "expand", "expand_as",
     "flatten", "permute", "transpose", "t", "squeeze", "squeeze_", "unsqueeze", "unsqueeze_", "size", "dim", "numel",
-    "stride", "new_ones",
+    "stride", "new_ones", "mean",
 })  # fmt: skip
 
 

@@ -8,20 +8,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-import torch
-
-from dydit_cli.flops.analytic import NORM_MACS_PER_ELEMENT, block_macs, static_macs
-from dydit_cli.model.config import named_config
-from dydit_cli.model.dit import DiT
+from dydit_cli.model.config import NORM_MACS_PER_ELEMENT
+from dydit_cli.model.families import family_of, named_config, named_sizes
+from dydit_cli.model.macs import block_macs, static_macs
 from dydit_cli.model.routing import Routing
-
-# GFLOPs at 32x32 latents (Peebles and Xie 2023, appendix A, table 4)
-PUBLISHED = {
-    "DiT-S/2": 6.06, "DiT-S/4": 1.41, "DiT-S/8": 0.36,
-    "DiT-B/2": 23.01, "DiT-B/4": 5.56, "DiT-B/8": 1.42,
-    "DiT-L/2": 80.71, "DiT-L/4": 19.70, "DiT-L/8": 5.01,
-    "DiT-XL/2": 118.64, "DiT-XL/4": 29.05, "DiT-XL/8": 7.39,
-}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -39,26 +29,25 @@ class StaticCount:
 
 
 def static_table() -> list[StaticCount]:
-    """All twelve published sizes."""
-    return [count_size(name) for name in PUBLISHED]
+    """All published sizes, of every family."""
+    return [count_size(name) for name in named_sizes()]
 
 
 def count_size(name: str) -> StaticCount:
-    """One published size, such as DiT-XL/2."""
+    """One published size, such as DiT-XL/2, in closed form and without torch: what `flops.analytic` gives for everything
+    on, and the parameters of the model that would be built."""
     config = named_config(name)
-    with torch.device("meta"):
-        parameters = DiT(config).num_parameters()
     blocks = block_macs(Routing.all_on(config, 1), config)
     total = static_macs(config)
     parts = {part: int(getattr(blocks, part).sum()) for part in ("attention", "mlp", "modulation", "norms")}
-    final_norm = NORM_MACS_PER_ELEMENT * config.num_tokens * config.hidden_size
+    final_norm = config.num_tokens * config.norm_macs()
     norms = parts["norms"] + final_norm
     return StaticCount(
         model=name,
-        parameters=parameters,
+        parameters=config.num_parameters(),
         macs=total,
         macs_norms_once=total - norms + norms // NORM_MACS_PER_ELEMENT,
         macs_products=total - norms,
-        published_giga=PUBLISHED[name],
+        published_giga=family_of(config).published_giga[name],
         parts={**parts, "frame": total - sum(parts.values())},
     )

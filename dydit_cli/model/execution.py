@@ -1,61 +1,290 @@
-"""How a model is run: masked, sparse, complete, or with merged tokens."""
+"""How a model is run: masked, sparse, complete, or with merged tokens. Each is an `Executable`, and may wrap another.
+
+Legend: B batch, N tokens, C width, L depth.
+"""
 
 from __future__ import annotations
 
-from typing import Literal, get_args, overload
+import os
+from collections.abc import Sequence
+from typing import Literal, Protocol, get_args, overload
 
+import torch
 from torch import Tensor, nn
 
 from dydit_cli.errors import DyditError
-from dydit_cli.model.dit import DiT
-from dydit_cli.model.dydit import DyDiT
-from dydit_cli.model.routing import Routing
-from dydit_cli.model.sparse import SparseDyDiT
-from dydit_cli.model.tome import TomeDiT
+from dydit_cli.model.backbone import Backbone, DynamicBackbone
+from dydit_cli.model.config import ModelConfig
+from dydit_cli.model.families import build_model
+from dydit_cli.model.macs import ahead_macs, plan_macs, sparse_step_macs, total_macs
+from dydit_cli.model.merging import Merging, TokenMerging
+from dydit_cli.model.options import Execution, WeightAccess
+from dydit_cli.model.planning import BlockWidth, Modulations, StepModulation, plan_width
+from dydit_cli.model.regions import SLICING, region
+from dydit_cli.model.routing import BlockRouting, Routing
+from dydit_cli.model.sparse import EAGER, compiled
+from dydit_cli.model.weight_cache import SliceStats, WeightSlices
 
-Execution = Literal["sparse", "masked", "complete"]
+FREE_SHARE = 4  # copies of weights may take a quarter of the memory that is free
 
 
-class CompleteDyDiT(nn.Module):
-    """A DyDiT with every router on (the complete model)."""
+class Executable(Protocol):
+    """A model as it is run: called as the model is, it says beforehand and afterwards what the work costs.
 
-    def __init__(self, model: DyDiT) -> None:
+    `plan`, `prepare` and `macs` return multiply-accumulates in closed form: of deciding a sampling run's widths at all its
+    timesteps, of what a call at `timestep` for labels y shares with the next ones, and of a call itself, per sample, given
+    what it switched on. `merging` is what is done to tokens before attention. `clear` drops what was kept, as at the start of a
+    sampling run.
+    """
+
+    @property
+    def config(self) -> ModelConfig: ...
+
+    @property
+    def device(self) -> torch.device: ...
+
+    @property
+    def dtype(self) -> torch.dtype: ...
+
+    @property
+    def merging(self) -> Merging | None: ...
+
+    def plan(self, timesteps: Sequence[int]) -> int: ...
+
+    def prepare(self, timestep: int, y: Tensor) -> int: ...
+
+    def macs(self, routing: Routing) -> Tensor: ...
+
+    def clear(self) -> None: ...
+
+    @overload
+    def __call__(self, x: Tensor, t: Tensor, y: Tensor, *, return_routing: Literal[False] = False) -> Tensor: ...
+    @overload
+    def __call__(self, x: Tensor, t: Tensor, y: Tensor, *, return_routing: Literal[True]) -> tuple[Tensor, Routing]: ...
+
+
+class Wrapper(nn.Module):
+    """An executable around a `model`: what it does not do otherwise is the model's own."""
+
+    def __init__(self, model: Backbone) -> None:
         super().__init__()
         self.model = model.eval()
-        self.config = model.config
+
+    @property
+    def config(self) -> ModelConfig:
+        return self.model.config
+
+    @property
+    def device(self) -> torch.device:
+        return self.model.device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return self.model.dtype
+
+    @property
+    def merging(self) -> Merging | None:
+        return None
+
+    def plan(self, timesteps: Sequence[int]) -> int:
+        return self.model.plan(timesteps)
+
+    def prepare(self, timestep: int, y: Tensor) -> int:
+        return self.model.prepare(timestep, y)
+
+    def macs(self, routing: Routing) -> Tensor:
+        return self.model.macs(routing)
+
+    def clear(self) -> None:
+        self.model.clear()
 
     @overload
     def forward(self, x: Tensor, t: Tensor, y: Tensor, *, return_routing: Literal[False] = False) -> Tensor: ...
     @overload
     def forward(self, x: Tensor, t: Tensor, y: Tensor, *, return_routing: Literal[True]) -> tuple[Tensor, Routing]: ...
 
+    @torch.no_grad()
     def forward(self, x: Tensor, t: Tensor, y: Tensor, *, return_routing: bool = False) -> Tensor | tuple[Tensor, Routing]:
-        if return_routing:
-            return self.model(x, t, y, return_routing=True, complete=True)
-        return self.model(x, t, y, complete=True)
+        """As the model's, for evaluation."""
+        out, routing = self.run(x, t, y)
+        return (out, routing) if return_routing else out
+
+    def run(self, x: Tensor, t: Tensor, y: Tensor) -> tuple[Tensor, Routing]:
+        """The output and what was switched on."""
+        raise NotImplementedError
 
 
-Executable = DiT | SparseDyDiT | CompleteDyDiT | TomeDiT
+class SparseModel(Wrapper):
+    """Runs a dynamic `model` (evaluation only) without what its routers switch off; call it as you would call the model.
+
+    A batch of mixed timesteps is run in groups of equal t. `access` is how the weights of active heads and groups are taken:
+    `views` of the model's own (the default on cpu) or contiguous `copies` (on a GPU), which are kept up to `plan_memory` bytes
+    (by default a quarter of what is free). Weights that change under it take effect after `clear`. `compile` fuses the
+    elementwise work with torch.compile.
+    """
+
+    model: DynamicBackbone
+
+    def __init__(
+        self,
+        model: DynamicBackbone,
+        *,
+        access: WeightAccess | None = None,
+        plan_memory: int | None = None,
+        compile: bool = False,
+    ) -> None:
+        super().__init__(model)
+        access = access or ("views" if model.device.type == "cpu" else "copies")
+        self._slices = WeightSlices(access, free_memory(model.device) // FREE_SHARE if plan_memory is None else plan_memory)
+        self._plan: dict[float, list[BlockWidth]] = {}
+        self._sites = [self.config.sites(i) for i in range(self.config.depth)]
+        self.modulations = Modulations(model)
+        self.pointwise = compiled() if compile else EAGER
+
+    @property
+    def stats(self) -> SliceStats:
+        """How the weights of active sets were come by."""
+        return self._slices.stats
+
+    def clear(self) -> None:
+        """Drops copies of weights and what was precomputed; the plan stays."""
+        self._slices.clear()
+        self.modulations.clear()
+
+    def plan(self, timesteps: Sequence[int]) -> int:
+        """Decides heads and groups for all these timesteps at once; without it each is decided when it first comes.
+
+        Give them in the order in which they will be run: adaLN of small batches is computed some steps ahead.
+        """
+        missing = [t for t in dict.fromkeys(timesteps) if t not in self._plan]
+        if missing:
+            self._plan |= plan_width(self.model, missing)
+        return plan_macs(self.model.config, len(missing))
+
+    def prepare(self, timestep: int, y: Tensor) -> int:
+        done = self.modulations
+        timesteps, rows = done.timesteps, done.rows
+        self._modulation(timestep, y)
+        return ahead_macs(self.config, done.timesteps - timesteps, done.rows - rows)
+
+    def macs(self, routing: Routing) -> Tensor:
+        return sparse_step_macs(routing, self.config)
+
+    @torch.no_grad()
+    def _modulation(self, timestep: int, y: Tensor) -> StepModulation:
+        self.plan([timestep])
+        order = list(self._plan)
+        return self.modulations.at(timestep, y, order[order.index(timestep) + 1 :])
+
+    def run(self, x: Tensor, t: Tensor, y: Tensor) -> tuple[Tensor, Routing]:
+        timesteps = t.unique().tolist()
+        self.plan(timesteps)
+        if len(timesteps) == 1:
+            return self._run(x, y, timesteps[0])
+        parts = [(t == timestep).nonzero().squeeze(1) for timestep in timesteps]
+        results = [self._run(x[part], y[part], timestep) for part, timestep in zip(parts, timesteps, strict=True)]
+        back = torch.cat(parts).argsort()
+        return torch.cat([out for out, _ in results])[back], Routing.cat([routing for _, routing in results]).select(back)
+
+    def _run(self, x: Tensor, y: Tensor, timestep: int) -> tuple[Tensor, Routing]:
+        model, B = self.model, len(x)
+        modulation = self._modulation(timestep, y)
+        h = model.embed(x)  # B N C
+        routed = []
+        for i, (block, width) in enumerate(zip(model.blocks, self._plan[timestep], strict=True)):
+            with region(SLICING):
+                parts = {
+                    site.structure: self._slices.parts(i, block, site, getattr(width, site.structure))
+                    for site in self._sites[i]
+                }
+            tokens = block.forward_sparse(h, modulation.blocks[i], parts, self.pointwise)  # type: ignore[operator]
+            routed.append(BlockRouting(width.head_mask.expand(B, -1), width.group_mask.expand(B, -1), tokens))
+        return model.head(h, modulation.c), Routing.stack(routed)
+
+
+class CompleteModel(Wrapper):
+    """A dynamic model with every router on (the complete model)."""
+
+    model: DynamicBackbone
+
+    def run(self, x: Tensor, t: Tensor, y: Tensor) -> tuple[Tensor, Routing]:
+        return self.model(x, t, y, return_routing=True, complete=True)
+
+
+class MergedModel(Wrapper):
+    """Runs a static `model` (evaluation only) with the share `ratio` of the tokens merged in every attention (ToMe).
+
+    Which tokens are merged is decided anew in every block. The mean of a token's keys over the heads is one Linear, C -> D, of
+    the averaged weights, so that queries, keys and values are made of merged tokens alone. On cuda the mean of three and more
+    tokens may differ in its last digit from run to run. Raises `DyditError` for a dynamic model, and a ratio that the tokens
+    do not allow.
+    """
+
+    order: Tensor
+    key_weight: Tensor
+    key_bias: Tensor
+
+    def __init__(self, model: Backbone, ratio: float) -> None:
+        super().__init__(model)
+        self.ratio, self._merging = ratio, Merging.of(model.config, ratio)
+        keys = [block.attn.mean_key() for block in model.blocks]  # type: ignore[union-attr, operator]
+        self.register_buffer("order", self.merging.order().to(model.device), persistent=False)  # N
+        self.register_buffer("key_weight", torch.stack([weight for weight, _ in keys]), persistent=False)  # L D C
+        self.register_buffer("key_bias", torch.stack([bias for _, bias in keys]), persistent=False)  # L D
+
+    @property
+    def merging(self) -> Merging:
+        return self._merging
+
+    def run(self, x: Tensor, t: Tensor, y: Tensor) -> tuple[Tensor, Routing]:
+        """The `Routing` is all ones: no head, group or token of an MLP is left out."""
+        model = self.model
+        h = model.embed(x)  # B N C
+        c = model.condition(model.embed_timestep(t), y)  # B C
+        for block, weight, bias in zip(model.blocks, self.key_weight, self.key_bias, strict=True):
+            h = block(h, c, TokenMerging(self.merging, self.order, weight, bias))
+        return model.head(h, c), Routing.all_on(self.config, len(x), x.device)
+
+    def macs(self, routing: Routing) -> Tensor:
+        return total_macs(routing, self.config, self.merging)
+
+
+def static_twin(dynamic: DynamicBackbone) -> Backbone:
+    """The static model with the same weights, shared."""
+    with torch.device("meta"):
+        static = build_model(dynamic.config.static())
+    weights = dynamic.state_dict()
+    static.load_state_dict({name: weights[name] for name in static.state_dict()}, assign=True)
+    return static.eval()
+
+
+def free_memory(device: torch.device) -> int:
+    """Bytes that are free where `device` is; 0 where that cannot be told."""
+    if device.type == "cuda":
+        return int(torch.cuda.mem_get_info(device)[0])
+    if hasattr(os, "sysconf") and "SC_AVPHYS_PAGES" in os.sysconf_names:
+        return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    return 0
 
 
 def executor(
-    model: DiT, execution: Execution, *, compile: bool = False, plan_memory: int | None = None, tome: float | None = None
+    model: Backbone, execution: Execution, *, compile: bool = False, plan_memory: int | None = None, tome: float | None = None
 ) -> Executable:
     """`model` as it is to be run: `sparse` leaves work out, `masked` runs dense under masks, `complete` all of it.
 
-    A static model is returned as it is, or with `tome` as a `TomeDiT` that merges this share of its tokens (0 is none).
+    A static model is returned as it is, or with `tome` as a `MergedModel` that merges this share of its tokens (0 is none).
     `compile` takes torch.compile's help: for the elementwise work of the sparse path, else for the whole model.
-    `plan_memory` is `SparseDyDiT`'s. Raises `DyditError` for another word, and for `tome` as `TomeDiT` does.
+    `plan_memory` is `SparseModel`'s. Raises `DyditError` for another word, and for `tome` as `MergedModel` does.
     """
     if execution not in get_args(Execution):
         raise DyditError(f"no execution {execution!r}; choose one of {', '.join(get_args(Execution))}")
-    if execution == "sparse" and isinstance(model, DyDiT) and not tome:
-        return SparseDyDiT(model, compile=compile, plan_memory=plan_memory)
-    dense: DiT | CompleteDyDiT | TomeDiT = model
+    if isinstance(model, DynamicBackbone) and execution == "sparse" and not tome:
+        return SparseModel(model, compile=compile, plan_memory=plan_memory)
+    dense: Backbone | Wrapper = model
     if tome:
-        dense = TomeDiT(model, tome)
-    elif execution == "complete" and isinstance(model, DyDiT):
-        dense = CompleteDyDiT(model)
+        dense = MergedModel(model, tome)
+    elif isinstance(model, DynamicBackbone) and execution == "complete":
+        dense = CompleteModel(model)
     if compile:
         dense.compile()
     return dense

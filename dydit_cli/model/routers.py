@@ -6,17 +6,20 @@ Legend: B batch, N tokens, C width, H heads (and channel groups).
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TypeVar, cast
 
 import torch
 from torch import Tensor, nn
 
-from dydit_cli.model.config import DyDiTConfig
+from dydit_cli.errors import DyditError
+from dydit_cli.model.config import RoutedConfig
 
 # The released models start fully on: sigmoid(15) and sigmoid(35) round to 1.
 HEAD_AND_GROUP_BIAS = 15.0
 
 TOKEN_BIAS = 35.0
 
+T = TypeVar("T")
 Noise = float | Tensor  # a scale of noise that the gate draws itself, or the noise to add, shaped as the logits
 
 
@@ -37,7 +40,7 @@ class GateNoise:
     tokens: Tensor
 
     @classmethod
-    def draw(cls, config: DyDiTConfig, batch: int, generator: torch.Generator, scale: float = 1.0) -> GateNoise:
+    def draw(cls, config: RoutedConfig, batch: int, generator: torch.Generator, scale: float = 1.0) -> GateNoise:
         """Logistic samples times `scale`, float32 on the cpu, in the order in which a model draws its own."""
         shapes = ((batch, config.router_rows), (batch, config.router_rows), (batch, config.num_tokens))
         blocks = [[logistic(torch.rand(shape, generator=generator)) for shape in shapes] for _ in range(config.depth)]
@@ -78,52 +81,116 @@ def init_linear(linear: nn.Linear, bias: float = 0.0) -> None:
 
 
 class WidthRouter(nn.Module):
-    """Timestep embedding to a logit per head (or channel group); with `always_on` the first has none and always runs."""
+    """Timestep embedding to a logit per head (or channel group); where the first is always on it has none.
 
-    def __init__(self, width: int, rows: int, always_on: bool) -> None:
+    Another kind gives its layers, `logits`, `last` and `macs`.
+    """
+
+    def __init__(self, config: RoutedConfig) -> None:
         super().__init__()
-        self.always_on = always_on
-        self.router = nn.Linear(width, rows)
+        self.always_on = config.always_on
+        self.router = nn.Linear(config.hidden_size, config.router_rows)
+
+    @staticmethod
+    def macs(config: RoutedConfig) -> int:
+        """Of one router, per timestep."""
+        return config.hidden_size * config.router_rows
+
+    @property
+    def last(self) -> nn.Linear:
+        """The layer whose bias moves the thresholds."""
+        return self.router
+
+    def logits(self, e: Tensor) -> Tensor:
+        """e: B C -> B R."""
+        return self.router(e)
 
     def reset(self, bias: float) -> None:
-        init_linear(self.router, bias)
+        """Xavier weights, and `bias` in the last layer."""
+        for layer in self.modules():
+            if isinstance(layer, nn.Linear):
+                init_linear(layer, bias if layer is self.last else 0.0)
 
     @torch.no_grad()
     def shrink(self, e: Tensor) -> None:
-        """Makes the weights smaller where with the embeddings `e` (M C) they outweigh the bias: half of it is left.
+        """Makes the last weights smaller where with the embeddings `e` (M C) they outweigh the bias: half of it is left.
 
         Not a higher bias, since a gate's gradient fades with its logit: which heads go off would be left to chance.
         """
-        weight, bias = self.router.weight, self.router.bias
-        lowest = (e @ weight.T).min()
+        weight, bias = self.last.weight, self.last.bias
+        lowest = (self.logits(e) - bias).min()
         if bias.min() > 0 and lowest + bias.min() <= 0:
             weight.mul_(0.5 * bias.min() / -lowest)
 
     def forward(self, e: Tensor, temperature: float, noise: Noise) -> Tensor:
         """e: B C, the timestep embedder's output before the label is added -> mask B H."""
-        mask = gate(self.router(e), temperature, noise)  # B H-1, or B H
+        mask = gate(self.logits(e), temperature, noise)  # B H-1, or B H
         return torch.cat([torch.ones_like(mask[:, :1]), mask], dim=1) if self.always_on else mask
 
 
 class TokenRouter(nn.Module):
-    """Tokens to one logit each: Linear C -> C/16, ReLU, Linear -> 1; with `together` their mean decides for all of them."""
+    """Tokens to one logit each: Linear C -> C/16, ReLU, Linear -> 1."""
 
-    def __init__(self, width: int, hidden: int, together: bool = False) -> None:
+    def __init__(self, config: RoutedConfig) -> None:
         super().__init__()
-        self.together = together
-        self.mlp_head = nn.Sequential(nn.Linear(width, hidden), nn.ReLU(), nn.Linear(hidden, 1))
+        hidden = config.token_router_hidden
+        self.mlp_head = nn.Sequential(nn.Linear(config.hidden_size, hidden), nn.ReLU(), nn.Linear(hidden, 1))
+
+    @staticmethod
+    def macs(config: RoutedConfig) -> int:
+        """Per token."""
+        return (config.hidden_size + 1) * config.token_router_hidden
+
+    @property
+    def first(self) -> nn.Linear:
+        """The layer that sees a token."""
+        return cast(nn.Linear, self.mlp_head[0])
+
+    @property
+    def last(self) -> nn.Linear:
+        """The layer whose bias moves the threshold."""
+        return cast(nn.Linear, self.mlp_head[2])
+
+    def logits(self, x: Tensor) -> Tensor:
+        """x: B N C -> B N."""
+        return self.mlp_head(x).squeeze(-1)
 
     def reset(self, bias: float) -> None:
-        first, last = self.mlp_head[0], self.mlp_head[2]
-        assert isinstance(first, nn.Linear)
-        assert isinstance(last, nn.Linear)
-        init_linear(first)
-        init_linear(last, bias)
+        """Xavier weights, and `bias` in the last layer."""
+        for layer in self.modules():
+            if isinstance(layer, nn.Linear):
+                init_linear(layer, bias if layer is self.last else 0.0)
 
     def forward(self, x: Tensor, temperature: float, noise: Noise) -> Tensor:
         """x: B N C, after the attention residual and before norm2 -> mask B N."""
-        logits = self.mlp_head(x).squeeze(-1)  # B N
-        if not self.together:
-            return gate(logits, temperature, noise)
+        return gate(self.logits(x), temperature, noise)
+
+
+class LayerRouter(TokenRouter):
+    """An ablation: the mean of an image's logits decides for all of its tokens."""
+
+    def forward(self, x: Tensor, temperature: float, noise: Noise) -> Tensor:
+        logits = self.logits(x)  # B N
         noise = noise[:, :1] if isinstance(noise, Tensor) else noise
         return gate(logits.mean(dim=1, keepdim=True), temperature, noise).expand_as(logits)
+
+
+# by the names that a configuration has them under; a new kind is an entry here
+WIDTH_ROUTERS: dict[str, type[WidthRouter]] = {"linear": WidthRouter}
+TOKEN_ROUTERS: dict[str, type[TokenRouter]] = {"tokens": TokenRouter, "layers": LayerRouter}
+
+
+def width_router(config: RoutedConfig) -> type[WidthRouter]:
+    """The kind of the configuration's `width_routing`; raises `DyditError` for an unknown one."""
+    return _known(WIDTH_ROUTERS, "width_routing", config.width_routing)
+
+
+def token_router(config: RoutedConfig) -> type[TokenRouter]:
+    """The kind of the configuration's `token_routing`; raises `DyditError` for an unknown one."""
+    return _known(TOKEN_ROUTERS, "token_routing", config.token_routing)
+
+
+def _known(registry: dict[str, T], name: str, value: str) -> T:
+    if value not in registry:
+        raise DyditError(f"model configuration: {name} is {value!r}; use one of {', '.join(map(repr, registry))}")
+    return registry[value]

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from dydit_cli.model.config import DiTConfig
+from dydit_cli.model.config import ModelConfig
 
 
 @dataclass(frozen=True)
@@ -42,11 +42,16 @@ class Routing:
         )
 
     @classmethod
-    def all_on(cls, config: DiTConfig, batch: int, device: torch.device | str | None = None) -> Routing:
+    def all_on(cls, config: ModelConfig, batch: int, device: torch.device | str | None = None) -> Routing:
         """What a static model does: everything, for every sample."""
         width = torch.ones(config.depth, batch, config.num_heads, device=device)
         tokens = torch.ones(config.depth, batch, config.num_tokens, device=device)
         return cls(heads=width, groups=width.clone(), tokens=tokens)
+
+    @classmethod
+    def cat(cls, parts: Sequence[Routing]) -> Routing:
+        """Of several batches, one after the other."""
+        return cls(*(torch.cat([getattr(part, name) for part in parts], dim=1) for name in ("heads", "groups", "tokens")))
 
     @property
     def batch(self) -> int:

@@ -1,47 +1,37 @@
-"""The weights of the active heads and groups: views of the model's own, or contiguous copies under a memory cap.
+"""The weights of the active structures of a site: views of the model's own, or contiguous copies under a memory cap.
 
-Views cost nothing to plan, and every run of neighbouring heads is a matrix product of its own. A copy makes one large
-product of all runs, which a GPU wants; the copies of a set are made once and kept while there is room. Either way q, k and
-v of a head stand together, in a second qkv (a quarter of a block's weights) that is made once: one product of a run's three.
+Views cost nothing to plan, and every run of neighbouring structures is a matrix product of its own. A copy makes one large
+product of all runs, which a GPU wants; the copies of a set are made once and kept while there is room. Either way the rows
+of a unit stand together: where they do not (q, k and v of a head), in a second weight that is made once, so that a run is
+one product.
 
-Legend: C width, H heads, D head width, G groups, W channels in a group.
+Legend: C width, U units, u rows of a unit, R repeats.
 """
 
 from __future__ import annotations
 
 from collections import OrderedDict
+from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Literal
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from dydit_cli.model.dydit import DynamicBlock
-from dydit_cli.model.planning import Runs
+from dydit_cli.model.options import WeightAccess
+from dydit_cli.model.sites import Site
 
-WeightAccess = Literal["views", "copies"]
-
-
-@dataclass(frozen=True)
-class AttentionPart:
-    """Neighbouring heads: rows of q, k and v head by head (h*3*D x C, and their bias), columns of proj (C x h*D)."""
-
-    heads: int
-    qkv: Tensor
-    bias: Tensor
-    proj: Tensor
+Runs = tuple[tuple[int, int], ...]
 
 
 @dataclass(frozen=True)
-class MlpPart:
-    """Neighbouring groups: rows of fc1 (g*W x C, and their bias), columns of fc2 (C x g*W)."""
+class Part:
+    """Neighbouring structures of a site, `units` units: the inputs' rows unit by unit (URu x C, and their bias), and the
+    output's columns (C x Uu)."""
 
-    fc1: Tensor
+    units: int
+    inputs: Tensor
     bias: Tensor
-    fc2: Tensor
-
-
-Parts = tuple[AttentionPart | MlpPart, ...]
+    output: Tensor
 
 
 @dataclass
@@ -57,46 +47,39 @@ class SliceStats:
 
 @dataclass
 class WeightSlices:
-    """Hands out the parts of a block's weights; `capacity` is the most bytes that copies may hold."""
+    """Hands out the parts of blocks' weights; `capacity` is the most bytes that copies may hold."""
 
     access: WeightAccess
     capacity: int
     stats: SliceStats = field(default_factory=SliceStats)
     _seen: set[tuple[int, str, Runs]] = field(default_factory=set)
-    _kept: OrderedDict[tuple[int, str, Runs], tuple[Parts, int]] = field(default_factory=OrderedDict)
-    _by_head: dict[int, tuple[Tensor, Tensor]] = field(default_factory=dict)
+    _kept: OrderedDict[tuple[int, str, Runs], tuple[Sequence[Part], int]] = field(default_factory=OrderedDict)
+    _by_unit: dict[tuple[int, str], tuple[Tensor, Tensor]] = field(default_factory=dict)
 
-    def forget(self) -> None:
+    def clear(self) -> None:
         """Drops what is kept; the counts go on."""
         self._kept.clear()
-        self._by_head.clear()
+        self._by_unit.clear()
         self.stats.bytes = 0
 
-    def attention(self, i: int, block: DynamicBlock, runs: Runs) -> tuple[AttentionPart, ...]:
-        return self._get(i, "heads", block, runs)  # type: ignore[return-value]
-
-    def mlp(self, i: int, block: DynamicBlock, runs: Runs) -> tuple[MlpPart, ...]:
-        return self._get(i, "groups", block, runs)  # type: ignore[return-value]
-
-    def _get(self, i: int, kind: str, block: DynamicBlock, runs: Runs) -> Parts:
-        key = (i, kind, runs)
+    def parts(self, i: int, block: nn.Module, site: Site, runs: Runs) -> Sequence[Part]:
+        """The weights of these runs of structures in block number `i`."""
+        key = (i, site.structure, runs)
         if key in self._kept:
             self.stats.hits += 1
             self._kept.move_to_end(key)
             return self._kept[key][0]
         self.stats.misses += 1
         self._seen.add(key)
-        parts: Parts
-        if kind == "heads":
-            if i not in self._by_head:
-                self._by_head[i] = by_head(block)
-            parts = tuple(attention_views(block, *self._by_head[i], first, last) for first, last in runs)
-        else:
-            parts = tuple(mlp_views(block, first, last) for first, last in runs)
+        if key[:2] not in self._by_unit:
+            self._by_unit[key[:2]] = by_unit(block, site)
+        inputs, bias = self._by_unit[key[:2]]
+        output = block.get_submodule(site.output).get_parameter("weight").detach()
+        parts: Sequence[Part] = [view(site, inputs, bias, output, first, last) for first, last in runs]
         size = 0
         if self.access == "copies" and len(parts) > 1:
-            parts = (_join(parts),)
-            size = _bytes(parts)
+            parts = [join(parts)]
+            size = sum(t.numel() * t.element_size() for part in parts for t in (part.inputs, part.bias, part.output))
         self._kept[key] = (parts, size)
         self.stats.bytes += size
         while self.stats.bytes > self.capacity:
@@ -107,48 +90,31 @@ class WeightSlices:
         return parts
 
 
-def by_head(block: DynamicBlock) -> tuple[Tensor, Tensor]:
-    """qkv's weight with its rows in the order head, then q, k, v, then D (H*3*D x C), and its bias so too: a copy."""
-    H, D = block.attn.heads, block.attn.head_dim
-    weight, bias = block.attn.qkv.weight.detach(), block.attn.qkv.bias.detach()
-    return weight.view(3, H, D, -1).transpose(0, 1).reshape(3 * H * D, -1), bias.view(3, H, D).transpose(0, 1).flatten()
+def by_unit(block: nn.Module, site: Site) -> tuple[Tensor, Tensor]:
+    """The inputs' weight with its rows in the order unit, repeat, row (URu x C), and the bias so too: a copy where the rows
+    of a unit do not stand together already."""
+    linears = [block.get_submodule(name) for name in site.inputs]
+    weights, biases = ([linear.get_parameter(end).detach() for linear in linears] for end in ("weight", "bias"))
+    if site.repeats == 1:
+        return weights[0], biases[0]
+    weight, bias = torch.cat(weights), torch.cat(biases)
+    shape = (site.repeats, site.units, site.unit)
+    C = weight.shape[1]
+    return weight.view(*shape, C).transpose(0, 1).reshape(-1, C), bias.view(shape).transpose(0, 1).flatten()
 
 
-def attention_views(block: DynamicBlock, qkv: Tensor, bias: Tensor, first: int, last: int) -> AttentionPart:
-    """Heads `first` to `last` - 1 of a block whose weight and bias `by_head` made, without a copy."""
-    D = block.attn.head_dim
-    rows, proj = slice(first * 3 * D, last * 3 * D), block.attn.proj.weight.detach()
-    return AttentionPart(last - first, qkv[rows], bias[rows], proj[:, first * D : last * D])
+def view(site: Site, inputs: Tensor, bias: Tensor, output: Tensor, first: int, last: int) -> Part:
+    """Structures `first` to `last` - 1 of what `by_unit` returned, without a copy."""
+    start, end = site.bounds[first], site.bounds[last]
+    rows = slice(start * site.repeats * site.unit, end * site.repeats * site.unit)
+    return Part(end - start, inputs[rows], bias[rows], output[:, start * site.unit : end * site.unit])
 
 
-def mlp_views(block: DynamicBlock, first: int, last: int) -> MlpPart:
-    """Groups `first` to `last` - 1, without a copy."""
-    W = block.mlp.fc1.weight.shape[0] // block.attn.heads
-    rows = slice(first * W, last * W)
-    fc1, fc2 = block.mlp.fc1, block.mlp.fc2
-    return MlpPart(fc1.weight.detach()[rows], fc1.bias.detach()[rows], fc2.weight.detach()[:, rows])
-
-
-def _join(parts: Parts) -> AttentionPart | MlpPart:
-    if isinstance(parts[0], MlpPart):
-        mlp = [part for part in parts if isinstance(part, MlpPart)]
-        return MlpPart(
-            torch.cat([part.fc1 for part in mlp]),
-            torch.cat([part.bias for part in mlp]),
-            torch.cat([part.fc2 for part in mlp], dim=1),
-        )
-    attention = [part for part in parts if isinstance(part, AttentionPart)]
-    return AttentionPart(
-        sum(part.heads for part in attention),
-        torch.cat([part.qkv for part in attention]),
-        torch.cat([part.bias for part in attention]),
-        torch.cat([part.proj for part in attention], dim=1),
+def join(parts: Sequence[Part]) -> Part:
+    """One part of several: copies."""
+    return Part(
+        sum(part.units for part in parts),
+        torch.cat([part.inputs for part in parts]),
+        torch.cat([part.bias for part in parts]),
+        torch.cat([part.output for part in parts], dim=1),
     )
-
-
-def _tensors(part: AttentionPart | MlpPart) -> list[Tensor]:
-    return [part.fc1, part.bias, part.fc2] if isinstance(part, MlpPart) else [part.qkv, part.bias, part.proj]
-
-
-def _bytes(parts: Parts) -> int:
-    return sum(tensor.numel() * tensor.element_size() for part in parts for tensor in _tensors(part))

@@ -17,13 +17,11 @@ from dydit_cli.checkpoint import lineage
 from dydit_cli.checkpoint.checkpoint import Checkpoint
 from dydit_cli.devices import pick_device
 from dydit_cli.diffusion.generate import cycle_labels
-from dydit_cli.diffusion.sampler import SamplerSettings
+from dydit_cli.diffusion.options import SamplerSettings
 from dydit_cli.errors import DyditError
-from dydit_cli.model.dydit import DyDiT
-from dydit_cli.model.sparse import SparseDyDiT
+from dydit_cli.model.backbone import DynamicBackbone
+from dydit_cli.model.execution import SparseModel
 from dydit_cli.profiling.record import Recorder
-
-BIASES = ("attn_rate.router.bias", "mlp_rate.router.bias", "token_selection.mlp_head.2.bias")
 
 TOLERANCE = 0.005
 
@@ -58,10 +56,10 @@ def calibrate(
     if not 0 < target <= 1:
         raise DyditError(f"FLOPs ratio {target}; it must be over 0 and at most 1")
     model = checkpoint.build()
-    if not isinstance(model, DyDiT):
+    if not isinstance(model, DynamicBackbone):
         raise DyditError(f"{checkpoint.path}: is a static model, which has no routers to calibrate")
     model = model.to(pick_device(device)).float()
-    biases = {name: p for name, p in model.named_parameters() if name.endswith(BIASES)}
+    biases = model.router_biases()
     own = {name: p.detach().clone() for name, p in biases.items()}
 
     @torch.no_grad()
@@ -81,15 +79,15 @@ def calibrate(
     result = Calibration(target, before, after, shift, images)
     if shift == 0:
         return checkpoint, result
-    shifted: dict[str, Tensor] = {name: w + shift if name.endswith(BIASES) else w for name, w in checkpoint.weights.items()}
+    shifted: dict[str, Tensor] = {name: w + shift if name in biases else w for name, w in checkpoint.weights.items()}
     step = lineage.entry("calibrate", checkpoint, shift=shift, flops_ratio=target)
     return replace(checkpoint, weights=shifted, lineage=[*checkpoint.lineage, step]), result
 
 
-def sampled_ratio(model: DyDiT, images: int, settings: SamplerSettings, seed: int) -> float:
+def sampled_ratio(model: DynamicBackbone, images: int, settings: SamplerSettings, seed: int) -> float:
     """The FLOPs ratio of attention and MLP over a sampling run, without noise in the routers."""
     config = model.config
-    recorder = Recorder(SparseDyDiT(model), 1 if settings.cfg == 1 else 2, keep=1)
+    recorder = Recorder(SparseModel(model), 1 if settings.cfg == 1 else 2, keep=1)
     recorder.sample(cycle_labels(list(range(config.num_classes)), images), settings, seed=seed)
     return float(timestep_table(recorder.record(), config)["routed_ratio"].mean())
 

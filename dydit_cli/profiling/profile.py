@@ -11,15 +11,15 @@ import torch
 from dydit_cli.artifacts.profile import Profile, timestep_table
 from dydit_cli.checkpoint.checkpoint import Checkpoint
 from dydit_cli.checkpoint.lineage import CARD_FILE, with_figures
-from dydit_cli.checkpoint.read import CheckpointLike, LoadOptions, read
+from dydit_cli.checkpoint.options import LoadOptions
+from dydit_cli.checkpoint.read import CheckpointLike, read
 from dydit_cli.devices import pick_device
 from dydit_cli.diffusion.generate import Progress, cycle_labels
-from dydit_cli.diffusion.sampler import ALWAYS, SamplerSettings
+from dydit_cli.diffusion.options import ALWAYS, SamplerSettings
 from dydit_cli.errors import DyditError
 from dydit_cli.files import check_output, write_text
-from dydit_cli.model.execution import executor
-from dydit_cli.model.sparse import SparseDyDiT
-from dydit_cli.model.tome import TomeDiT
+from dydit_cli.model.backbone import DynamicBackbone
+from dydit_cli.model.execution import executor, static_twin
 from dydit_cli.profiling.record import KEPT_MASKS, Recorder
 from dydit_cli.profiling.step_timer import StepTimer
 from dydit_cli.provenance import made_by
@@ -32,6 +32,7 @@ def profile(
     out: str | Path | None = None,
     *,
     images: int = 16,
+    classes: Sequence[int] | None = None,
     settings: SamplerSettings = SamplerSettings(),
     seed: int = 0,
     batch: int = 64,
@@ -43,7 +44,7 @@ def profile(
     force: bool = False,
     on_progress: Callable[[Progress], None] | None = None,
 ) -> Profile:
-    """Samples `images` images, classes in turn, and counts what every step executed; writes to `out` if given.
+    """Samples `images` images, `classes` (None: all) in turn, and counts what every step executed; writes to `out` if given.
 
     Token masks are kept of the first `keep_masks` images, numbers of tokens of all. `time` runs every step twice more,
     sparse and static, and adds their seconds. A static model's profile is what it always does, or with `tome` what is
@@ -54,8 +55,8 @@ def profile(
         check_output(out, force)
     loaded = read(checkpoint, reading)
     result = profile_checkpoint(
-        loaded, name=str(loaded.path), images=images, settings=settings, seed=seed, batch=batch, keep_masks=keep_masks,
-        time=time, tome=tome, device=device, on_progress=on_progress,
+        loaded, name=str(loaded.path), images=images, classes=classes, settings=settings, seed=seed, batch=batch,
+        keep_masks=keep_masks, time=time, tome=tome, device=device, on_progress=on_progress,
     )  # fmt: skip
     if out is not None:
         result.write(out)
@@ -67,6 +68,7 @@ def profile_checkpoint(
     *,
     name: str,
     images: int,
+    classes: Sequence[int] | None = None,
     settings: SamplerSettings,
     seed: int,
     batch: int,
@@ -82,11 +84,15 @@ def profile_checkpoint(
     if settings.cfg_interval != ALWAYS:
         raise DyditError("a profile counts the same guidance at every step; leave the guidance interval (cfg_interval) out")
     config, place = checkpoint.config, pick_device(device)
-    model = executor(checkpoint.build().to(place).float(), "sparse", tome=tome)
+    built = checkpoint.build().to(place).float()
+    model = executor(built, "sparse", tome=tome)
     halves = 1 if settings.cfg == 1 else 2
-    recorder = Recorder(model, halves, max(1, keep_masks))  # type: ignore[arg-type]
-    clock = StepTimer(model, recorder, settings.timesteps) if time and isinstance(model, SparseDyDiT | TomeDiT) else None
-    labels = cycle_labels(list(range(config.num_classes)), images)
+    recorder = Recorder(model, halves, max(1, keep_masks))
+    clock = None
+    if time and model is not built:  # a static model as it is has nothing to be compared with
+        whole = static_twin(built) if isinstance(built, DynamicBackbone) else built
+        clock = StepTimer(executor(built, "sparse", tome=tome), whole, recorder, settings.timesteps)
+    labels = cycle_labels(list(classes or range(config.num_classes)), images)
     samples = recorder.sample(labels, settings, seed=seed, batch=batch, denoiser=clock, on_progress=on_progress)
     record = recorder.record()
     table = timestep_table(record, config)
@@ -124,6 +130,7 @@ def profile_checkpoint(
         "cfg_channels": settings.cfg_channels,
         "spacing": settings.timestep_spacing,
         "images": images,
+        **({"classes": list(classes)} if classes else {}),
         "images_with_masks": record.tokens.shape[3],
         "seed": seed,
         "dtype": "float32",

@@ -18,15 +18,14 @@ from torch import Tensor
 
 from dydit_cli.artifacts.profile import BoolArray, RoutingRecord
 from dydit_cli.diffusion.generate import Progress, generate
-from dydit_cli.diffusion.sampler import Denoiser, SamplerSettings
+from dydit_cli.diffusion.options import SamplerSettings
+from dydit_cli.diffusion.sampler import Denoiser
 from dydit_cli.errors import DyditError
-from dydit_cli.flops.analytic import BlockMacs, ahead_macs, embed_and_head_macs, macs_of_counts, plan_macs, sparse_step_macs
 from dydit_cli.flops.executed import Executed
-from dydit_cli.model.config import DiTConfig, DyDiTConfig
-from dydit_cli.model.dit import DiT
+from dydit_cli.model.config import ModelConfig
+from dydit_cli.model.execution import Executable
+from dydit_cli.model.merging import Merging
 from dydit_cli.model.routing import Routing
-from dydit_cli.model.sparse import SparseDyDiT
-from dydit_cli.model.tome import Merging, TomeDiT
 
 KEPT_MASKS = 64
 
@@ -45,8 +44,9 @@ class Tally:
         return self.counted == self.formula and not self.unknown
 
     def add(self, region: str, executed: Executed, formula: int) -> None:
-        self.counted[region] += executed.macs
-        self.formula[region] += formula
+        if executed.macs or formula:
+            self.counted[region] += executed.macs
+            self.formula[region] += formula
         self.unknown += executed.unknown
 
 
@@ -58,7 +58,7 @@ class Recorder:
     Every evaluation is counted in two ways, in `tally`. Masks are kept of the first `keep` images.
     """
 
-    model: SparseDyDiT | DiT | TomeDiT
+    model: Executable
     halves: int
     keep: int = KEPT_MASKS
     tally: Tally = field(default_factory=Tally)
@@ -68,12 +68,12 @@ class Recorder:
     _bits: dict[int, list[NDArray[np.uint8]]] = field(default_factory=dict)
 
     @property
-    def config(self) -> DiTConfig:
+    def config(self) -> ModelConfig:
         return self.model.config
 
     @property
     def merging(self) -> Merging | None:
-        return self.model.merging if isinstance(self.model, TomeDiT) else None
+        return self.model.merging
 
     def sample(
         self,
@@ -100,12 +100,12 @@ class Recorder:
         return generate(
             denoiser or self,
             labels,
-            (config.in_channels, config.input_size, config.input_size),
+            config.sample_shape,
             settings,
             null_class=config.null_class,
             seed=seed,
             batch=batch,
-            device=next(self.model.parameters()).device,
+            device=self.model.device,
             on_progress=see,
         )
 
@@ -114,11 +114,9 @@ class Recorder:
 
     def plan(self, timesteps: list[int]) -> None:
         """Decides heads and groups of the whole run, counted."""
-        if isinstance(self.model, SparseDyDiT):
-            with Executed() as executed:
-                self.model.plan(timesteps)
-            assert isinstance(self.config, DyDiTConfig)
-            self.tally.add("plan", executed, plan_macs(self.config, len(set(timesteps))))
+        with Executed() as executed:
+            macs = self.model.plan(timesteps)
+        self.tally.add("plan", executed, macs)
 
     def __call__(self, x: Tensor, t: Tensor, y: Tensor) -> Tensor:
         assert self._progress is not None, "generate() was not given `see`"
@@ -135,21 +133,12 @@ class Recorder:
         return out
 
     def _counted(self, x: Tensor, t: Tensor, y: Tensor) -> tuple[Tensor, Routing]:
-        if not isinstance(self.model, SparseDyDiT):
-            with Executed() as executed:
-                out = self.model(x, t, y)
-            routing = Routing.all_on(self.config, len(x))
-            total = int(_blocks(routing, self.config, self.merging).total.sum()) + len(x) * embed_and_head_macs(self.config)
-            self.tally.add("steps", executed, total)
-            return out, routing
-        done = self.model.modulations
-        timesteps, rows = done.timesteps, done.rows
         with Executed() as executed:
-            self.model.prepare(int(t[0]), y)
-        self.tally.add("ahead", executed, ahead_macs(self.config, done.timesteps - timesteps, done.rows - rows))
+            macs = self.model.prepare(int(t[0]), y)
+        self.tally.add("ahead", executed, macs)
         with Executed() as executed:
             out, routing = self.model(x, t, y, return_routing=True)
-        self.tally.add("steps", executed, sparse_step_macs(_blocks(routing, self.config), self.config))
+        self.tally.add("steps", executed, int(self.model.macs(routing).sum()))
         return out, routing
 
     def record(self) -> RoutingRecord:
@@ -166,8 +155,3 @@ class Recorder:
             tokens=np.unpackbits(bits, axis=-1, count=self.config.num_tokens).astype(bool),
             merging=self.merging,
         )
-
-
-def _blocks(routing: Routing, config: DiTConfig, merging: Merging | None = None) -> BlockMacs:
-    heads, groups, tokens = (mask.sum(dim=2).long().cpu() for mask in (routing.heads, routing.groups, routing.tokens))
-    return macs_of_counts(heads, groups, tokens, config, merging)

@@ -10,25 +10,19 @@ from typing import Any
 import pandas as pd
 from torch import Tensor
 
-from dydit_cli.devices import wait
-from dydit_cli.model.dydit import static_twin
-from dydit_cli.model.sparse import SparseDyDiT
-from dydit_cli.model.tome import TomeDiT
+from dydit_cli.devices import synchronize
+from dydit_cli.model.execution import Executable
 from dydit_cli.profiling.record import Recorder
 
 
 class StepTimer:
-    """A denoiser that passes every call on to `recorder` and times it twice more: as `model` runs it, and by the static
-    model of the same weights. What the recorder itself costs is in neither, nor is the plan, made once before the run."""
+    """A denoiser that passes every call on to `recorder` and times it twice more: as `model` runs it, and by the `static`
+    model of the same weights. `model` is another than the recorder's, which counts what it precomputes. What the recorder
+    itself costs is in neither, nor is the plan, made once before the run."""
 
-    def __init__(self, model: SparseDyDiT | TomeDiT, recorder: Recorder, timesteps: list[int]) -> None:
-        self._recorder = recorder
-        self._dynamic: SparseDyDiT | TomeDiT = model
-        if isinstance(model, TomeDiT):
-            self._static = model.model
-        else:  # one of its own: the recorder's counts what is computed ahead
-            self._dynamic, self._static = SparseDyDiT(model.model), static_twin(model.model)
-            self._dynamic.plan(timesteps)
+    def __init__(self, model: Executable, static: Executable, recorder: Recorder, timesteps: list[int]) -> None:
+        self._recorder, self._dynamic, self._static = recorder, model, static
+        self._dynamic.plan(timesteps)
         self._seconds: dict[str, dict[int, float]] = {"static": defaultdict(float), "dynamic": defaultdict(float)}
         self._samples: dict[int, int] = defaultdict(int)
         self._warm = False
@@ -38,8 +32,7 @@ class StepTimer:
         if not self._warm:  # the first call of a process is slower, whosever it is
             self._static(x, t, y)
             self._dynamic(x, t, y)
-            if isinstance(self._dynamic, SparseDyDiT):
-                self._dynamic.forget()
+            self._dynamic.clear()
             self._warm = True
         timestep = int(t[0])
         order: list[tuple[str, Callable[..., Any]]] = [("static", self._static), ("dynamic", self._dynamic)]
@@ -72,8 +65,8 @@ class StepTimer:
 
 
 def _seconds(model: Callable[..., Any], *inputs: Tensor) -> float:
-    wait(inputs[0].device)
+    synchronize(inputs[0].device)
     start = time.perf_counter()
     model(*inputs)
-    wait(inputs[0].device)
+    synchronize(inputs[0].device)
     return time.perf_counter() - start

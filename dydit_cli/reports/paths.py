@@ -27,14 +27,14 @@ def short(text: str) -> str:
 
 
 def short_command(command: str) -> str:
-    """A command line with the absolute paths among its words cut; relative ones stay as they were given."""
+    """Command lines with the absolute paths among their words cut; relative ones stay as they were given."""
 
     def cut(word: str) -> str:
         path = WORD.fullmatch(word)
         return path.group(1) + _last(path.group(2)) if path else short(word)
 
     try:
-        return shlex.join(map(cut, shlex.split(command)))
+        return "\n".join(shlex.join(map(cut, shlex.split(line))) for line in command.splitlines())
     except ValueError:  # quotes that do not match: nobody's command
         return short(command)
 

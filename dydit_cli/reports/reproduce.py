@@ -18,7 +18,7 @@ def how_made(name: str, values: Mapping[str, Any], lineage: Sequence[Mapping[str
     """Of what has its command in `values` and was made from a model with this `lineage`."""
     model = Origin() if values.get("checkpoint") in MODELS else origin_of_model(name, lineage)
     if "command" in values:
-        return replace(model, commands=[str(values["command"])])
+        return replace(model, commands=str(values["command"]).splitlines())
     return replace(model, unstored=[name, *model.unstored])
 
 
@@ -26,7 +26,7 @@ def origin_of_model(name: str, lineage: Sequence[Mapping[str, Any]]) -> Origin:
     """The commands of a lineage; that a bundled model has none is not worth a word."""
     bundled = max((i for i, step in enumerate(lineage) if step.get("source") in MODELS), default=0)
     without = [step["action"] for step in lineage[bundled:] if "command" not in step and step.get("action") in MAKING]
-    commands = [str(step["command"]) for step in lineage if "command" in step]
+    commands = [line for step in lineage for line in str(step.get("command", "")).splitlines()]
     return Origin(steps=commands, unstored=[f"{name} ({', '.join(without)})"] if without else [])
 
 

@@ -12,13 +12,15 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from dydit_cli.artifacts.samples import GRID_FILE, RECORD_FILE, picture_name
-from dydit_cli.checkpoint.read import CheckpointLike, LoadOptions, read
-from dydit_cli.devices import pick_device, world_size
+from dydit_cli.checkpoint.options import LoadOptions
+from dydit_cli.checkpoint.read import CheckpointLike, read
+from dydit_cli.devices import world_size
 from dydit_cli.errors import DyditError
 from dydit_cli.files import atomic_folder, check_output, write_json
 from dydit_cli.pixels import make_grid, picture, save_png
 from dydit_cli.provenance import made_by
-from dydit_cli.sampling.sampler import OnProgress, SamplingConfig, open_sampler, protocol
+from dydit_cli.sampling.options import SamplingConfig
+from dydit_cli.sampling.sampler import OnWork, open_sampler, record_of
 
 
 @dataclass(frozen=True)
@@ -33,14 +35,14 @@ class Samples:
 def sample_images(
     checkpoint: CheckpointLike,
     out: str | Path,
-    how: SamplingConfig = SamplingConfig(),
+    config: SamplingConfig = SamplingConfig(),
     *,
     num: int = 64,
     reading: LoadOptions = LoadOptions(),
     force: bool = False,
-    on_progress: OnProgress | None = None,
+    on_work: OnWork = lambda images: None,
 ) -> Samples:
-    """Draws `num` images into the folder `out`: grid.png, NNNNN-classK.png and samples.json.
+    """Samples `num` images into the folder `out`: grid.png, NNNNN-classK.png and samples.json.
 
     Raises `DyditError` for an existing `out` (without `force`), an unknown class, a latent model without a VAE, or
     several processes.
@@ -49,19 +51,12 @@ def sample_images(
     if world_size() > 1:
         raise DyditError(f"WORLD_SIZE={world_size()}: several processes can share a run only with --npz; add it")
     loaded = read(checkpoint, reading)
-    image_sampler = open_sampler(loaded, how)
+    image_sampler = open_sampler(loaded, config)
     start = time.perf_counter()
-    samples, labels = image_sampler.samples(0, num, on_progress), image_sampler.labels(0, num)
+    samples, labels = image_sampler.samples(0, num, on_work), image_sampler.labels(0, num)
     seconds = time.perf_counter() - start
     pixels = image_sampler.pixels(samples)
-    summary = {
-        "images": num,
-        **protocol(loaded, how),
-        "device": pick_device(how.device).type,
-        "seconds": seconds,
-        "seconds_per_image": seconds / num,
-        **made_by(),
-    }
+    summary = {**record_of(loaded, config, num), "seconds": seconds, "seconds_per_image": seconds / num, **made_by()}
     with atomic_folder(out) as temporary:
         pictures = [picture(image) for image in pixels]
         for i, (image, label) in enumerate(zip(pictures, labels.tolist(), strict=True)):

@@ -1,10 +1,9 @@
-"""A checkpoint that draws: any slice of a run's images, the same ones whichever process, batch or order draws them."""
+"""Images of a checkpoint: any slice of a run's, the same ones in whichever process, batch or order."""
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -14,53 +13,25 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from dydit_cli.checkpoint.checkpoint import Checkpoint
-from dydit_cli.checkpoint.export import DTYPES, DtypeName
 from dydit_cli.data.vae import Decode, load_vae
-from dydit_cli.devices import pick_device
+from dydit_cli.devices import DTYPES, pick_device
 from dydit_cli.diffusion.generate import Progress, check_labels, generate
-from dydit_cli.diffusion.sampler import SamplerSettings
+from dydit_cli.diffusion.options import SamplerSettings
 from dydit_cli.errors import DyditError
-from dydit_cli.model.config import DiTConfig
-from dydit_cli.model.dit import DiT
-from dydit_cli.model.execution import Executable, Execution, executor
-from dydit_cli.model.sparse import SparseDyDiT
-from dydit_cli.model.tome import Merging
+from dydit_cli.model.execution import Executable, executor
+from dydit_cli.model.merging import Merging
 from dydit_cli.pixels import to_pixels
+from dydit_cli.sampling.options import SamplingConfig as SamplingConfig
 
-OnProgress = Callable[[Progress], None]
-
-
-@dataclass(frozen=True)
-class SamplingConfig:
-    """How a run's images are drawn: `classes` in turn (all of them for None), `batch` at once, each with its own seed.
-
-    The model runs in `dtype`; the sampler's state and the VAE are float32. `vae` decodes latents: a diffusers
-    AutoencoderKL folder or hub id. `compile`, `plan_memory` (bytes) and `tome` are `model.sparse.executor`'s.
-    """
-
-    settings: SamplerSettings = field(default_factory=SamplerSettings)
-    classes: Sequence[int] | None = None
-    seed: int = 0
-    execution: Execution = "sparse"
-    dtype: DtypeName = "fp32"
-    vae: str | Path | None = None
-    batch: int = 64
-    device: str = "auto"
-    compile: bool = False
-    plan_memory: int | None = None
-    tome: float | None = None
-
-    def __post_init__(self) -> None:
-        if self.dtype not in DTYPES:
-            raise DyditError(f"no dtype {self.dtype!r}; choose one of {', '.join(DTYPES)}")
+OnWork = Callable[[int], None]  # how many images made a step
 
 
 @dataclass(frozen=True)
 class ImageSampler:
-    """A model on its device, ready to draw; image i of the run is of class `classes[i % len(classes)]`."""
+    """A model on its device; image i of the run is of class `classes[i % len(classes)]`."""
 
     model: Executable
-    how: SamplingConfig
+    config: SamplingConfig
     classes: list[int]
     decode: Decode | None
 
@@ -68,86 +39,77 @@ class ImageSampler:
         """(count,) classes of the images `first`, `first` + 1, ..."""
         return torch.tensor([self.classes[i % len(self.classes)] for i in range(first, first + count)])
 
-    def samples(self, first: int, count: int, on_progress: OnProgress | None = None) -> Tensor:
+    def samples(self, first: int, count: int, on_work: OnWork = lambda images: None) -> Tensor:
         """The model's own samples of these images, latents or pixels: count C S S, float32 on cpu."""
-        how = self.how
-        labels = self.labels(first, count)
-        return run_sampler(self.model, labels, how.settings, first, how.batch, how.seed, on_progress)
+        config, labels = self.config, self.labels(first, count)
+
+        def report(progress: Progress) -> None:
+            on_work(progress.batch)
+
+        return run_sampler(self.model, labels, config.settings, first, config.batch, config.seed, report)
 
     def pixels(self, samples: Tensor) -> NDArray[np.uint8]:
         """M C S S -> M S S C, decoded where they are latents, a batch at a time."""
-        parts = samples.split(self.how.batch)
+        parts = samples.split(self.config.batch)
         return np.concatenate([to_pixels((self.decode(part) if self.decode else part).numpy()) for part in parts])
 
 
-def open_sampler(loaded: Checkpoint, how: SamplingConfig) -> ImageSampler:
+def open_sampler(loaded: Checkpoint, config: SamplingConfig) -> ImageSampler:
     """Builds the model on its device. Raises `DyditError` for an unknown class, or a latent model without a VAE.
 
     On cuda float32 products are TF32's from here on, as in PyTorch's own convolutions.
     """
-    place, vae, classes = pick_device(how.device), vae_of(loaded, how), classes_of(loaded.config, how)
+    device, vae, classes = pick_device(config.device), vae_of(loaded, config), classes_of(loaded, config)
     check_labels(torch.tensor(classes), loaded.config.null_class)
-    if place.type == "cuda":
+    if device.type == "cuda":
         torch.set_float32_matmul_precision("high")
-    model = loaded.build().to(place, DTYPES[how.dtype])
-    runner = executor(model, how.execution, compile=how.compile, plan_memory=how.plan_memory, tome=how.tome)
-    return ImageSampler(runner, how, classes, load_vae(vae, place) if vae is not None else None)
+    model = loaded.build().to(device, DTYPES[config.dtype])
+    runner = executor(model, config.execution, compile=config.compile, plan_memory=config.plan_memory, tome=config.tome)
+    return ImageSampler(runner, config, classes, load_vae(vae, device) if vae is not None else None)
 
 
-def protocol(loaded: Checkpoint, how: SamplingConfig) -> dict[str, Any]:
-    """All that the images depend on, but for rounding: for samples.json. Raises `DyditError` for what cannot be drawn."""
-    settings, vae = how.settings, vae_of(loaded, how)
-    if how.tome:
-        Merging.of(loaded.config, how.tome)
+def protocol(loaded: Checkpoint, config: SamplingConfig) -> dict[str, Any]:
+    """All that the images depend on, but for rounding: for samples.json. Raises `DyditError` for what cannot be sampled."""
+    settings, vae = config.settings, vae_of(loaded, config)
+    if config.tome:
+        Merging.of(loaded.config, config.tome)
     return {
         "checkpoint": str(loaded.path),
-        "classes": classes_of(loaded.config, how),
+        "classes": classes_of(loaded, config),
         "sampler": settings.sampler,
         "steps": settings.steps,
         "cfg": settings.cfg,
         "cfg_channels": settings.cfg_channels,
         "cfg_interval": list(settings.cfg_interval),
         "spacing": settings.timestep_spacing,
-        "execution": how.execution if loaded.config.kind == "dydit" else "static",
-        "tome": how.tome or None,
-        "dtype": how.dtype,
-        "seed": how.seed,
+        "execution": config.execution if loaded.config.kind == "dydit" else "static",
+        "tome": config.tome or None,
+        "dtype": config.dtype,
+        "seed": config.seed,
         "vae": None if vae is None else str(vae),
     }
 
 
-def classes_of(config: DiTConfig, how: SamplingConfig) -> list[int]:
-    """The classes that are drawn in turn."""
-    return list(how.classes or range(config.num_classes))
+def record_of(loaded: Checkpoint, config: SamplingConfig, images: int) -> dict[str, Any]:
+    """How `images` images came about, as samples.json holds it of pictures: the protocol, and the device."""
+    return {"images": images, **protocol(loaded, config), "device": pick_device(config.device).type}
 
 
-def vae_of(loaded: Checkpoint, how: SamplingConfig) -> str | Path | None:
-    """The VAE that is asked for, or for latents the checkpoint's own; raises `DyditError` for latents without one."""
-    if how.vae is not None or loaded.config.in_channels in (1, 3):
-        return how.vae
+def classes_of(loaded: Checkpoint, config: SamplingConfig) -> list[int]:
+    """The classes in turn."""
+    return list(config.classes or range(loaded.config.num_classes))
+
+
+def vae_of(loaded: Checkpoint, config: SamplingConfig) -> str | Path | None:
+    """The configuration's VAE, or for latents the checkpoint's own; raises `DyditError` for latents without one."""
+    if config.vae is not None or loaded.config.in_channels in (1, 3):
+        return config.vae
     if loaded.vae is None:
         raise DyditError(
             f"{loaded.path}: makes latents of {loaded.config.in_channels} channels; "
             "give the VAE that decodes them with --vae DIR"
         )
     return loaded.vae
-
-
-def draw(
-    model: DiT,
-    labels: Tensor,
-    settings: SamplerSettings,
-    *,
-    execution: Execution = "sparse",
-    batch: int = 64,
-    seed: int = 0,
-    on_progress: OnProgress | None = None,
-) -> tuple[Tensor, float]:
-    """Samples of `model` for labels (M,): M C S S, float32 on cpu, and the seconds that they took."""
-    runner = executor(model, execution)
-    start = time.perf_counter()
-    samples = run_sampler(runner, labels, settings, 0, batch, seed, on_progress)
-    return samples, time.perf_counter() - start
 
 
 def run_sampler(
@@ -157,22 +119,21 @@ def run_sampler(
     first: int,
     batch: int,
     seed: int,
-    on_progress: OnProgress | None,
+    on_progress: Callable[[Progress], None] | None,
 ) -> Tensor:
     """`generate` with what the model itself tells: its sizes, device and dtype."""
-    config, weight = model.config, next(model.parameters())
-    if isinstance(model, SparseDyDiT):
-        model.plan(settings.timesteps)
+    config = model.config
+    model.plan(settings.timesteps)
     return generate(
         model,
         labels,
-        (config.in_channels, config.input_size, config.input_size),
+        config.sample_shape,
         settings,
         null_class=config.null_class,
         seed=seed,
         first=first,
         batch=batch,
-        device=weight.device,
-        dtype=weight.dtype,
+        device=model.device,
+        dtype=model.dtype,
         on_progress=on_progress,
     )

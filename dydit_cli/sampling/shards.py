@@ -1,14 +1,14 @@
-"""Samples by the ten thousand: shards that survive a kill, drawn by any number of processes, joined into one .npz.
+"""Samples by the ten thousand: shards that survive a kill, made by any number of processes, joined into one .npz.
 
 A shard is a fixed slice of image indices and appears whole or not at all, and an image depends on its index alone: so
-the same command again draws what is missing, and no image is there twice.
+the same command again makes what is missing, a larger number of images adds to what is there, and no image is there twice.
 """
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -16,140 +16,146 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dydit_cli.artifacts.samples import ARRAY_FILE, ARRAY_FORMAT, RECORD_FILE, SHARDS, read_npz, rgb, write_npz
-from dydit_cli.checkpoint.read import CheckpointLike, LoadOptions, read
-from dydit_cli.diffusion.generate import Progress
+from dydit_cli.checkpoint.options import LoadOptions
+from dydit_cli.checkpoint.read import CheckpointLike, read
 from dydit_cli.distributed import share_work
 from dydit_cli.errors import DyditError
-from dydit_cli.files import Resumable, check_output, sha256
+from dydit_cli.files import Resumable, Shards, check_output, sha256, write_json
 from dydit_cli.provenance import made_by
-from dydit_cli.sampling.sampler import ImageSampler, SamplingConfig, open_sampler, protocol
+from dydit_cli.sampling.options import SamplingConfig
+from dydit_cli.sampling.sampler import ImageSampler, open_sampler, protocol
 
-FORMAT, FORMAT_VERSION = ARRAY_FORMAT, 1
+FORMAT_VERSION = 1
 
 SHARD_SIZE = 500
 
 OnStage = Callable[[str, int, str, int], None]  # what, how many, of which unit, and how much progress makes one
 
 
-def _silent(*what: Any) -> None:
-    pass
+class ShardedRun(Shards):
+    """The files NNNNNN.npz of a run of images, and as NNNNNN.begun.npz what a smaller run made of its last one."""
 
+    def begun_path(self, shard: int) -> Path:
+        return self.folder / f"{shard:06d}.begun{self.ending}"
 
-@dataclass(frozen=True)
-class ShardedRun:
-    """The folder of a run of `images` images: samples.json (what it was asked for), shards/ and samples.npz."""
+    def begun(self, shard: int, batch: int) -> int:
+        """How many images of `shard` exist; whole batches count, so that it ends up as in a run that was never smaller."""
+        path, size = self.begun_path(shard), len(self.items(shard))
+        count = min(len(read_npz(path)), size) if path.is_file() else 0
+        return count if count == size else count - count % batch
 
-    folder: Path
-    images: int
-    shard_size: int
-
-    @property
-    def samples(self) -> Path:
-        return self.folder / ARRAY_FILE
-
-    @property
-    def count(self) -> int:
-        return -(-self.images // self.shard_size)
-
-    def path(self, shard: int) -> Path:
-        return self.folder / SHARDS / f"{shard:06d}.npz"
-
-    def slice(self, shard: int) -> tuple[int, int]:
-        """The shard's first image, and how many it has."""
-        first = shard * self.shard_size
-        return first, min(self.shard_size, self.images - first)
-
-    def missing(self) -> list[int]:
-        """The shards that are still to be drawn: none once they are joined."""
-        return [] if self.samples.is_file() else [i for i in range(self.count) if not self.path(i).is_file()]
+    def extend(self, before: int) -> None:
+        """Makes the last shard of a run of `before` images a begun one."""
+        last = before // self.size
+        if before % self.size and self.path(last).is_file():
+            os.replace(self.path(last), self.begun_path(last))
 
 
 def sample_npz(
     checkpoint: CheckpointLike,
     out: str | Path,
-    how: SamplingConfig = SamplingConfig(),
+    config: SamplingConfig = SamplingConfig(),
     *,
     num: int,
     shard_size: int = SHARD_SIZE,
     reading: LoadOptions = LoadOptions(),
     force: bool = False,
-    on_stage: OnStage = _silent,
-    on_progress: Callable[[int], None] = _silent,
+    on_stage: OnStage = lambda *what: None,
+    on_progress: Callable[[int], None] = lambda amount: None,
 ) -> dict[str, Any] | None:
-    """Draws what is missing of `num` images and joins them in `out`/samples.npz, as `write_npz` writes it.
+    """Samples what is missing of `num` images and joins them in `out`/samples.npz, as `write_npz` writes it.
 
     Under a launcher the processes share the shards, and on several machines the file system too. Returns the protocol
-    with `drawn` (images that this run drew) and `seconds`, in the main process, and None in the others. Raises
-    `DyditError` where `out` holds something else or a run with other settings (without `force`, which starts anew).
+    with `drawn` (images that this run sampled) and `seconds`, in the main process, and None in the others. Raises
+    `DyditError` where `out` holds something else, a run with other settings or one of more images (without `force`, which
+    starts anew).
     """
     start = time.perf_counter()
-    run = ShardedRun(Path(out), num, shard_size)
-    place = Resumable(run.folder, RECORD_FILE, FORMAT, "samples")
-    with share_work(how.device) as team:
+    folder = Path(out)
+    run = ShardedRun(folder / SHARDS, num, shard_size, ".npz")
+    resumable = Resumable(folder, RECORD_FILE, ARRAY_FORMAT, "samples")
+    with share_work(config.device) as team:
         if not team.main:  # one display is enough
-            on_stage, on_progress = _silent, _silent
+            on_stage, on_progress = (lambda *what: None), (lambda amount: None)
         loaded = read(checkpoint, reading)
-        asked = {
-            "format": FORMAT,
+        settings = {
+            "format": ARRAY_FORMAT,
             "format_version": FORMAT_VERSION,
             "images": num,
             "shard_size": shard_size,
-            **protocol(loaded, how),
+            **protocol(loaded, config),
             "checkpoint_sha256": None if loaded.file is None else sha256(loaded.file),
             "read_as": "; ".join((loaded.found, *loaded.notes)),  # of the two sets of a training checkpoint, which
             "model": loaded.config.to_dict(),
         }
+        before = num
         if force:
-            check_output(run.folder, force)
+            check_output(folder, force)
         else:
             # the same weights may go by another name
-            place.check(asked, free=("checkpoint",) if asked["checkpoint_sha256"] is not None else ())
-        missing = list(range(run.count)) if force else run.missing()
+            same = {"checkpoint"} if settings["checkpoint_sha256"] is not None else set()
+            recorded = resumable.check(settings, free={"images", *same}).get("images")
+            before = recorded if isinstance(recorded, int) else num
+        if before > num:
+            raise DyditError(
+                f"{out}: holds samples with images {before}, and now it is {num}; the first {num} of those are the same ones: "
+                "take them, choose another --out, or start anew with --force"
+            )
         team.wait()  # all have looked before anything changes
         if team.main:
-            place.begin({**asked, **made_by()}, force)
+            resumable.begin({**settings, **made_by()}, force)
+            if before < num:  # the record last: after a kill in between, this command and the earlier one both continue
+                (folder / ARRAY_FILE).unlink(missing_ok=True)
+                run.extend(before)
+                write_json(folder / RECORD_FILE, {**settings, **made_by()})
         team.wait()
-        if missing:
-            draw_shards(run, missing[team.index :: team.count], open_sampler(loaded, how), on_stage, on_progress)
+        joined = (folder / ARRAY_FILE).is_file()
+        new = {} if joined else {i: run.items(i)[run.begun(i, config.batch) :] for i in run.missing()}
+        team.wait()  # all know the same shards before one appears
+        own = list(new)[team.index :: team.count]
+        if own:
+            on_stage("sample", sum(len(new[shard]) for shard in own), "images", config.settings.steps)
+            image_sampler = open_sampler(loaded, config)
+            for shard in own:
+                sample_shard(run, shard, new[shard], image_sampler, on_progress)
         team.wait()
-        if team.main and not run.samples.is_file():
+        if team.main and not joined:
             on_stage("join", run.count, "shards", 1)
-            join(run, on_progress)
+            join(run, folder / ARRAY_FILE, on_progress)
     if not team.main:
         return None
-    drawn = sum(run.slice(shard)[1] for shard in missing)
-    return {**asked, "drawn": drawn, "processes": team.count, "seconds": time.perf_counter() - start}
+    drawn = sum(map(len, new.values()))
+    return {**settings, "drawn": drawn, "processes": team.count, "seconds": time.perf_counter() - start}
 
 
-def draw_shards(
-    run: ShardedRun, shards: list[int], image_sampler: ImageSampler, on_stage: OnStage, on_progress: Callable[[int], None]
+def sample_shard(
+    run: ShardedRun, shard: int, new: range, image_sampler: ImageSampler, on_progress: Callable[[int], None]
 ) -> None:
-    """Draws these shards, one file after the other."""
+    """Writes one shard: what was begun of it, and the images `new`."""
+    begun = len(run.items(shard)) - len(new)
+    parts = [read_npz(run.begun_path(shard))[:begun]] if begun else []
+    if new:
+        parts.append(rgb(image_sampler.pixels(image_sampler.samples(new.start, len(new), on_progress))))
+    pixels = np.concatenate(parts)
+    write_npz(run.path(shard), pixels.shape, [pixels])
+    run.begun_path(shard).unlink(missing_ok=True)
 
-    def report(progress: Progress) -> None:
-        on_progress(progress.batch)
 
-    on_stage("sample", sum(run.slice(shard)[1] for shard in shards), "images", image_sampler.how.settings.steps)
-    for shard in shards:
-        pixels = rgb(image_sampler.pixels(image_sampler.samples(*run.slice(shard), report)))
-        write_npz(run.path(shard), pixels.shape, [pixels])
-
-
-def join(run: ShardedRun, on_progress: Callable[[int], None]) -> None:
-    """Writes samples.npz from the shards, one in memory at a time. Raises `DyditError` for a damaged shard."""
-    for leftover in [*run.folder.glob(f".{ARRAY_FILE}.*"), *(run.folder / SHARDS).glob(".*")]:
-        leftover.unlink()  # what a kill left half-written
+def join(run: ShardedRun, path: Path, on_progress: Callable[[int], None]) -> None:
+    """Writes the file `path` from the shards, one in memory at a time. Raises `DyditError` for a damaged shard."""
+    for leftover in [*path.parent.glob(f".{path.name}.*"), *run.folder.glob(".*"), *run.folder.glob("*.begun.*")]:
+        leftover.unlink()  # what a kill left
     image = read_npz(run.path(0)).shape[1:]  # S S 3
 
     def parts() -> Iterator[NDArray[np.uint8]]:
         for shard in range(run.count):
-            pixels, wanted = read_npz(run.path(shard)), (run.slice(shard)[1], *image)
-            if pixels.shape != wanted:
+            pixels, shape = read_npz(run.path(shard)), (len(run.items(shard)), *image)
+            if pixels.shape != shape:
                 raise DyditError(
-                    f"{run.path(shard)}: damaged shard (its shape is {pixels.shape}, not {wanted}); "
+                    f"{run.path(shard)}: damaged shard (its shape is {pixels.shape}, not {shape}); "
                     "delete it and run the same command again"
                 )
             yield pixels
             on_progress(1)
 
-    write_npz(run.samples, (run.images, *image), parts())
+    write_npz(path, (run.total, *image), parts())

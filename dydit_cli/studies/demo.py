@@ -4,36 +4,47 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import torch
 from torch import Tensor
 
+from dydit_cli import marks
 from dydit_cli.artifacts.demo import PICTURE_FILE, PROFILE_FOLDER, RECIPE_FILE, RUN_FOLDER, write_demo
+from dydit_cli.artifacts.profile import Profile
+from dydit_cli.checkpoint.checkpoint import Checkpoint
+from dydit_cli.checkpoint.native import CONFIG_FILE
 from dydit_cli.checkpoint.read import read
 from dydit_cli.compress.convert import convert
 from dydit_cli.devices import pick_device
-from dydit_cli.diffusion.sampler import SamplerSettings
+from dydit_cli.diffusion.generate import Progress
+from dydit_cli.diffusion.options import SamplerSettings
 from dydit_cli.errors import DyditError
-from dydit_cli.evaluate.classifier import classifier, judge
+from dydit_cli.evaluate.classifier import classifier, classify_samples
 from dydit_cli.figures.base import figures_of
 from dydit_cli.figures.samples import side_by_side
 from dydit_cli.figures.visualize import visualize
-from dydit_cli.files import check_output, write_json
+from dydit_cli.files import Resumable, atomic_file, check_output, write_json
 from dydit_cli.pixels import save_png
 from dydit_cli.profiling.profile import profile
 from dydit_cli.provenance import made_by
 from dydit_cli.reports.report import report
-from dydit_cli.train.recipe import Recipe, read_recipe, with_settings
+from dydit_cli.train.recipe import Recipe, flat, read_recipe, with_settings
 from dydit_cli.train.run import finetune
+from dydit_cli.train.run_folder import RunFolder, locked
 
 BUNDLED = "digits-dit"
 
 RECIPE = "digits/finetune"
 
-REPORT_FILE = "report.html"
+REPORT_FILE, UNFINISHED_FILE, FORMAT = "report.html", marks.UNFINISHED_DEMO, "dydit-demo"
 
 PROFILED_IMAGES = 20
+
+SAVE_EVERY = 50  # steps: a small state, and no more than half a minute of training to lose
 
 OnStage = Callable[[str, int, str], None]
 
@@ -52,85 +63,112 @@ def demo(
     on_stage: OnStage = lambda what, total, unit: None,
     on_work: OnWork = lambda amount, note: None,
 ) -> dict[str, Any]:
-    """Converts, fine-tunes, profiles, draws and compares; writes everything, demo.json and report.html into the folder `out`.
+    """Converts, fine-tunes, profiles, samples and compares; writes everything, demo.json and report.html into the folder
+    `out`. The same call continues one that was interrupted: what is whole stays.
 
     Returns what demo.json holds: `static` and `dynamic`, each with `macs` (mean per forward and image), `recognised`
-    (share of its samples) and `seconds` (of sampling them); `ratio`; and the protocol.
+    (share of its samples) and `seconds` (of sampling them); `ratio`; the protocol; and the `seconds` of this call. Raises
+    `DyditError` where `out` is anything but an unfinished demo with the same settings (without `force`).
     """
-    start = time.perf_counter()
-    out = check_output(out, force)
-    place = pick_device(device)
-    recipe = with_settings(recipe or read_recipe(RECIPE), {"train.seed": seed})
-    write_json(out / RECIPE_FILE, recipe.model_dump())
-    static = read(BUNDLED)
+    start, out, chosen = time.perf_counter(), Path(out), pick_device(device)
+    recipe = recipe or read_recipe(RECIPE)
+    often = min(SAVE_EVERY, recipe.train.save_every)
+    recipe = with_settings(recipe, {"train.seed": seed, "train.save_every": often})
+    sampling = {name: list(value) if isinstance(value, tuple) else value for name, value in asdict(settings).items()}
+    wanted = {"images": images, "seed": seed, "device": chosen.type, **flat({"sampling": sampling, **recipe.model_dump()})}
+    unfinished = Resumable(out, UNFINISHED_FILE, FORMAT, "an unfinished demo")
 
-    on_stage("convert", 1, "model")
-    convert(BUNDLED, out / "converted", seed=seed, force=force)
-    on_work(1, "")
+    def sampled(progress: Progress) -> None:
+        on_work(progress.batch, "")
 
-    on_stage("fine-tune", recipe.train.steps, "steps")
-    tuned = finetune(
-        out / "converted",
-        out / RUN_FOLDER,
-        recipe=recipe,
-        device=device,
-        force=force,
-        on_step=lambda m: on_work(1, f"loss {m.mse + m.vb:.3f}, ratio {m.ratio:.3f} (target {m.target:.3f})"),
-    )
+    def stage(what: str, total: int, unit: str, whole: bool, make: Callable[[], object]) -> None:
+        on_stage(what, total, unit)
+        if not whole:
+            make()
+        if whole or total == 1:
+            on_work(total, "")
 
-    on_stage("profile", PROFILED_IMAGES * settings.steps, "image-steps")
-    measured = profile(
-        out / RUN_FOLDER,
-        out / PROFILE_FOLDER,
-        images=PROFILED_IMAGES,
-        settings=settings,
-        seed=seed,
-        device=device,
-        force=force,
-        on_progress=lambda p: on_work(p.batch, ""),
-    )
+    with locked(out):
+        if force:
+            check_output(out, force)
+        else:
+            unfinished.check(wanted)
+        unfinished.begin({"format": FORMAT, **wanted}, force)
+        write_json(out / RECIPE_FILE, recipe.model_dump())
+        static, run, profiled = read(BUNDLED), RunFolder(out / RUN_FOLDER), out / PROFILE_FOLDER
 
-    samples: dict[str, Tensor] = {}
-    rows: dict[str, dict[str, float]] = {}
-    for name, checkpoint, macs in (
-        ("static", static, measured.summary["macs_static"]),
-        ("dynamic", read(out / RUN_FOLDER), measured.summary["macs_dynamic"]),
-    ):
-        on_stage(f"sample {name}", images * settings.steps, "image-steps")
-        model = checkpoint.build().to(place)
-        judged = judge(model, images=images, settings=settings, seed=seed, on_progress=lambda p: on_work(p.batch, ""))
-        samples[name] = judged.samples
-        rows[name] = {"macs": macs, "recognised": judged.recognised, "seconds": judged.seconds}
+        whole = (out / "converted" / CONFIG_FILE).is_file()
+        stage("convert", 1, "model", whole, lambda: convert(BUNDLED, out / "converted", seed=seed))
 
-    figures = figures_of(measured)
-    on_stage("draw", len(figures) + 1, "figures")
-    for figure in figures:
-        visualize(measured, figure.name, out / f"{figure.name}.png", force=True)
+        def tune() -> None:
+            finetune(
+                out / "converted",
+                run.path,
+                recipe=recipe,
+                device=device,
+                on_begin=lambda step: on_work(step, ""),
+                on_step=lambda m: on_work(1, f"loss {m.mse + m.vb:.3f}, ratio {m.ratio:.3f} (target {m.target:.3f})"),
+            )
+
+        stage("fine-tune", recipe.train.steps, "steps", run.finished(recipe), tune)
+
+        def count() -> None:
+            options: dict[str, Any] = {"images": PROFILED_IMAGES, "settings": settings, "seed": seed, "device": device}
+            profile(run.path, profiled, on_progress=sampled, **options)
+
+        whole = Profile.fits(profiled)
+        stage("profile", PROFILED_IMAGES * settings.steps, "image-steps", whole, count)
+        measured = Profile.read(profiled)
+
+        samples: dict[str, Tensor] = {}
+        rows: dict[str, dict[str, float]] = {}
+        for name, checkpoint in (("static", static), ("dynamic", read(run.path))):
+            file = out / f".{name}.npz"
+
+            def sample(checkpoint: Checkpoint = checkpoint, file: Path = file) -> None:
+                model = checkpoint.build().to(chosen)
+                result = classify_samples(model, images=images, settings=settings, seed=seed, on_progress=sampled)
+                with atomic_file(file) as temporary:
+                    np.savez(temporary, samples=result.samples, recognised=result.class_accuracy, seconds=result.seconds)
+
+            stage(f"sample {name}", images * settings.steps, "image-steps", file.is_file(), sample)
+            with np.load(file) as arrays:
+                samples[name] = torch.from_numpy(arrays["samples"])
+                figures = {name: float(arrays[name]) for name in ("recognised", "seconds")}
+            rows[name] = {"macs": measured.summary[f"macs_{name}"], **figures}
+
+        drawn = figures_of(measured)
+        on_stage("draw", len(drawn) + 1, "figures")
+        for figure in drawn:
+            visualize(measured, figure.name, out / f"{figure.name}.png", force=True)
+            on_work(1, "")
+        save_png(side_by_side({"static DiT": samples["static"], "DyDiT": samples["dynamic"]}), out / PICTURE_FILE)
         on_work(1, "")
-    save_png(side_by_side({"static DiT": samples["static"], "DyDiT": samples["dynamic"]}), out / PICTURE_FILE)
-    on_work(1, "")
 
-    result = {
-        **made_by(),
-        **rows,
-        "ratio": measured.summary["ratio"],
-        "flops_ratio": recipe.routing.flops_ratio,
-        "finetune_steps": tuned.steps,
-        "finetune_share": tuned.steps / pretraining_steps(static.lineage),
-        "finetune_seconds": tuned.seconds,
-        "classifier_accuracy": classifier().accuracy,
-        "images": images,
-        "sampler": settings.sampler,
-        "steps": settings.steps,
-        "cfg": settings.cfg,
-        "seed": seed,
-        "device": place.type,
-        "seconds": time.perf_counter() - start,
-    }
-    write_demo(result, out)
-    on_stage("report", 1, "page")
-    report(out, out / REPORT_FILE, force=True)
-    on_work(1, "")
+        tuned = run.last_metrics()
+        result = {
+            **made_by(),
+            **rows,
+            "ratio": measured.summary["ratio"],
+            "flops_ratio": recipe.routing.flops_ratio,
+            "finetune_steps": recipe.train.steps,
+            "finetune_share": recipe.train.steps / pretraining_steps(static.lineage),
+            "finetune_seconds": tuned.seconds if tuned else None,
+            "classifier_accuracy": classifier().accuracy,
+            "images": images,
+            "sampler": settings.sampler,
+            "steps": settings.steps,
+            "cfg": settings.cfg,
+            "seed": seed,
+            "device": chosen.type,
+            "seconds": time.perf_counter() - start,
+        }
+        write_demo(result, out)
+        on_stage("report", 1, "page")
+        report(out, out / REPORT_FILE, force=True)
+        on_work(1, "")
+        for file in (*(out / f".{name}.npz" for name in rows), out / UNFINISHED_FILE):
+            file.unlink()
     return result
 
 

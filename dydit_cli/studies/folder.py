@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import fcntl
 import json
-import os
 import shutil
-from collections.abc import Collection, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Collection, Mapping
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,7 +18,8 @@ from dydit_cli.artifacts.study import RECIPE_FILE
 from dydit_cli.errors import DyditError
 from dydit_cli.files import Resumable, atomic_file, check_output, write_json
 from dydit_cli.provenance import made_by
-from dydit_cli.studies.rows import Row
+from dydit_cli.studies.methods import Row
+from dydit_cli.train.run_folder import claim
 
 FORMAT = "dydit-study"
 
@@ -37,26 +36,26 @@ class StudyFolder:
 
     path: Path
 
-    def open(self, asked: Mapping[str, Any], force: bool, free: Collection[str]) -> None:
+    def open(self, settings: Mapping[str, Any], force: bool, free: Collection[str], new: Collection[str]) -> None:
         """Begins a study, or goes on with the one in the folder.
 
-        Raises `DyditError` where the one there was asked for otherwise, but for the settings named in `free`, on which no
-        row depends; or where the folder holds something else.
+        Raises `DyditError` where that one has other settings, but for those named in `free`, on which no row depends, and
+        those in `new` that it does not name; or where the folder holds something else.
         """
-        there = Resumable(self.path, RECIPE_FILE, FORMAT, "a study")
-        values = {"format": FORMAT, **asked}
+        study = Resumable(self.path, RECIPE_FILE, FORMAT, "a study")
+        values = {"format": FORMAT, **settings}
         if force:
             check_output(self.path, force=True)
-            there.begin({**values, **made_by()}, force=True)
+            study.begin({**values, **made_by()}, force=True)
         else:
-            there.check(values, free)
+            study.check(values, free, new)
             before = read_object_if_any(self.path / RECIPE_FILE) or {}
-            # the command that first asked for this goes on, whichever other one does so again
+            # the command that first asked for these settings stays, whichever one goes on with them
             if {**before, **values} != before:
                 write_json(self.path / RECIPE_FILE, {**values, **made_by()})
 
     def command(self) -> dict[str, str]:
-        """`{"command": ...}`, the one that asked for the study as it is; empty where none did."""
+        """`{"command": ...}`, the one that first asked for the study as it is; empty where none did."""
         recipe = read_object_if_any(self.path / RECIPE_FILE) or {}
         return {"command": recipe["command"]} if "command" in recipe else {}
 
@@ -104,26 +103,10 @@ class StudyFolder:
     def write_time(self, row: Row, values: dict[str, Any]) -> None:
         write_json(self._time_file(row), values)
 
-    @contextmanager
-    def claim(self, name: str, wait: bool = False) -> Iterator[bool]:
+    def claim(self, name: str, wait: bool = False) -> AbstractContextManager[bool]:
         """Whether `name` is this process's for the length of the block; False where another one has it, unless it is to
-        `wait` for that one.
-
-        The system gives a claim back when its process ends, however it ends. It keeps the file's name, since a claim
-        that is removed and one that is made anew could be held at the same time.
-        """
-        folder = self.path / CLAIMS
-        folder.mkdir(parents=True, exist_ok=True)
-        handle = os.open(folder / name, os.O_RDWR | os.O_CREAT, 0o666)
-        try:
-            try:
-                fcntl.flock(handle, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
-            except BlockingIOError:
-                yield False
-                return
-            yield True
-        finally:
-            os.close(handle)
+        `wait` for that one."""
+        return claim(self.path / CLAIMS / name, wait)
 
     def _file(self, row: Row) -> Path:
         return self.path / ROWS / f"{row.name}.json"

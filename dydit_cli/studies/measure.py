@@ -14,18 +14,18 @@ from torch import Tensor
 
 from dydit_cli.checkpoint.checkpoint import Checkpoint
 from dydit_cli.data.dataset import ImageData
-from dydit_cli.diffusion.generate import Progress
-from dydit_cli.diffusion.objective import loss_terms
-from dydit_cli.diffusion.schedule import TRAIN_STEPS, linear_schedule
+from dydit_cli.diffusion.process import process_of
 from dydit_cli.evaluate.evaluate import evaluate
 from dydit_cli.evaluate.features import Extractor
 from dydit_cli.evaluate.images import ArrayImages
 from dydit_cli.evaluate.reference import Reference
 from dydit_cli.model.execution import Executable
 from dydit_cli.profiling.profile import profile_checkpoint
-from dydit_cli.sampling.sampler import SamplingConfig, open_sampler, protocol
+from dydit_cli.sampling.options import SamplingConfig
+from dydit_cli.sampling.sampler import open_sampler, record_of
+from dydit_cli.studies.methods import Row
+from dydit_cli.studies.progress import RowWork
 from dydit_cli.studies.recipe import EvaluationPart
-from dydit_cli.studies.rows import Row, RowWork
 
 LOSS_TIMESTEPS, LOSS_SEED = 20, 0
 
@@ -37,24 +37,22 @@ class Evaluator:
     """What all rows of a study are measured with. `macs` is the static model's per forward; `held_out` None where the
     data have no such part."""
 
-    how: EvaluationPart
+    config: EvaluationPart
     extractor: Extractor
     reference: Reference
     held_out: ImageData | None
     macs: float
     device: str
 
-    def drawing(self, row: Row, batch: int | None = None) -> SamplingConfig:
-        """How the row's samples are drawn."""
-        how = self.how
-        return SamplingConfig(
-            settings=how.settings, seed=row.seed, vae=how.vae, batch=batch or how.batch, device=self.device, tome=row.tome
-        )
+    def sampling(self, row: Row, batch: int | None = None) -> SamplingConfig:
+        """How the row's samples are made."""
+        settings, vae, batch = self.config.settings, self.config.vae, batch or self.config.batch
+        return SamplingConfig(settings, seed=row.seed, vae=vae, batch=batch, device=self.device, tome=row.tome)
 
 
 @dataclass(frozen=True)
 class Measured:
-    """`values` by name; samples: M S S C uint8, all that were drawn."""
+    """`values` by name; samples: M S S C uint8, all of them."""
 
     values: dict[str, Any]
     samples: NDArray[np.uint8]
@@ -62,33 +60,29 @@ class Measured:
 
 def measure(loaded: Checkpoint, row: Row, evaluator: Evaluator, work: RowWork) -> Measured:
     """The figures of one row."""
-    how = evaluator.how
-    counted = work.part("count MACs", PROFILE_SHARE, how.profiled * how.settings.steps)
+    config = evaluator.config
+    counted = work.part("count MACs", PROFILE_SHARE, config.profiled * config.settings.steps)
     summary = profile_checkpoint(
-        loaded, name=row.name, images=how.profiled, settings=how.settings, seed=row.seed, batch=how.batch,
+        loaded, name=row.name, images=config.profiled, settings=config.settings, seed=row.seed, batch=config.batch,
         tome=row.tome, device=evaluator.device, on_progress=lambda progress: counted(progress.batch),
     ).summary  # fmt: skip
     macs = float(summary["macs_dynamic"])
 
-    drawing = evaluator.drawing(row)
-    image_sampler = open_sampler(loaded, drawing)
-    drawn = work.part("sample", SAMPLE_SHARE, how.images * how.settings.steps)
+    sampling = evaluator.sampling(row)
+    image_sampler = open_sampler(loaded, sampling)
+    sampled = work.part("sample", SAMPLE_SHARE, config.images * config.settings.steps)
     start = time.perf_counter()
-
-    def see(progress: Progress) -> None:
-        drawn(progress.batch)
-
-    pixels = image_sampler.pixels(image_sampler.samples(0, how.images, see))
+    samples = image_sampler.samples(0, config.images, sampled)
+    pixels = image_sampler.pixels(samples)
     seconds = time.perf_counter() - start
-    labels = image_sampler.labels(0, how.images).numpy()
-    record = {"images": how.images, **protocol(loaded, drawing), "device": evaluator.device}
-    images = ArrayImages(row.name, pixels, labels, record)
-    result = evaluate(images, evaluator.reference, evaluator.extractor, batch=how.batch, device=evaluator.device)
+    labels = image_sampler.labels(0, config.images).numpy()
+    images = ArrayImages(row.name, pixels, labels, record_of(loaded, sampling, config.images))
+    result = evaluate(images, evaluator.reference, evaluator.extractor, batch=config.batch, device=evaluator.device)
 
     loss = None
     if evaluator.held_out is not None:
         done = work.part("held-out loss", LOSS_SHARE, len(evaluator.held_out) * LOSS_TIMESTEPS)
-        loss = held_out_loss(image_sampler.model, evaluator.held_out, image_sampler.how.batch, done)
+        loss = held_out_loss(image_sampler.model, evaluator.held_out, sampling.batch, done)
     figures = result.figures
     return Measured(
         {
@@ -113,18 +107,18 @@ def held_out_loss(
     model: Executable, data: ImageData, batch: int = 64, done: Callable[[int], None] = lambda images: None
 ) -> float:
     """The diffusion loss (mse and variational term) on `data`, mean over 20 timesteps, the same noise for every model."""
-    weight = next(model.parameters())
-    schedule = linear_schedule()
+    process, device = process_of(model.config), model.device
     generator = torch.Generator().manual_seed(LOSS_SEED)
-    timesteps = torch.linspace(0, TRAIN_STEPS - 1, LOSS_TIMESTEPS).long().tolist()
+    every = process.every()
+    timesteps = every[torch.linspace(0, len(every) - 1, LOSS_TIMESTEPS).long()].tolist()
     losses: list[Tensor] = []
     for timestep in timesteps:
         noise = torch.randn(data.images.shape, generator=generator)  # M C S S
         for part in torch.arange(len(data)).split(batch):
             x_0, y = data.take(part)
             t = torch.full((len(part),), timestep)
-            x_t = schedule.add_noise(x_0, t, noise[part])
-            out = model(x_t.to(weight.device), t.to(weight.device), y.to(weight.device)).float().cpu()
-            losses.append(loss_terms(schedule, out, x_0, x_t, t, noise[part]).loss)
+            x_t = process.add_noise(x_0, t, noise[part])
+            out = model(x_t.to(device), t.to(device), y.to(device)).float().cpu()
+            losses.append(process.losses(out, x_0, x_t, t, noise[part]).loss)
             done(len(part))
     return torch.cat(losses).double().mean().item()

@@ -1,27 +1,65 @@
-"""From the static model to what a row measures: converted, pruned, fine-tuned, or as it is."""
+"""The methods that a study compares: which rows each has, and what its fine-tuning begins with."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, Literal, cast
 
 from dydit_cli.checkpoint.checkpoint import Checkpoint
-from dydit_cli.checkpoint.native import CONFIG_FILE, write_into
+from dydit_cli.checkpoint.native import CONFIG_FILE
 from dydit_cli.checkpoint.read import read
 from dydit_cli.compress.convert import convert
-from dydit_cli.compress.criteria import Method
 from dydit_cli.compress.prune import prune
-from dydit_cli.profiling.calibrate import calibrate
-from dydit_cli.studies.folder import StudyFolder
-from dydit_cli.studies.recipe import StudyRecipe
-from dydit_cli.studies.rows import DYDIT, PRUNINGS, Interrupted, Row, RowWork, Tuning
-from dydit_cli.train.recipe import Recipe
-from dydit_cli.train.run import finetune, resolve_recipe
-from dydit_cli.train.run_folder import StateFolder
+from dydit_cli.studies.recipe import MethodsPart, StudyRecipe
+from dydit_cli.train.recipe import Recipe, SamplingSection
+from dydit_cli.train.run import resolve_recipe
 
-TUNING_SHARE = 0.6  # of the time that a fine-tuned row takes, roughly
+STATIC, PRUNE = "static", "prune"
+
+Tuning = Literal["dynamic", "static"]
+
+
+@dataclass(frozen=True)
+class Method:
+    """`rows` are names and targets in a study's recipe, `tuning` the one of its recipes that a row is fine-tuned with, None
+    for the static model as it is. `start` writes what that begins with, by default it is the static model. A `whole` one
+    leaves nothing out and has no target; one that `merges` tokens does so while sampling."""
+
+    rows: Callable[[MethodsPart], list[tuple[str, float]]]
+    tuning: Tuning | None = None
+    start: Callable[[Start, Row, Path], object] | None = None
+    whole: bool = False
+    merges: bool = False
+
+
+@dataclass(frozen=True)
+class Row:
+    """`target` is lambda of a DyDiT, the share that pruning keeps, the share of tokens that ToMe merges, 1 of what is
+    whole. The seed is of pruning, of fine-tuning and of the samples; a DyDiT is converted once and for all seeds alike."""
+
+    method: str
+    target: float
+    seed: int
+
+    @property
+    def what(self) -> str:
+        """Method and target: rows of one name differ by seed alone."""
+        return self.method if method_of(self.method).whole else f"{self.method}-{self.target:g}"
+
+    @property
+    def name(self) -> str:
+        return f"{self.what}-seed{self.seed}"
+
+    @property
+    def tuning(self) -> Tuning | None:
+        return method_of(self.method).tuning
+
+    @property
+    def tome(self) -> float | None:
+        """The share of tokens merged while sampling."""
+        return self.target if method_of(self.method).merges else None
 
 
 @dataclass(frozen=True)
@@ -37,69 +75,56 @@ class Start:
     def of(cls, checkpoint: Checkpoint, recipe: StudyRecipe, device: str) -> Start:
         part = recipe.finetune
         names: dict[Tuning, str] = {"dynamic": part.dynamic, "static": part.static}
-        tunings = {kind: resolve_recipe(name, steps=part.steps, data=recipe.data) for kind, name in names.items()}
+        tunings = {tuning: resolve_recipe(name, steps=part.steps, data=recipe.data) for tuning, name in names.items()}
         return cls(checkpoint, recipe, tunings, device)
 
-    def tuning(self, row: Row, kind: Tuning) -> Recipe:
-        """The recipe of one row."""
-        ratio = row.target if row.method == DYDIT else None
-        return resolve_recipe(self.tunings[kind], flops_ratio=ratio, settings={"train.seed": row.seed})
+    def tuning(self, row: Row) -> Recipe | None:
+        """The recipe of one row, None where nothing is fine-tuned. A DyDiT is calibrated over sampling as it is measured."""
+        if row.tuning is None:
+            return None
+        settings: dict[str, Any] = {"train.seed": row.seed}
+        if row.tuning == "dynamic":
+            settings["routing.flops_ratio"] = row.target
+            if self.recipe.finetune.calibrate:
+                sampling = {name: getattr(self.recipe.evaluation, name) for name in SamplingSection.model_fields}
+                settings |= {"routing.calibrate": True, **{f"calibration.{name}": value for name, value in sampling.items()}}
+        return resolve_recipe(self.tunings[row.tuning], settings=settings)
+
+    def begin(self, row: Row, path: Path) -> Checkpoint:
+        """What the row's fine-tuning begins with, written to `path` where it has to be made."""
+        write = method_of(row.method).start
+        if write is None:
+            return self.checkpoint
+        if not (path / CONFIG_FILE).is_file():
+            write(self, row, path)
+        return read(path)
 
 
-@dataclass(frozen=True)
-class Made:
-    """A row's model, and what making it was."""
-
-    checkpoint: Checkpoint
-    facts: dict[str, Any]
+def _convert(start: Start, row: Row, path: Path) -> None:
+    convert(start.checkpoint, path)
 
 
-def make(row: Row, start: Start, folder: StudyFolder, work: RowWork, should_stop: Callable[[], bool]) -> Made:
-    """The row's model; what an interruption left is gone on with. Raises `Interrupted` where it was asked to stop."""
-    kind = row.tuning
-    if kind is None:
-        return Made(start.checkpoint, {"finetune_steps": 0})
-    recipe, run = start.tuning(row, kind), folder.checkpoint(row)
-    facts: dict[str, Any] = {"finetune_steps": recipe.train.steps}
-    step = work.tuned(TUNING_SHARE, recipe.train.steps)
-    # an interrupted run has a model too, and its states beside it
-    if not (run / CONFIG_FILE).is_file() or StateFolder(run).exists():
-        result = finetune(
-            begin(row, start, folder.start(row)),
-            run,
-            recipe=recipe,
-            device=start.device,
-            on_step=lambda metrics: step(),
-            should_stop=should_stop,
-        )
-        if result.interrupted:
-            raise Interrupted
-        facts |= {"finetune_seconds": result.seconds, "skipped_steps": result.skipped}
-    if row.method == DYDIT and start.recipe.finetune.calibrate:
-        facts["calibration_shift"] = calibrated(run, row, start)
-    return Made(read(run), facts)
+def _prune(start: Start, row: Row, path: Path) -> None:
+    method, data = cast(Any, row.method), start.recipe.data
+    prune(start.checkpoint, path, method=method, keep=row.target, data=data, seed=row.seed, device=start.device)
 
 
-def begin(row: Row, start: Start, place: Path) -> Checkpoint:
-    """What the row's fine-tuning begins with."""
-    if row.method == DYDIT or row.method in PRUNINGS:
-        if not (place / CONFIG_FILE).is_file():
-            if row.method == DYDIT:
-                convert(start.checkpoint, place)
-            else:
-                method, data = cast(Method, row.method), start.recipe.data
-                prune(start.checkpoint, place, method=method, keep=row.target, data=data, seed=row.seed, device=start.device)
-        return read(place)
-    return start.checkpoint
+# in the order of a study's rows
+METHODS: dict[str, Method] = {
+    STATIC: Method(lambda part: [(STATIC, 1.0)], whole=True),
+    "control": Method(lambda part: [("control", 1.0)] if part.control else [], "static", whole=True),
+    "dydit": Method(lambda part: [("dydit", ratio) for ratio in part.dydit], "dynamic", _convert),
+    PRUNE: Method(lambda part: [(name, keep) for keep in part.kept for name in part.prune], "static", _prune),
+    "tome": Method(lambda part: [("tome", ratio) for ratio in part.tome], merges=True),
+}
 
 
-def calibrated(run: Path, row: Row, start: Start) -> float:
-    """Shifts the routers of the model in `run` to the row's lambda, once; returns by how much."""
-    tuned = read(run)
-    last = tuned.lineage[-1]
-    if last["action"] == "calibrate":
-        return float(last["shift"])
-    settings = start.recipe.evaluation.settings
-    checkpoint, figures = calibrate(tuned, row.target, settings=settings, seed=row.seed, device=start.device)
-    write_into(checkpoint, run)
-    return figures.shift
+def method_of(name: str) -> Method:
+    """Of a row's name: a criterion of pruning has its own."""
+    return METHODS.get(name, METHODS[PRUNE])
+
+
+def rows_of(recipe: StudyRecipe) -> list[Row]:
+    """All rows, a seed after the other, so that an unfinished study already compares everything; the static model first."""
+    rows = [row for method in METHODS.values() for row in method.rows(recipe.methods)]
+    return [Row(name, target, seed) for seed in recipe.seeds for name, target in rows]

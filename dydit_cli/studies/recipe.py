@@ -4,16 +4,22 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
-from pydantic import Field, ValidationError, model_validator
+from pydantic import AfterValidator, Field, model_validator
 
-from dydit_cli.compress.criteria import Method
-from dydit_cli.diffusion.sampler import DEFAULT_STEPS, GuidanceChannels, SamplerName, SamplerSettings
-from dydit_cli.errors import DyditError
-from dydit_cli.recipe_files import Section, explain, find_recipe, first_fault, parse_setting, read_merged
+from dydit_cli.compress.criteria import CRITERIA
+from dydit_cli.recipe_files import Section
+from dydit_cli.train.recipe import SamplingSection, read_as
 
 Share = Annotated[float, Field(gt=0, le=1)]
+
+
+def _criterion(name: str) -> str:
+    if name not in CRITERIA:
+        *names, last = map(repr, CRITERIA)
+        raise ValueError(f"input should be {', '.join(names)} or {last}")
+    return name
 
 
 class FinetunePart(Section):
@@ -22,7 +28,7 @@ class FinetunePart(Section):
     steps: int = Field(gt=0, description="optimiser steps")
     dynamic: str = Field(default="digits/finetune", description="the recipe of a DyDiT")
     static: str = Field(default="digits/control", description="the recipe of the control and of what was pruned")
-    calibrate: bool = Field(default=False, description="shift a DyDiT's routers to its lambda afterwards")
+    calibrate: bool = Field(default=False, description="shift a DyDiT's routers to its lambda in the end")
 
 
 class MethodsPart(Section):
@@ -30,7 +36,7 @@ class MethodsPart(Section):
 
     control: bool = Field(default=True, description="the static model, fine-tuned as long")
     dydit: tuple[Share, ...] = Field(default=(), description="lambdas")
-    prune: tuple[Method, ...] = ()
+    prune: tuple[Annotated[str, AfterValidator(_criterion)], ...] = Field(default=(), description="criteria of pruning")
     keep: tuple[Share, ...] | None = Field(default=None, description="shares that pruning keeps; by default the lambdas")
     tome: tuple[Annotated[float, Field(gt=0, lt=1)], ...] = Field(default=(), description="shares of tokens that are merged")
 
@@ -39,27 +45,17 @@ class MethodsPart(Section):
         return self.dydit if self.keep is None else self.keep
 
 
-class EvaluationPart(Section):
+class EvaluationPart(SamplingSection):
     """How a row is measured."""
 
-    images: int = Field(default=1000, ge=2, description="samples that are judged")
-    sampler: SamplerName = "ddim"
-    steps: int | None = Field(default=None, ge=1, description="sampling steps, by default the sampler's usual number")
-    cfg: float = Field(default=1.5, ge=1)
-    cfg_channels: GuidanceChannels = "3"
+    images: int = Field(default=1000, ge=2, description="samples that are evaluated")
     features: str = "digits"
     reference: str | None = Field(default=None, description="what samples are compared with, as for `dydit evaluate`")
     vae: str | None = Field(default=None, description="an AutoencoderKL, for models of latents")
-    batch: int = Field(default=64, ge=1, description="images drawn at once")
+    batch: int = Field(default=64, ge=1, description="images sampled at once")
     profiled: int = Field(default=20, ge=1, description="images whose MACs are counted")
     held_out: int = Field(default=360, ge=0, description="held-out images whose loss is taken, as far as there are any")
     kept: int = Field(default=100, ge=1, description="samples of a row that are kept for pictures")
-
-    @property
-    def settings(self) -> SamplerSettings:
-        """Raises `DyditError` for steps that the sampler cannot take."""
-        steps = DEFAULT_STEPS[self.sampler] if self.steps is None else self.steps
-        return SamplerSettings(sampler=self.sampler, steps=steps, cfg=self.cfg, cfg_channels=self.cfg_channels)
 
 
 class TimingPart(Section):
@@ -83,23 +79,21 @@ class StudyRecipe(Section):
 
     @model_validator(mode="after")
     def _each_once(self) -> StudyRecipe:
-        methods = self.methods
-        lists: dict[str, tuple[Any, ...]] = {
-            "seeds": self.seeds,
-            "methods.dydit": methods.dydit,
-            "methods.prune": methods.prune,
-            "methods.keep": methods.kept,
-            "methods.tome": methods.tome,
-        }
-        for name, values in lists.items():
-            if len(set(values)) < len(values):
+        methods = {f"methods.{name}": value for name, value in self.methods}
+        for name, values in {"seeds": self.seeds, **methods}.items():
+            if isinstance(values, tuple) and len(set(values)) < len(values):
                 raise ValueError(f"{name} names a value twice")
-        if methods.prune and not methods.kept:
+        if self.methods.prune and not self.methods.kept:
             raise ValueError("methods.prune needs shares to keep: methods.keep, or the lambdas methods.dydit")
         return self
 
 
 SECTIONS = (StudyRecipe, FinetunePart, MethodsPart, EvaluationPart, TimingPart)
+
+# settings that no row depends on: with others, rows are added, or left out of the tables
+FREE = {"seeds", "keep_checkpoints"} | {
+    f"{section}.{name}" for section, part in (("methods", MethodsPart), ("timing", TimingPart)) for name in part.model_fields
+}
 
 
 def read_study(path: str | Path, settings: Sequence[str] = ()) -> StudyRecipe:
@@ -107,19 +101,4 @@ def read_study(path: str | Path, settings: Sequence[str] = ()) -> StudyRecipe:
 
     Raises `DyditError` in one line where it is missing, no TOML or no study, naming the file, or `--set`, at fault.
     """
-    path = find_recipe(path)
-    merged = read_merged(path)
-    values = {name: dict(value) if isinstance(value, dict) else value for name, value in merged.values.items()}
-    replaced = dict(parse_setting(text) for text in settings)
-    for key, value in replaced.items():
-        section, dot, name = key.partition(".")
-        place = values.setdefault(section, {}) if dot else values
-        if not isinstance(place, dict):
-            raise DyditError(f"--set {key}: {section!r} is no section of a study")
-        place[name or section] = value
-    try:
-        return StudyRecipe.model_validate(values)
-    except ValidationError as error:
-        location = ".".join(str(part) for part in first_fault(error)["loc"])
-        where = "--set" if any(location.startswith(key) for key in replaced) else merged.file(location, path)
-        raise DyditError(f"{where}: {explain(error, SECTIONS)}") from None
+    return read_as(StudyRecipe, SECTIONS, path, settings)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
@@ -14,63 +14,62 @@ from dydit_cli.artifacts.bench import Spread
 from dydit_cli.checkpoint.checkpoint import Checkpoint
 from dydit_cli.checkpoint.read import read
 from dydit_cli.errors import DyditError
-from dydit_cli.sampling.sampler import SamplingConfig, open_sampler
+from dydit_cli.sampling.options import SamplingConfig
+from dydit_cli.sampling.sampler import open_sampler
 from dydit_cli.studies.folder import TIMING, StudyFolder
 from dydit_cli.studies.measure import Evaluator, measure
-from dydit_cli.studies.methods import Start, make
+from dydit_cli.studies.methods import STATIC, Row, Start
+from dydit_cli.studies.progress import PER_ROW, Interrupted, OnStage, OnWork, RowWork
 from dydit_cli.studies.recipe import TimingPart
-from dydit_cli.studies.rows import PER_ROW, STATIC, Interrupted, OnStage, OnWork, Row, RowWork
+from dydit_cli.train.run import finetune
+from dydit_cli.train.run_folder import RunFolder
 from dydit_cli.version import __version__
+
+TUNING_SHARE = 0.6  # of the time that a fine-tuned row takes, roughly
 
 
 def time_row(
-    static: Checkpoint, model: Checkpoint, row: Row, how: TimingPart, evaluator: Evaluator, work: RowWork
+    static: Checkpoint, model: Checkpoint, row: Row, timing: TimingPart, evaluator: Evaluator, work: RowWork
 ) -> dict[str, Any]:
     """Seconds per image of both, and the static model's over the row's, run by run; medians and quartiles.
 
-    A run draws `how.images` images at once. What it plans and computes ahead belongs to it: each begins with a new model.
+    A run samples `timing.images` images at once. What it plans and computes ahead belongs to it: each begins with a new
+    model.
     """
-    whole = Row(STATIC, 1.0, row.seed)
-    pair = [(static, evaluator.drawing(whole, how.images)), (model, evaluator.drawing(row, how.images))]
-    total = (2 * how.repeats + 2) * how.images * evaluator.how.settings.steps
-    advance = work.part("time", 1.0, total)
-    for checkpoint, drawing in pair:  # warm
-        _run(checkpoint, drawing, how.images, advance)
+    images, whole = timing.images, Row(STATIC, 1.0, row.seed)
+    pair = [(static, evaluator.sampling(whole, images)), (model, evaluator.sampling(row, images))]
+    advance = work.part("time", 1.0, (2 * timing.repeats + 2) * images * evaluator.config.settings.steps)
+    for checkpoint, sampling in pair:  # warm
+        _run(checkpoint, sampling, images, advance)
     seconds: tuple[list[float], list[float]] = ([], [])
-    for repeat in range(how.repeats):
+    for repeat in range(timing.repeats):
         for side in (0, 1) if repeat % 2 == 0 else (1, 0):  # neither always comes first
-            seconds[side].append(_run(*pair[side], how.images, advance) / how.images)
+            seconds[side].append(_run(*pair[side], images, advance) / images)
     return {
-        "method": row.method,
-        "target": row.target,
-        "seed": row.seed,
-        "seconds_per_image": _values(Spread.of(seconds[1])),
-        "static_seconds_per_image": _values(Spread.of(seconds[0])),
-        "speedup": _values(Spread.of([a / b for a, b in zip(*seconds, strict=True)])),
-        "images": how.images,
-        "repeats": how.repeats,
+        **asdict(row),
+        "seconds_per_image": asdict(Spread.of(seconds[1])),
+        "static_seconds_per_image": asdict(Spread.of(seconds[0])),
+        "speedup": asdict(Spread.of([a / b for a, b in zip(*seconds, strict=True)])),
+        "images": images,
+        "repeats": timing.repeats,
         "threads": torch.get_num_threads(),
         "load_average": os.getloadavg()[0],
         "torch": torch.__version__,
     }
 
 
-def _run(checkpoint: Checkpoint, drawing: SamplingConfig, images: int, advance: Callable[[int], None]) -> float:
-    image_sampler = open_sampler(checkpoint, drawing)
+def _run(checkpoint: Checkpoint, sampling: SamplingConfig, images: int, advance: Callable[[int], None]) -> float:
+    image_sampler = open_sampler(checkpoint, sampling)
     start = time.perf_counter()
     image_sampler.samples(0, images)  # ends on the cpu, so nothing is under way after it
     seconds = time.perf_counter() - start
-    advance(images * drawing.settings.steps)
+    advance(images * sampling.settings.steps)
     return seconds
-
-
-def _values(spread: Spread) -> dict[str, float]:
-    return {"median": spread.median, "low": spread.low, "high": spread.high}
 
 
 @dataclass(frozen=True)
 class Runner:
-    """The rows, what they begin with and are measured with, where they are written, and who is told."""
+    """The rows, what they begin with and are measured with, where they are written, and what follows their progress."""
 
     start: Start
     evaluator: Evaluator
@@ -81,8 +80,8 @@ class Runner:
     should_stop: Callable[[], bool]
 
     def run_rows(self, on_row: Callable[[], object]) -> None:
-        """Goes over the rows again while there was one to run, for those that another process left; `on_row` hears of
-        each. Raises `Interrupted` where it was asked to stop."""
+        """Goes over the rows again while there was one to run, for those that another process left; `on_row` is called
+        after each. Raises `Interrupted` where it is to stop."""
         todo = []
         for row in self.rows:
             if not self.folder.done(row):
@@ -111,24 +110,48 @@ class Runner:
         if self.should_stop():
             raise Interrupted
         try:
-            made = make(row, self.start, self.folder, work, self.should_stop)
-            measured = measure(made.checkpoint, row, self.evaluator, work)
+            made, facts = self.make(row, work)
+            measured = measure(made, row, self.evaluator, work)
         except DyditError as error:
             raise DyditError(f"{row.name}: {error}") from None
         values = {
             "format": "dydit-study-row",
-            "method": row.method,
-            "target": row.target,
-            "seed": row.seed,
+            **asdict(row),
             **measured.values,
-            **made.facts,
+            **facts,
             "device": self.start.device,
             "threads": torch.get_num_threads(),
             "torch": torch.__version__,
             "dydit": __version__,
         }
-        self.folder.write(row, values, measured.samples[: self.evaluator.how.kept] if self._first(row) else None)
+        self.folder.write(row, values, measured.samples[: self.evaluator.config.kept] if self._first(row) else None)
         self.folder.tidy(row, self._keeps(row))
+
+    def make(self, row: Row, work: RowWork) -> tuple[Checkpoint, dict[str, Any]]:
+        """The row's model, and what making it was; what an interruption left is gone on with."""
+        recipe = self.start.tuning(row)
+        if recipe is None:
+            return self.start.checkpoint, {"finetune_steps": 0}
+        run = RunFolder(self.folder.checkpoint(row))
+        facts: dict[str, Any] = {"finetune_steps": recipe.train.steps}
+        step = work.tuned(TUNING_SHARE, recipe.train.steps)
+        if not run.finished(recipe):
+            result = finetune(
+                self.start.begin(row, self.folder.start(row)),
+                run.path,
+                recipe=recipe,
+                device=self.start.device,
+                force=not run.states.exists(),
+                on_step=lambda metrics: step(),
+                should_stop=self.should_stop,
+            )
+            if result.interrupted:
+                raise Interrupted
+            facts |= {"finetune_seconds": result.seconds, "skipped_steps": result.skipped}
+        made = read(run.path)
+        if recipe.routing.calibrate and row.tuning == "dynamic":
+            facts["calibration_shift"] = made.lineage[-1].get("shift", 0.0)  # none where the ratio was right
+        return made, facts
 
     def take_times(self) -> None:
         """Takes the times that are not there yet, in this process alone: two would disturb each other."""

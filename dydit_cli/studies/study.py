@@ -13,57 +13,55 @@ import torch
 from dydit_cli.checkpoint.checkpoint import Checkpoint
 from dydit_cli.checkpoint.read import read
 from dydit_cli.data.dataset import ImageData
-from dydit_cli.data.load import BUNDLED, load_data
+from dydit_cli.data.load import load_data, load_held_out
 from dydit_cli.devices import pick_device, world_size
 from dydit_cli.errors import DyditError
 from dydit_cli.evaluate.evaluate import find_extractor
 from dydit_cli.evaluate.reference import open_reference
-from dydit_cli.flops.analytic import static_macs
+from dydit_cli.model.macs import static_macs
 from dydit_cli.studies.folder import TABLES, StudyFolder
 from dydit_cli.studies.measure import Evaluator
-from dydit_cli.studies.methods import Start
-from dydit_cli.studies.recipe import StudyRecipe, read_study
-from dydit_cli.studies.rows import Interrupted, OnStage, OnWork, rows_of
+from dydit_cli.studies.methods import Start, rows_of
+from dydit_cli.studies.progress import Interrupted, OnStage, OnWork
+from dydit_cli.studies.recipe import FREE, StudyRecipe, read_study
 from dydit_cli.studies.runner import Runner
 from dydit_cli.studies.tables import Tables, make_tables
-from dydit_cli.train.run_folder import fingerprint, flat
+from dydit_cli.train.recipe import defaults, flat
+from dydit_cli.train.run_folder import fingerprint
 from dydit_cli.version import __version__
 
-# settings that no row depends on: with others, rows are added, or left out of the tables
-FREE = (
-    "seeds", "keep_checkpoints", "methods.control", "methods.dydit", "methods.prune", "methods.keep", "methods.tome",
-    "timing.images", "timing.repeats",
-)  # fmt: skip
 
-
-def asked(start: Start) -> dict[str, Any]:
-    """What a study has to be asked for again, flat; the fine-tuning recipes with all their values."""
-    values = flat(start.recipe.model_dump(mode="json"))
-    for kind, tuning in start.tunings.items():
-        values |= flat(tuning.model_dump(mode="json"), f"{kind}.")
-    return {**values, "first_seed": start.recipe.seeds[0], "model_sha256": fingerprint(start.checkpoint)}
+def settings_of(start: Start) -> tuple[dict[str, Any], set[str]]:
+    """What a study has to be begun with again, flat, the fine-tuning recipes with all their values; and the names of what
+    is at its default, which an older study's folder may lack."""
+    settings, unchanged = flat(start.recipe.model_dump(mode="json")), defaults(start.recipe)
+    for name, tuning in start.tunings.items():
+        settings |= flat(tuning.model_dump(mode="json"), f"{name}.")
+        unchanged |= defaults(tuning, f"{name}.")
+    return {**settings, "first_seed": start.recipe.seeds[0], "model_sha256": fingerprint(start.checkpoint)}, unchanged
 
 
 def make_evaluator(recipe: StudyRecipe, static: Checkpoint, device: str) -> Evaluator:
     """What all rows are measured with."""
-    how = recipe.evaluation
-    extractor = find_extractor(how.features, device=device)
-    reference = open_reference(how.reference, extractor)
-    return Evaluator(how, extractor, reference, held_out_part(recipe.data, how.held_out), static_macs(static.config), device)
+    config = recipe.evaluation
+    extractor = find_extractor(config.features, device=device)
+    reference = open_reference(config.reference, extractor)
+    held_out = held_out_part(recipe.data, config.held_out)
+    return Evaluator(config, extractor, reference, held_out, static_macs(static.config), device)
 
 
 def held_out_part(data: str, count: int) -> ImageData | None:
     """`count` images of the part that is held out of `data`, from everywhere in it; None where it has no such part."""
-    if data not in BUNDLED or count == 0:
+    part = load_held_out(data) if count else None
+    if part is None:
         return None
-    part = BUNDLED[data](held_out=True)
-    every = torch.linspace(0, len(part) - 1, min(count, len(part))).round().long()
-    return ImageData(part.name, part.images[every], part.labels[every], part.num_classes)
+    images, labels = part.take(torch.linspace(0, len(part) - 1, min(count, len(part))).round().long())
+    return ImageData(part.name, images, labels, part.num_classes)
 
 
 def facts(start: Start, evaluator: Evaluator) -> dict[str, Any]:
-    """What the protocol says of all rows alike."""
-    recipe, how, config = start.recipe, start.recipe.evaluation, start.checkpoint.config
+    """The protocol's facts that all rows share."""
+    recipe, evaluation, config = start.recipe, start.recipe.evaluation, start.checkpoint.config
     pretrained = sum(int(entry["steps"]) for entry in start.checkpoint.lineage if entry.get("action") == "pretrain")
     return {
         "model": recipe.model,
@@ -76,10 +74,10 @@ def facts(start: Start, evaluator: Evaluator) -> dict[str, Any]:
         "finetune_recipes": {"dynamic": recipe.finetune.dynamic, "static": recipe.finetune.static},
         "calibrated": recipe.finetune.calibrate,
         **({"tome": "merges tokens of the static model while sampling, without fine-tuning"} if recipe.methods.tome else {}),
-        "images": how.images,
+        "images": evaluation.images,
         "classes": list(range(config.num_classes)),
-        **{name: getattr(how, name) for name in ("sampler", "cfg", "cfg_channels", "vae")},
-        "steps": how.settings.steps,
+        **{name: getattr(evaluation, name) for name in ("sampler", "cfg", "cfg_channels", "vae")},
+        "steps": evaluation.settings.steps,
         **evaluator.extractor.facts,
         "reference": evaluator.reference.name,
         "reference_sha256": evaluator.reference.digest(),
@@ -94,7 +92,7 @@ def facts(start: Start, evaluator: Evaluator) -> dict[str, Any]:
 
 @dataclass(frozen=True)
 class Study:
-    """What a study found so far. `table` has a line for each finished row, `summary` one for each method and target,
+    """What a study has come to so far. `table` has a line for each finished row, `summary` one for each method and target,
     `protocol` is study.json; `left` counts the rows that are not done, which other processes may be at."""
 
     table: pd.DataFrame
@@ -139,14 +137,15 @@ def study(
     recipe = recipe if isinstance(recipe, StudyRecipe) else read_study(recipe)
     if world_size() > 1:
         raise DyditError("several processes share a study by the same command, started several times without a launcher")
-    place = pick_device(device).type
+    device = pick_device(device).type
     static = read(recipe.model)
     if static.config.kind != "dit":
         raise DyditError(f"{recipe.model}: is a DyDiT; a study begins with the static model")
     load_data(recipe.data, static.config).check(static.config)
-    start, evaluator = Start.of(static, recipe, place), make_evaluator(recipe, static, place)
+    start, evaluator = Start.of(static, recipe, device), make_evaluator(recipe, static, device)
     folder, rows = StudyFolder(Path(out)), rows_of(recipe)
-    folder.open(asked(start), force, FREE)
+    settings, unchanged = settings_of(start)
+    folder.open(settings, force, FREE, unchanged)
     about = {**facts(start, evaluator), **folder.command()}
 
     def write_tables() -> Tables:

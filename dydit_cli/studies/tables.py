@@ -9,21 +9,11 @@ from typing import Any
 import pandas as pd
 
 from dydit_cli.artifacts.study import StudyTable
+from dydit_cli.figures.tradeoff import row_label
 from dydit_cli.files import atomic_file, write_text
-from dydit_cli.studies.folder import StudyFolder
+from dydit_cli.studies.folder import FORMAT, StudyFolder
+from dydit_cli.studies.methods import STATIC, Row, method_of
 from dydit_cli.studies.recipe import StudyRecipe
-from dydit_cli.studies.rows import CONTROL, DYDIT, STATIC, TOME, Row
-
-
-def label(method: str, target: float) -> str:
-    """`DyDiT, lambda 0.5`."""
-    if method == STATIC:
-        return "static"
-    if method == CONTROL:
-        return "static, fine-tuned (control)"
-    if method == DYDIT:
-        return f"DyDiT, lambda {target:g}"
-    return f"ToMe, {target:g} merged" if method == TOME else f"{method} pruning, keep {target:g}"
 
 
 @dataclass(frozen=True)
@@ -38,7 +28,7 @@ class Column:
     spread: bool = True
 
     def cell(self, mean: float, sd: float) -> str:
-        """`99.7 ± 0.1 %`; without a standard deviation where there is none, or it says nothing."""
+        """`99.7 ± 0.1 %`; without a standard deviation where there is none, or it means nothing."""
         if pd.isna(mean):
             return "-"
         text = f"{mean * self.scale:.{self.digits}f}"
@@ -47,26 +37,22 @@ class Column:
         return text + self.unit
 
 
-MACS = Column("MACs per forward", "macs", 2, 1e-6, " M", spread=False)
+EVERY = (
+    Column("MACs per forward", "macs", 2, 1e-6, " M", spread=False),
+    Column("ratio", "ratio", 3, spread=False),
+    Column("ms per image", "seconds_per_image", 2, 1000, spread=False),
+    Column("speed-up", "speedup", 2, spread=False),
+    Column("Fréchet distance", "frechet", 2),
+    Column("recognised", "recognised", 1, 100, " %"),
+    Column("precision", "precision", 3),
+    Column("recall", "recall", 3),
+    Column("held-out loss over static", "loss_ratio", 3),
+)
 
-RATIO = Column("ratio", "ratio", 3, spread=False)
-
-TIME = Column("ms per image", "seconds_per_image", 2, 1000, spread=False)
-
-SPEEDUP = Column("speed-up", "speedup", 2, spread=False)
-
-FRECHET = Column("Fréchet distance", "frechet", 2)
-
-RECOGNISED = Column("recognised", "recognised", 1, 100, " %")
-
-PRECISION, RECALL = Column("precision", "precision", 3), Column("recall", "recall", 3)
-
-LOSS = Column("held-out loss over static", "loss_ratio", 3)
-
-EVERY = (MACS, RATIO, TIME, SPEEDUP, FRECHET, RECOGNISED, PRECISION, RECALL, LOSS)
+FIGURES = tuple(column.figure for column in EVERY)
 
 # what 80 columns hold
-FEW = (RATIO, SPEEDUP, FRECHET, RECOGNISED, replace(LOSS, digits=2))
+FEW = (*(EVERY[FIGURES.index(name)] for name in ("ratio", "speedup", "frechet", "recognised")), replace(EVERY[-1], digits=2))
 
 
 def shown(
@@ -84,7 +70,7 @@ def shown(
 
 def short(method: str, target: float) -> str:
     """`dydit 0.5`."""
-    return method if method in (STATIC, CONTROL) else f"{method} {target:g}"
+    return method if method_of(method).whole else f"{method} {target:g}"
 
 
 def protocol_line(protocol: dict[str, Any]) -> str:
@@ -115,17 +101,13 @@ def seeds_text(seeds: Sequence[int]) -> str:
 
 def markdown(summary: pd.DataFrame, protocol: dict[str, Any]) -> str:
     """A table for a README, and how it came about."""
-    headings, lines = shown(summary, EVERY, label)
+    headings, lines = shown(summary, EVERY, row_label)
     rule = "|".join(["---", *["---:"] * (len(headings) - 1)])
     body = [f"| {' | '.join(cells)} |" for cells in (headings, *lines)]
     return "\n".join([protocol_line(protocol), "", body[0], f"|{rule}|", *body[1:]]) + "\n"
 
 
 SUMMARY_FILE, MARKDOWN_FILE = "summary.csv", "study.md"
-
-FIGURES = (
-    "macs", "ratio", "seconds_per_image", "speedup", "frechet", "recognised", "precision", "recall", "loss_ratio",
-)  # fmt: skip
 
 COLUMNS = ("method", "target", "seed", *FIGURES, "finetune_steps")
 
@@ -135,7 +117,7 @@ class Tables:
     """`table`: `COLUMNS`, a line for each finished row. `summary`: method, target, how many seeds, and of every figure its
     mean and sample standard deviation (empty for one seed). MACs are of one forward and image, the mean over a sampling
     run; ratio is over the static model's; loss_ratio is of the held-out loss. `speedup` is over the static model's runs that
-    were taken in turn with the row's, so that it says more than two rows' seconds, taken minutes apart."""
+    were taken in turn with the row's, and so more exact than two rows' seconds, taken minutes apart."""
 
     folder: StudyFolder
     rows: list[Row]
@@ -156,12 +138,12 @@ class Tables:
 def make_tables(folder: StudyFolder, recipe: StudyRecipe, rows: list[Row], facts: dict[str, Any]) -> Tables:
     """The tables of the rows that are done."""
     done = [row for row in rows if folder.done(row)]
-    found = {row: folder.read(row) for row in done}
+    results = {row: folder.read(row) for row in done}
     # the same weights and the same noise: every static row has the same loss
-    loss = next((values["loss"] for row, values in found.items() if row.method == STATIC), None)
+    loss = next((values["loss"] for row, values in results.items() if row.method == STATIC), None)
     times = {row: folder.time(row) for row in done if row.seed == recipe.seeds[0]}
     lines = []
-    for row, values in found.items():
+    for row, values in results.items():
         time = times.get(row)
         line = {
             **{name: values.get(name) for name in COLUMNS},
@@ -171,7 +153,7 @@ def make_tables(folder: StudyFolder, recipe: StudyRecipe, rows: list[Row], facts
         lines.append(line)
     table = pd.DataFrame(lines, columns=list(COLUMNS)).astype(dict.fromkeys(FIGURES, "float64"))
     protocol = {
-        "format": "dydit-study",
+        "format": FORMAT,
         **facts,
         "rows": len(rows),
         "rows_done": len(done),

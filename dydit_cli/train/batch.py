@@ -14,9 +14,9 @@ import torch
 from torch import Tensor
 
 from dydit_cli.data.dataset import BatchStream, Dataset
-from dydit_cli.diffusion.schedule import TRAIN_STEPS
+from dydit_cli.diffusion.process import process_of
 from dydit_cli.errors import DyditError
-from dydit_cli.model.config import DiTConfig, DyDiTConfig
+from dydit_cli.model.config import ModelConfig, RoutedConfig
 from dydit_cli.model.routers import GateNoise
 from dydit_cli.train.recipe import Recipe, RoutingRecipe
 
@@ -61,8 +61,9 @@ class TrainingBatches:
     Raises `DyditError` where the complete pass would see no sample at all.
     """
 
-    def __init__(self, data: Dataset, config: DiTConfig, recipe: Recipe, part: slice = slice(None)) -> None:
+    def __init__(self, data: Dataset, config: ModelConfig, recipe: Recipe, part: slice = slice(None)) -> None:
         self.config, self.recipe, self.part = config, recipe, part
+        self._process = process_of(config)
         self._generator = torch.Generator().manual_seed(recipe.train.seed)
         self._gates = torch.Generator().manual_seed(recipe.train.seed)
         self._stream = BatchStream(data, recipe.train.batch_size, self._generator, part)
@@ -74,12 +75,12 @@ class TrainingBatches:
         config, settings, routing = self.config, self.recipe.train, self.recipe.routing
         size = settings.batch_size
         x0, y = next(self._stream)
-        t = stratified_timesteps(size, settings.timestep_strata, self._generator)
+        t = self._process.draw(size, settings.timestep_strata, self._generator)
         dropped = torch.rand(size, generator=self._generator) < settings.label_dropout
         y = torch.where(dropped[self.part], torch.full_like(y, config.null_class), y)
         noise = torch.randn((size, *x0.shape[1:]), generator=self._generator)
         gates = complete = None
-        if isinstance(config, DyDiTConfig):
+        if isinstance(config, RoutedConfig):
             gates = GateNoise.draw(config, size, self._gates, self._noise_scale(step)).select(self.part)
             if routing.complete_now(step):
                 complete = complete_samples(size, routing, settings.timestep_strata, step)[self.part]
@@ -100,14 +101,6 @@ class TrainingBatches:
         self._stream.restore(state)
         self._generator.set_state(state["generator"])
         self._gates.set_state(state["gates"])
-
-
-def stratified_timesteps(batch: int, strata: int, generator: torch.Generator) -> Tensor:
-    """(batch,) int64 timesteps, sample i drawn from stratum i mod `strata`, so that every batch covers the schedule."""
-    edges = torch.linspace(0, TRAIN_STEPS, strata + 1).long()
-    stratum = torch.arange(batch) % strata
-    low, high = edges[stratum], edges[stratum + 1]
-    return low + (torch.rand(batch, generator=generator) * (high - low)).long()
 
 
 def complete_count(batch: int, routing: RoutingRecipe) -> int:

@@ -13,8 +13,8 @@ import torch
 from dydit_cli.artifacts.run import StepMetrics
 from dydit_cli.data.dataset import Dataset
 from dydit_cli.distributed import Distributed
-from dydit_cli.model.dit import DiT
-from dydit_cli.model.dydit import DyDiT
+from dydit_cli.model.backbone import Backbone, DynamicBackbone
+from dydit_cli.profiling.calibrate import Calibration
 from dydit_cli.train.batch import TrainingBatches
 from dydit_cli.train.recipe import Recipe
 from dydit_cli.train.router_init import FixedRouters, start_by_importance
@@ -26,9 +26,9 @@ SKIPS_IN_A_ROW = 100
 
 @dataclass(frozen=True)
 class TrainResult:
-    """`steps` is how many ran, those before a resumption included, and `images` how many they took; `interrupted` that it
-    was asked to stop before its last; `stopped` why the guard ended it; `main` that this process is_main for all;
-    `unreadable` names images of the data that could not be read."""
+    """`steps` is how many ran, those before a resumption included, and `images` how many they took; `interrupted` says that
+    it was stopped before its last; `stopped` why the guard ended it; `main` that this is the main process; `unreadable` names
+    images of the data that could not be read; `calibration` is what calibrating the result came to."""
 
     steps: int
     skipped: int
@@ -39,14 +39,15 @@ class TrainResult:
     stopped: str | None = None
     main: bool = True
     unreadable: str = ""
+    calibration: Calibration | None = None
 
 
 def train(
-    model: DiT,
+    model: Backbone,
     data: Dataset,
     recipe: Recipe,
     *,
-    team: Distributed | None = None,
+    processes: Distributed | None = None,
     resume: Saved | None = None,
     save: Callable[[Saved], None] | None = None,
     on_step: Callable[[StepMetrics], None] | None = None,
@@ -55,44 +56,45 @@ def train(
     """Trains `model` in place on its device and leaves the EMA weights in it, in evaluation mode.
 
     Deterministic under `recipe.train.seed` on cpu. `save` is given the state every `recipe.train.save_every` steps, at an
-    interruption between steps (`should_stop`), and when the guard ends the run after 100 skipped steps in a row; one that
-    is given back as `resume`, with the same start of `model`, continues to the same end. `save` and `on_step` are called
-    in the main process of the `team`. Raises `DyditError` where the data do not fit the model.
+    interruption between steps (`should_stop`), when the guard ends the run after 100 skipped steps in a row, and at the end
+    where the recipe keeps it; one that is given back as `resume`, with the same start of `model`, continues to the same end.
+    `save` and `on_step` are called in the main one of the `processes`. Raises `DyditError` where the data do not fit the
+    model.
     """
     data.check(model.config)
-    team = team or Distributed()
-    settings, device = recipe.train, model.pos_embed.device
-    dynamic = isinstance(model, DyDiT)
+    processes = processes or Distributed()
+    settings, device = recipe.train, model.device
+    dynamic = isinstance(model, DynamicBackbone)
     start = frozen(model) if dynamic and recipe.routing.teacher_weight else None
-    if resume is None and isinstance(model, DyDiT) and recipe.routing.start == "importance":
+    if resume is None and isinstance(model, DynamicBackbone) and recipe.routing.start == "importance":
         start_by_importance(model, recipe, data)
-    fixed = FixedRouters(model, recipe, data) if isinstance(model, DyDiT) else None
-    engine = Trainer(model, recipe, team, start)
-    draw = TrainingBatches(data, model.config, recipe, team.part(settings.batch_size))
+    fixed = FixedRouters(model, recipe, data) if isinstance(model, DynamicBackbone) else None
+    trainer = Trainer(model, recipe, processes, start)
+    batches = TrainingBatches(data, model.config, recipe, processes.part(settings.batch_size))
     facts: dict[str, Any] = {"skipped": 0, "skipped_in_a_row": 0, "seconds": 0.0}
     step = 0
     if resume is not None:
-        restore(resume, engine, draw)
+        restore(resume, trainer, batches)
         step, facts = resume.step, {name: resume.facts[name] for name in facts}
     began, metrics, stopped = time.perf_counter() - facts["seconds"], None, None
 
     def keep() -> None:
-        if save and team.main:
-            save(capture(step, engine, draw, {**facts, "seconds": time.perf_counter() - began}))
+        if save and processes.main:
+            save(capture(step, trainer, batches, {**facts, "seconds": time.perf_counter() - began}))
 
     while step < settings.steps and stopped is None:
-        if team.any(should_stop()):
+        if processes.any(should_stop()):
             keep()
             break
         target = recipe.routing.target(step) if dynamic else None
         if fixed is not None:
             fixed.follow(recipe.routing.target(step))
-        outcome = engine.step(draw(step), step)
+        result = trainer.step(batches(step), step)
         step += 1
-        facts["skipped"] += outcome.skipped
-        facts["skipped_in_a_row"] = facts["skipped_in_a_row"] + 1 if outcome.skipped else 0
-        metrics = describe_step(step, outcome, settings.lr, target, time.perf_counter() - began, device)
-        if on_step and team.main:
+        facts["skipped"] += result.skipped
+        facts["skipped_in_a_row"] = facts["skipped_in_a_row"] + 1 if result.skipped else 0
+        metrics = describe_step(step, result, settings.lr, target, time.perf_counter() - began, device)
+        if on_step and processes.main:
             on_step(metrics)
         if facts["skipped_in_a_row"] >= SKIPS_IN_A_ROW:
             stopped = (
@@ -101,10 +103,10 @@ def train(
             )
             facts["skipped_in_a_row"] = 0  # whoever resumes it gives it another hundred
             keep()
-        elif step % settings.save_every == 0 and step < settings.steps:
+        elif settings.keep_state if step == settings.steps else step % settings.save_every == 0:
             keep()
 
-    engine.ema.copy_to(model)
+    trainer.ema.copy_to(model)
     if fixed is not None:
         fixed.follow(recipe.routing.target(max(0, step - 1)))  # not an average of the thresholds on the way
     model.eval().checkpointing = False
@@ -116,20 +118,20 @@ def train(
         last=metrics,
         images=step * settings.batch_size,
         stopped=stopped,
-        main=team.main,
+        main=processes.main,
     )
 
 
-def frozen(model: DiT) -> DiT:
+def frozen(model: Backbone) -> Backbone:
     """A copy of `model` as it is now, in evaluation mode, that learns nothing."""
     return copy.deepcopy(model).eval().requires_grad_(False)
 
 
 def describe_step(
-    step: int, outcome: StepResult, lr: float, target: float | None, seconds: float, device: torch.device
+    step: int, result: StepResult, lr: float, target: float | None, seconds: float, device: torch.device
 ) -> StepMetrics:
     """The figures of `step`, counted from 1."""
-    means = outcome.means
+    means = result.means
     return StepMetrics(
         step=step,
         loss=means["loss"],
@@ -139,9 +141,9 @@ def describe_step(
         teacher_loss=means.get("teacher"),
         ratio=means.get("ratio"),
         target=target,
-        grad_norm=outcome.grad_norm,
-        skipped=outcome.skipped,
-        lr=lr * outcome.lr_factor,
+        grad_norm=result.grad_norm,
+        skipped=result.skipped,
+        lr=lr * result.lr_factor,
         seconds=seconds,
         peak_memory=torch.cuda.max_memory_allocated(device) if device.type == "cuda" else None,
     )

@@ -16,11 +16,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from dydit_cli.diffusion.objective import loss_terms
-from dydit_cli.diffusion.schedule import linear_schedule
-from dydit_cli.flops.analytic import flops_ratio
-from dydit_cli.model.dit import DiT
-from dydit_cli.model.dydit import DyDiT
+from dydit_cli.diffusion.process import process_of
+from dydit_cli.model.backbone import Backbone, DynamicBackbone
+from dydit_cli.model.macs import flops_ratio
 from dydit_cli.model.routing import Routing
 from dydit_cli.train.batch import Batch
 from dydit_cli.train.recipe import TrainRecipe
@@ -50,28 +48,27 @@ class Objective(nn.Module):
     `start` is the frozen model that the run began with, where its output is a target.
     """
 
-    def __init__(self, model: DiT, recipe: TrainRecipe, start: DiT | None = None) -> None:
+    def __init__(self, model: Backbone, recipe: TrainRecipe, start: Backbone | None = None) -> None:
         super().__init__()
         self.model = model
-        self.schedule = linear_schedule()
-        self._weights = None if recipe.min_snr is None else self.schedule.min_snr_weights(recipe.min_snr)
+        self.process = process_of(model.config)
+        self._weigh = recipe.min_snr
         self._bf16 = recipe.precision == "bf16"
         # in a tuple, so that this module has each weight once, and none of the start's
-        self._others: tuple[Callable[..., Any], DiT | None] = (torch.compile(model) if recipe.compile else model, start)
+        self._others: tuple[Callable[..., Any], Backbone | None] = (torch.compile(model) if recipe.compile else model, start)
 
     def forward(self, batch: Batch) -> SampleLosses:
         """The losses of one part of a batch, on the model's device."""
         run, start = self._others
         t, y = batch.t, batch.y
-        x_t = self.schedule.add_noise(batch.x0, t, batch.noise)
+        x_t = self.process.add_noise(batch.x0, t, batch.noise)
         output, ratio = self._output(x_t, batch)
         mse, vb = self._terms(output, batch.x0, x_t, t, batch.noise)
         teacher = complete = None
         if start is not None:
-            channels = x_t.shape[1]
             with torch.no_grad():
-                target = self._autocast(start, x_t, t, y, **({"complete": True} if isinstance(start, DyDiT) else {}))
-            teacher = self._weighted((output[:, :channels] - target[:, :channels]).square().flatten(1).mean(dim=1), t)
+                target = self._autocast(start, x_t, t, y, **({"complete": True} if self.model.config.dynamic else {}))
+            teacher = self.process.distance(output, target, x_t.shape[1], t, self._weigh)
         if batch.complete is not None and bool(batch.complete.any()):
             # all of them stay as they are: an index would copy them
             samples = slice(None) if bool(batch.complete.all()) else batch.complete.nonzero().squeeze(1).to(t.device)
@@ -83,21 +80,17 @@ class Objective(nn.Module):
     @torch.no_grad()
     def ratio(self, batch: Batch) -> Tensor:
         """(B,) the FLOPs ratios that `forward` will find, since the noise is given; nothing is kept for a backward pass."""
-        _, ratio = self._output(self.schedule.add_noise(batch.x0, batch.t, batch.noise), batch)
+        _, ratio = self._output(self.process.add_noise(batch.x0, batch.t, batch.noise), batch)
         assert ratio is not None
         return ratio
 
     def _terms(self, output: Tensor, x0: Tensor, x_t: Tensor, t: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]:
         """The error of the noise and the variational term, each (B,)."""
-        terms = loss_terms(self.schedule, output, x0, x_t, t, noise)
-        return self._weighted(terms.mse, t), torch.zeros_like(terms.mse) if terms.vb is None else terms.vb
-
-    def _weighted(self, errors: Tensor, t: Tensor) -> Tensor:
-        """errors, t: B -> B."""
-        return errors if self._weights is None else errors * self.schedule.at(self._weights, t, errors)
+        terms = self.process.losses(output, x0, x_t, t, noise, self._weigh)
+        return terms.mse, torch.zeros_like(terms.mse) if terms.vb is None else terms.vb
 
     def _output(self, x_t: Tensor, batch: Batch) -> tuple[Tensor, Tensor | None]:
-        if not isinstance(self.model, DyDiT):
+        if not isinstance(self.model, DynamicBackbone):
             return self._autocast(self._others[0], x_t, batch.t, batch.y), None
         with self._autocasting(x_t):
             output, routing = self._others[0](x_t, batch.t, batch.y, return_routing=True, gate_noise=batch.gates)
@@ -114,13 +107,8 @@ class Objective(nn.Module):
         return torch.autocast(like.device.type, torch.bfloat16, enabled=self._bf16)
 
 
-def flops_loss(ratio: Tensor, target: float, weight: float) -> Tensor:
-    """w (ratio - target)^2 (paper, equation 5); `ratio` is the mean over a batch of mixed timesteps."""
-    return weight * (ratio - target).square()
-
-
 @dataclass(frozen=True)
-class Weights:
+class LossWeights:
     """How a step's losses are weighed: `samples` and `complete_samples` are those of the global batch, `target` and
     `flops` belong to the FLOPs term, `complete` and `teacher` are the weights of those means."""
 

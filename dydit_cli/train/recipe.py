@@ -4,17 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 from pydantic import Field, ValidationError, model_validator
 
-from dydit_cli.diffusion.schedule import TRAIN_STEPS
+from dydit_cli.diffusion.options import GuidanceChannels, SamplerSettings
 from dydit_cli.errors import DyditError
 from dydit_cli.recipe_files import Section, explain, find_recipe, first_fault, parse_setting, read_merged
 
+MOST_STRATA = 1_000  # of timesteps
+
 
 class ModelRecipe(Section):
-    """The static model that `pretrain` starts from random weights; the fields of `DiTConfig`."""
+    """The static model that `pretrain` starts from random weights; the fields of `ModelConfig`."""
 
     input_size: int
     patch_size: int
@@ -37,7 +39,7 @@ class TrainRecipe(Section):
     weight_decay: float = Field(default=0.0, ge=0)
     ema_decay: float = Field(default=0.9999, ge=0, lt=1)
     label_dropout: float = Field(default=0.1, ge=0, le=1)
-    timestep_strata: int = Field(default=4, ge=1, le=TRAIN_STEPS)
+    timestep_strata: int = Field(default=4, ge=1, le=MOST_STRATA)
     min_snr: float | None = Field(
         default=None, gt=0, description="gamma: a timestep's squared noise errors weigh min(SNR, gamma) / SNR"
     )
@@ -49,6 +51,7 @@ class TrainRecipe(Section):
     compile: bool = Field(default=False, description="torch.compile")
     save_every: int = Field(default=1000, ge=1, description="steps between two saves of the training state")
     keep: int = Field(default=2, ge=1, description="saves that are kept")
+    keep_state: bool = Field(default=False, description="a finished run keeps its last save, for more steps")
 
 
 class RoutingRecipe(Section):
@@ -76,8 +79,12 @@ class RoutingRecipe(Section):
         default="learned", description="random ones skip the MLP, or all of an image together, or (off) none: TDW only"
     )
 
+    calibrate: bool = Field(
+        default=False, description="in the end the routers are shifted until a sampling run has the ratio, see [calibration]"
+    )
+
     def target(self, step: int) -> float:
-        """The ratio asked for at `step`, counted from 0: 1, then linear to lambda, then lambda."""
+        """The target ratio at `step`, counted from 0: 1, then linear to lambda, then lambda."""
         if step < self.hold_steps:
             return 1.0
         if step >= self.hold_steps + self.warmup_steps:
@@ -89,6 +96,25 @@ class RoutingRecipe(Section):
         return step < self.complete_steps and step % self.complete_every == 0
 
 
+class SamplingSection(Section):
+    """How images are sampled."""
+
+    sampler: str = "ddim"
+    steps: int | None = Field(default=None, ge=1, description="sampling steps, by default the sampler's usual number")
+    cfg: float = Field(default=1.5, ge=1)
+    cfg_channels: GuidanceChannels = "3"
+
+    @property
+    def settings(self) -> SamplerSettings:
+        """Raises `DyditError` for steps that the sampler cannot take."""
+        steps: dict[str, Any] = {} if self.steps is None else {"steps": self.steps}
+        return SamplerSettings(sampler=self.sampler, cfg=self.cfg, cfg_channels=self.cfg_channels, **steps)
+
+
+class CalibrationRecipe(SamplingSection):
+    """The sampling run whose ratio `routing.calibrate` brings to lambda."""
+
+
 class Recipe(Section):
     """One run; `model` is for `pretrain` alone."""
 
@@ -96,6 +122,7 @@ class Recipe(Section):
     model: ModelRecipe | None = None
     train: TrainRecipe
     routing: RoutingRecipe = RoutingRecipe()
+    calibration: CalibrationRecipe = CalibrationRecipe()
 
     @model_validator(mode="after")
     def _phases_fit(self) -> Recipe:
@@ -104,36 +131,78 @@ class Recipe(Section):
         return self
 
 
-SECTIONS = (Recipe, ModelRecipe, TrainRecipe, RoutingRecipe)
+SECTIONS = (Recipe, ModelRecipe, TrainRecipe, RoutingRecipe, CalibrationRecipe)
+
+
+PHASES = (
+    ("train", "lr_warmup_steps"), ("routing", "hold_steps"), ("routing", "warmup_steps"), ("routing", "complete_steps"),
+    ("routing", "noise_off_steps"),
+)  # fmt: skip
 
 
 def with_steps(recipe: Recipe, steps: int) -> Recipe:
     """`recipe` over another number of steps, its phases stretched in proportion, so that the run keeps its shape."""
-    factor = steps / recipe.train.steps
-
-    def stretched(section: TrainRecipe | RoutingRecipe, *names: str) -> dict[str, int]:
-        return {name: round(getattr(section, name) * factor) for name in names}
-
-    values = recipe.model_dump()
-    values["train"].update(steps=steps, **stretched(recipe.train, "lr_warmup_steps"))
-    phases = ("hold_steps", "warmup_steps", "complete_steps", "noise_off_steps")
-    values["routing"].update(stretched(recipe.routing, *phases))
+    factor, values = steps / recipe.train.steps, recipe.model_dump()
+    for section, name in PHASES:
+        values[section][name] = round(values[section][name] * factor)
+    values["train"]["steps"] = steps
     return recipe_from_dict(values, "--steps")
 
 
-def with_settings(recipe: Recipe, settings: Mapping[str, Any] | Sequence[str], where: str = "--set") -> Recipe:
-    """`recipe` with single values replaced: a mapping, or strings `train.lr=1e-4` whose values are written as in TOML."""
+def why_not_more_steps(recipe: Recipe, before: int, taken: int, dynamic: bool) -> str | None:
+    """Why the `taken` steps of a run planned for `before` steps are not the first ones of `recipe`, which differs in
+    `train.steps` alone; None where they are, to the bit."""
+    steps, fade = recipe.train.steps, recipe.routing.noise_off_steps if dynamic else 0
+    if steps < taken:
+        return f"{taken} steps are taken already"
+    if recipe.train.lr_schedule == "cosine" and taken > recipe.train.lr_warmup_steps:
+        return "its learning rate falls to 0 over all of its steps (train.lr_schedule)"
+    if taken > min(before, steps) - fade:
+        return f"its routers' noise fades over the last {fade} steps (routing.noise_off_steps)"
+    return None
+
+
+def set_values(values: dict[str, Any], settings: Mapping[str, Any] | Sequence[str], where: str) -> list[str]:
+    """Replaces single values, in place: a mapping, or strings `train.lr=1e-4` whose values are written as in TOML.
+
+    Returns the keys. Raises `DyditError` where one names a section that is none.
+    """
     pairs = settings if isinstance(settings, Mapping) else dict(parse_setting(text) for text in settings)
-    values = recipe.model_dump()
     for key, value in pairs.items():
-        *sections, name = key.split(".")
-        place = values
-        for section in sections:
-            place = place.get(section)  # type: ignore[assignment]
-            if not isinstance(place, dict):
-                raise DyditError(f"{where}: no section {section!r} in a recipe; sections are data, model, train, routing")
-        place[name] = value
+        section, dot, name = key.partition(".")
+        inside = values.setdefault(section, {}) if dot else values
+        if not isinstance(inside, dict):
+            raise DyditError(f"{where} {key}: {section!r} is no section")
+        inside[name or section] = value
+    return list(pairs)
+
+
+def with_settings(recipe: Recipe, settings: Mapping[str, Any] | Sequence[str], where: str = "--set") -> Recipe:
+    """`recipe` with single values replaced, see `set_values`."""
+    values = recipe.model_dump()
+    set_values(values, settings, where)
     return recipe_from_dict(values, where)
+
+
+def flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """`{"train": {"lr": 1}}` as `{"train.lr": 1}`."""
+    result: dict[str, Any] = {}
+    for name, value in values.items():
+        result |= flat(value, f"{prefix}{name}.") if isinstance(value, dict) else {prefix + name: value}
+    return result
+
+
+def defaults(section: Section, prefix: str = "") -> set[str]:
+    """The flat names of the values that are as they are without being given. A file that is older than one lacks it."""
+    values = section.model_dump(mode="json"), section.model_dump(mode="json", exclude_defaults=True)
+    every, given = (flat(part, prefix) for part in values)
+    return every.keys() - given.keys()
+
+
+# on these no step depends: a run may be continued with others
+FREE = {"train.save_every", "train.keep", "train.keep_state", "routing.calibrate"} | defaults(
+    CalibrationRecipe(), "calibration."
+)
 
 
 def recipe_from_dict(values: dict[str, Any], where: str) -> Recipe:
@@ -145,14 +214,28 @@ def recipe_from_dict(values: dict[str, Any], where: str) -> Recipe:
 
 
 def read_recipe(path: str | Path) -> Recipe:
-    """Reads a TOML recipe, with those that it is based on (`train.bases`).
+    """Reads a TOML recipe, with those that it is based on.
 
     Raises `DyditError` where one is missing, no TOML, or not a recipe, and names the file that the fault stands in.
     """
+    return read_as(Recipe, SECTIONS, path)
+
+
+S = TypeVar("S", bound=Section)
+
+
+def read_as(cls: type[S], sections: Sequence[type[Section]], path: str | Path, settings: Sequence[str] = ()) -> S:
+    """A TOML file with those that it is based on, single values replaced by `settings`, as a `cls` made of `sections`.
+
+    Raises `DyditError` in one line where it is none, naming the file, or `--set`, that the fault stands in.
+    """
     path = find_recipe(path)
     merged = read_merged(path)
+    values = {name: dict(value) if isinstance(value, dict) else value for name, value in merged.values.items()}
+    replaced = set_values(values, settings, "--set")
     try:
-        return Recipe.model_validate(merged.values)
+        return cls.model_validate(values)
     except ValidationError as error:
-        where = merged.file(".".join(str(part) for part in first_fault(error)["loc"]), path)
-        raise DyditError(f"{where}: {explain(error, SECTIONS)}") from None
+        location = ".".join(str(part) for part in first_fault(error)["loc"])
+        where = "--set" if any(location.startswith(key) for key in replaced) else merged.file(location, path)
+        raise DyditError(f"{where}: {explain(error, sections)}") from None

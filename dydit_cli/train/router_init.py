@@ -10,18 +10,20 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from functools import partial
+from typing import cast
 
 import torch
 from torch import Tensor, nn
 
 from dydit_cli.data.dataset import Dataset
-from dydit_cli.diffusion.schedule import TRAIN_STEPS, linear_schedule
+from dydit_cli.diffusion.process import process_of
 from dydit_cli.errors import DyditError
-from dydit_cli.flops.analytic import attention_macs, mlp_macs
-from dydit_cli.model.config import DyDiTConfig
-from dydit_cli.model.dydit import DyDiT, DynamicBlock
+from dydit_cli.model.backbone import DynamicBackbone, RoutedBlock
+from dydit_cli.model.config import ModelConfig, RoutedConfig
+from dydit_cli.model.macs import attention_macs, routed_macs
 from dydit_cli.model.routers import TOKEN_BIAS, TokenRouter
-from dydit_cli.train.batch import stratified_timesteps
+from dydit_cli.model.sites import Site
 from dydit_cli.train.recipe import Recipe, RoutingRecipe
 
 SPREAD = 50.0  # the standard deviation of random logits: far more than the training noise's
@@ -58,27 +60,28 @@ class FixedRouters:
     Raises `DyditError` where the recipe wants whole layers skipped and the model's configuration does not.
     """
 
-    def __init__(self, model: DyDiT, recipe: Recipe, data: Dataset) -> None:
+    def __init__(self, model: DynamicBackbone, recipe: Recipe, data: Dataset) -> None:
         self.model, self.routing = model, recipe.routing
         self._random: list[tuple[_Threshold, bool]] = []  # and whether it stands for width
         width, tokens = recipe.routing.width, recipe.routing.tokens
         if tokens == "layers" and model.config.token_routing != "layers":
             raise DyditError("routing.tokens is layers, and the model's token_routing is tokens; begin with dydit finetune")
+        if width == "random":
+            check_linear(model.config, "routing.width random")
         generator = torch.Generator().manual_seed(recipe.train.seed)
-        blocks = [block for block in model.blocks if isinstance(block, DynamicBlock)]
-        for block in blocks:
-            for router in (block.attn_rate.router, block.mlp_rate.router):
+        for block in model.routed_blocks:
+            for router in (block.head_router.last, block.group_router.last):
                 if width == "off":
                     _switch_on(router)
                 elif width == "random":
                     self._random.append((_random_width(model, router, generator), True))
             if width in ("off", "random"):
-                _fix(block.attn_rate)
-                _fix(block.mlp_rate)
+                _fix(block.head_router)
+                _fix(block.group_router)
             if tokens == "off":
-                _switch_on(_last(block.token_selection))
+                _switch_on(block.token_router.last)
             if tokens in ("off", "random"):
-                _fix(block.token_selection)
+                _fix(block.token_router)
         if tokens == "random":
             self.follow(recipe.routing.flops_ratio)  # tokens are looked at as they will be in the end
             share = common_share(model.config, recipe.routing, recipe.routing.flops_ratio)
@@ -93,9 +96,16 @@ class FixedRouters:
             threshold.set(max(0.0, routed) if is_width else share)
 
 
-def common_share(config: DyDiTConfig, routing: RoutingRecipe, ratio: float) -> float:
+def check_linear(config: RoutedConfig, what: str) -> None:
+    """Raises `DyditError` for width routers whose weights cannot be solved for."""
+    if config.width_routing != "linear":
+        raise DyditError(f"{what} needs linear width routers, and the model's are {config.width_routing!r}; leave it out")
+
+
+def common_share(config: RoutedConfig, routing: RoutingRecipe, ratio: float) -> float:
     """The share p at which all that is not always on comes to `ratio`; with both kinds p f_attn + p^2 f_mlp = ratio of both."""
-    a, m = attention_macs(config), mlp_macs(config)
+    a = sum(attention_macs(config, i) for i in range(config.depth))
+    m = routed_macs(config) - a
     if routing.tokens == "off":
         return ratio
     if routing.width == "off":
@@ -114,32 +124,25 @@ def _switch_on(linear: nn.Linear) -> None:
     nn.init.constant_(linear.bias, TOKEN_BIAS)
 
 
-def _last(router: TokenRouter) -> nn.Linear:
-    last = router.mlp_head[2]
-    assert isinstance(last, nn.Linear)
-    return last
-
-
 @torch.no_grad()
-def _random_width(model: DyDiT, linear: nn.Linear, generator: torch.Generator) -> _Threshold:
+def _random_width(model: DynamicBackbone, linear: nn.Linear, generator: torch.Generator) -> _Threshold:
     linear.weight.copy_(torch.randn(linear.weight.shape, generator=generator))
     linear.bias.zero_()
     # timesteps' embeddings have much in common, which decides nothing
-    logits = linear(model.t_embedder(torch.arange(TRAIN_STEPS, device=linear.weight.device)))  # T R
+    logits = linear(model.embed_timestep(process_of(model.config).every().to(linear.weight.device)))  # T R
     scale = SPREAD / logits.std(dim=0).clamp(min=1e-6)  # R
     linear.weight.mul_(scale[:, None])
     return _Threshold(linear, (logits * scale).sort(dim=0).values)
 
 
 @torch.no_grad()
-def _random_tokens(model: DyDiT, data: Dataset, generator: torch.Generator, share: float) -> list[_Threshold]:
+def _random_tokens(model: DynamicBackbone, data: Dataset, generator: torch.Generator, share: float) -> list[_Threshold]:
     """One threshold for each block, set for `share` in the order of the blocks, since each sees what the others leave."""
     found: list[_Threshold] = []
 
     def look(router: nn.Module, inputs: tuple[Tensor, ...]) -> None:
         assert isinstance(router, TokenRouter)
-        first, last = router.mlp_head[0], _last(router)
-        assert isinstance(first, nn.Linear)
+        first, last = router.first, router.last
         for linear in (first, last):
             linear.weight.copy_(torch.randn(linear.weight.shape, generator=generator) / math.sqrt(linear.in_features))
             linear.bias.zero_()
@@ -151,11 +154,11 @@ def _random_tokens(model: DyDiT, data: Dataset, generator: torch.Generator, shar
 
     index = torch.linspace(0, len(data) - 1, CALIBRATION_IMAGES).long()
     x0, y = data.take(index, torch.zeros_like(index) if data.varied else None)
-    t = stratified_timesteps(len(index), 4, generator)
+    process, device = process_of(model.config), model.device
+    t = process.draw(len(index), 4, generator)
     noise = torch.randn(x0.shape, generator=generator)
-    place = model.pos_embed.device
-    hooks = [block.get_submodule("token_selection").register_forward_pre_hook(look) for block in model.blocks]
-    model.eval()(linear_schedule().add_noise(x0, t, noise).to(place), t.to(place), y.to(place))
+    hooks = [block.token_router.register_forward_pre_hook(look) for block in model.routed_blocks]
+    model.eval()(process.add_noise(x0, t, noise).to(device), t.to(device), y.to(device))
     for hook in hooks:
         hook.remove()
     return found
@@ -171,7 +174,7 @@ RIDGE = 1e-3
 
 
 @torch.no_grad()
-def measure_importance(model: DyDiT, data: Dataset, seed: int) -> tuple[Tensor, Tensor, Tensor]:
+def measure_importance(model: DynamicBackbone, data: Dataset, seed: int) -> tuple[Tensor, Tensor, Tensor]:
     """What each head and each channel group adds to the residual stream with everything on, over the stream's own norm.
 
     Returns the timesteps (T,), and T x L x H for heads and for groups, float32 on the cpu.
@@ -179,16 +182,17 @@ def measure_importance(model: DyDiT, data: Dataset, seed: int) -> tuple[Tensor, 
     generator = torch.Generator().manual_seed(seed)
     index = torch.linspace(0, len(data) - 1, MEASURED_IMAGES).long()
     x0, y = data.take(index, torch.zeros_like(index) if data.varied else None)
-    place, schedule = model.pos_embed.device, linear_schedule()
-    timesteps = torch.linspace(0, TRAIN_STEPS - 1, TIMESTEPS).long()
-    watches = [_Watch(block, model.config.num_heads) for block in model.blocks if isinstance(block, DynamicBlock)]
+    device, process = model.device, process_of(model.config)
+    every = process.every()
+    timesteps = torch.linspace(0, len(every) - 1, TIMESTEPS).long()  # their places among all
+    watches = [_Watch(model.config, i, block) for i, block in enumerate(model.blocks)]
     training = model.training
     model.eval()
     heads, groups = [], []
-    for timestep in timesteps.tolist():
-        t = torch.full((len(index),), timestep)
-        x_t = schedule.add_noise(x0, t, torch.randn(x0.shape, generator=generator))
-        model(x_t.to(place), t.to(place), y.to(place), complete=True)
+    for t in every[timesteps]:
+        t = t.expand(len(index))
+        x_t = process.add_noise(x0, t, torch.randn(x0.shape, generator=generator))
+        model(x_t.to(device), t.to(device), y.to(device), complete=True)
         heads.append(torch.stack([watch.heads for watch in watches]))  # L H
         groups.append(torch.stack([watch.groups for watch in watches]))
     for watch in watches:
@@ -198,71 +202,65 @@ def measure_importance(model: DyDiT, data: Dataset, seed: int) -> tuple[Tensor, 
 
 
 class _Watch:
-    """Sees one block's forward passes; `heads` and `groups` (H,) are those of the last one."""
+    """Measures during one block's forward passes; `heads` and `groups` (H,) are those of the last one."""
 
-    def __init__(self, block: DynamicBlock, heads: int) -> None:
-        self._block, self._count = block, heads
-        self.heads = self.groups = torch.empty(0)
-        self._stream = self._gates = torch.empty(0)
-        self._hooks = [
-            block.norm1.register_forward_pre_hook(self._see_stream),
-            block.adaLN_modulation.register_forward_hook(self._see_gates),
-            block.attn.proj.register_forward_pre_hook(self._see_heads),
-            block.mlp.fc2.register_forward_pre_hook(self._see_groups),
-        ]
+    def __init__(self, config: ModelConfig, i: int, block: nn.Module) -> None:
+        self.heads = self.groups = self._stream = self._modulation = torch.empty(0)
+        self._width = config.hidden_size
+        self._hooks = [block.register_forward_pre_hook(self._before)]
+        for site in config.sites(i):
+            output = block.get_submodule(site.output)
+            self._hooks.append(output.register_forward_pre_hook(partial(self._measure, site)))
 
     def remove(self) -> None:
         for hook in self._hooks:
             hook.remove()
 
-    def _see_stream(self, module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
-        self._stream = inputs[0].norm()
+    def _before(self, block: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+        x, c = inputs[:2]
+        self._stream = x.norm()
+        self._modulation = cast(RoutedBlock, block).modulation(c).view(len(c), -1, self._width)  # B K C
 
-    def _see_gates(self, module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
-        self._gates = output
-
-    def _see_heads(self, module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
-        self.heads = self._added(inputs[0], self._block.attn.proj.weight, 2)
-
-    def _see_groups(self, module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
-        self.groups = self._added(inputs[0], self._block.mlp.fc2.weight, 5)
-
-    def _added(self, x: Tensor, weight: Tensor, part: int) -> Tensor:
-        gate = self._gates.chunk(6, dim=1)[part].unsqueeze(1)  # B 1 C
-        parts = zip(x.chunk(self._count, dim=2), weight.chunk(self._count, dim=1), strict=True)
-        return torch.stack([(own @ w.t() * gate).norm() for own, w in parts]) / self._stream  # H
+    def _measure(self, site: Site, output: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+        gate, weight = self._modulation[:, site.gate].unsqueeze(1), output.get_parameter("weight")  # B 1 C; C A
+        widths = [size * site.unit for size in site.sizes]
+        parts = zip(inputs[0].split(widths, dim=2), weight.split(widths, dim=1), strict=True)
+        added = torch.stack([(own @ w.t() * gate).norm() for own, w in parts])
+        setattr(self, site.structure, added / self._stream)
 
 
 @torch.no_grad()
-def start_by_importance(model: DyDiT, recipe: Recipe, data: Dataset) -> None:
+def start_by_importance(model: DynamicBackbone, recipe: Recipe, data: Dataset) -> None:
     """Sets the width routers of `model` so that, of all heads, groups and timesteps, those that add least are off; as many
     as the recipe's FLOPs ratio asks for where tokens are to be skipped alike."""
     config = model.config
+    check_linear(config, "routing.start importance")
     timesteps, heads, groups = measure_importance(model, data, recipe.train.seed)
     share = common_share(config, recipe.routing, recipe.routing.flops_ratio)
     if config.always_on:
         share = max(0.0, (share * config.num_heads - 1) / (config.num_heads - 1))
         heads, groups = heads[:, :, 1:], groups[:, :, 1:]
-    every = torch.arange(TRAIN_STEPS)
-    e = model.t_embedder(every.to(model.pos_embed.device)).float().cpu()  # T C
+    e = model.embed_timestep(process_of(config).every().to(model.device)).float().cpu()  # T C
     inputs = torch.cat([e, torch.ones(len(e), 1)], dim=1)  # T C+1
-    for importance, name in ((heads, "attn_rate"), (groups, "mlp_rate")):
-        score = _interpolate(timesteps, importance.clamp_min(1e-12).log())  # T L R
+    blocks = model.routed_blocks
+    for importance, routers in (
+        (heads, [block.head_router for block in blocks]),
+        (groups, [block.group_router for block in blocks]),
+    ):
+        score = _interpolate(timesteps, importance.clamp_min(1e-12).log(), len(e))  # T L R
         logits = (LOGIT_SPREAD * (score - _quantile(score, 1 - share)) / score.std()).flatten(1)  # T LR
         solved = _ridge(inputs.double(), logits.double()).float()  # C+1 LR
-        for i, block in enumerate(model.blocks):
-            router = block.get_submodule(name).get_submodule("router")
-            assert isinstance(router, nn.Linear)
+        for i, router in enumerate(routers):
             own = solved.view(solved.shape[0], config.depth, -1)[:, i]  # C+1 R
-            router.weight.copy_(own[:-1].t())
-            router.bias.copy_(own[-1])
+            router.last.weight.copy_(own[:-1].t())
+            router.last.bias.copy_(own[-1])
 
 
-def _interpolate(timesteps: Tensor, values: Tensor) -> Tensor:
-    """values (T ...) at `timesteps`, linearly at all 1,000."""
-    every = torch.arange(TRAIN_STEPS)
-    right = torch.searchsorted(timesteps, every).clamp(1, len(timesteps) - 1)
-    low, high = timesteps[right - 1], timesteps[right]
+def _interpolate(places: Tensor, values: Tensor, count: int) -> Tensor:
+    """values (T ...) at `places`, linearly at all of `count` places."""
+    every = torch.arange(count)
+    right = torch.searchsorted(places, every).clamp(1, len(places) - 1)
+    low, high = places[right - 1], places[right]
     part = ((every - low) / (high - low)).view(-1, *[1] * (values.dim() - 1))
     return values[right - 1] * (1 - part) + values[right] * part
 

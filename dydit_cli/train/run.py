@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -11,22 +13,25 @@ from typing import Any
 import torch
 from safetensors import SafetensorError
 
-from dydit_cli.artifacts.run import RECIPE_FILE, StepMetrics
+from dydit_cli.artifacts.run import StepMetrics
 from dydit_cli.checkpoint import lineage
-from dydit_cli.checkpoint.checkpoint import Checkpoint, build_model, with_classes
+from dydit_cli.checkpoint.checkpoint import Checkpoint, with_classes
 from dydit_cli.checkpoint.native import write_into
-from dydit_cli.checkpoint.read import CheckpointLike, LoadOptions, read
+from dydit_cli.checkpoint.options import LoadOptions
+from dydit_cli.checkpoint.read import CheckpointLike, read
 from dydit_cli.data.imagefolder import describe_skipped
-from dydit_cli.data.load import BUNDLED, load_data, split_name
+from dydit_cli.data.load import default_recipe, find_source, load_data
 from dydit_cli.devices import pick_device
 from dydit_cli.distributed import init_distributed
 from dydit_cli.errors import DyditError
-from dydit_cli.model.config import DiTConfig, DyDiTConfig
-from dydit_cli.model.dit import DiT
+from dydit_cli.model.backbone import Backbone
+from dydit_cli.model.config import RoutedConfig
+from dydit_cli.model.families import build_model, families
+from dydit_cli.profiling.calibrate import calibrate
 from dydit_cli.provenance import made_with
 from dydit_cli.train.loop import TrainResult, train
-from dydit_cli.train.recipe import Recipe, read_recipe, recipe_from_dict, with_settings, with_steps
-from dydit_cli.train.run_folder import RunFolder, RunSpec, Saved, StateFolder
+from dydit_cli.train.recipe import Recipe, read_recipe, with_settings, with_steps
+from dydit_cli.train.run_folder import RunFolder, RunSpec, Saved, locked
 
 
 def pretrain(recipe: Recipe, out: str | Path, **options: Any) -> TrainResult:
@@ -39,7 +44,7 @@ def random_start(recipe: Recipe) -> RunSpec:
     if recipe.model is None:
         raise DyditError("the recipe has no [model] section; pretrain needs one")
     torch.manual_seed(recipe.train.seed)
-    start = Checkpoint.of(build_model(DiTConfig(**recipe.model.model_dump())), lineage=[])
+    start = Checkpoint.of(build_model(families()["dit"].static_config(**recipe.model.model_dump())), lineage=[])
     return RunSpec("pretrain", start, recipe, {})
 
 
@@ -61,7 +66,7 @@ def finetune(
     Without a `recipe` the data set's own is taken, and without `data` the set that the checkpoint was trained on. `steps`
     stretches the recipe's phases; `settings` replaces single values, such as {"train.lr": 1e-4}; `num_classes`
     re-initialises the label table, keeping the null row; further options as in `run_training`. The same call continues a
-    run that was interrupted.
+    run that was interrupted; `resume` gives a finished one more steps.
     """
     start = read(checkpoint, reading)
     resolved = resolve_recipe(
@@ -71,39 +76,49 @@ def finetune(
 
 
 def tuned_start(checkpoint: CheckpointLike, recipe: Recipe, reading: LoadOptions, num_classes: int | None) -> RunSpec:
-    """What fine-tuning begins with, and how to come by it again."""
+    """A fine-tuning of `checkpoint`, and how what it begins with is read again."""
     start = read(checkpoint, reading)
     # a relative path would be another one's elsewhere; a hub id or a bundled name is the same everywhere
     path = str(Path(start.path).resolve()) if start.path is not None and Path(start.path).exists() else start.path
     source = {"checkpoint": path, "reading": asdict(reading), "num_classes": num_classes}
     if num_classes is not None:
         start = with_classes(start, num_classes, recipe.train.seed)
-    if recipe.routing.tokens == "layers" and isinstance(start.config, DyDiTConfig):
+    if recipe.routing.tokens == "layers" and isinstance(start.config, RoutedConfig):
         start = replace(start, config=replace(start.config, token_routing="layers"))
     return RunSpec("finetune", start, recipe, source)
 
 
-def resume(folder: str | Path, checkpoint: CheckpointLike | None = None, **options: Any) -> TrainResult:
+def resume(
+    folder: str | Path, checkpoint: CheckpointLike | None = None, *, steps: int | None = None, **options: Any
+) -> TrainResult:
     """Continues the unfinished run in `folder` to the end that it would have had; options as in `run_training`.
 
-    `checkpoint` is what it began with, where that has moved. Raises `DyditError` where there is no unfinished run, or the
-    start is not to be found or another one.
+    With `steps` it ends after so many, as a run of so many ends that has the same phases; so may a finished one whose recipe
+    has `train.keep_state`. `checkpoint` is what it began with, where that has moved. Raises `DyditError` where there is no
+    such run, the start is not to be found or another one, or a run of `steps` would have begun otherwise: with a cosine
+    schedule, and within the last `routing.noise_off_steps`.
     """
-    return run_training(unfinished(folder, checkpoint), folder, **options)
+    settings = {} if steps is None else {"train.steps": steps}
+    return run_training(unfinished(folder, checkpoint, settings), folder, **options)
 
 
-def unfinished(folder: str | Path, checkpoint: CheckpointLike | None = None) -> RunSpec:
-    """What the unfinished run in `folder` was asked for."""
-    folder = Path(folder)
-    there = StateFolder(folder).asked()
-    try:
-        values = (folder / RECIPE_FILE).read_text(encoding="utf-8")
-        recipe = recipe_from_dict(json.loads(values), str(folder / RECIPE_FILE))
-    except (OSError, ValueError) as error:
-        raise DyditError(f"{folder / RECIPE_FILE}: cannot be read: {error}; start anew with --force") from None
-    if there.get("action") == "pretrain":
+def unfinished(
+    folder: str | Path, checkpoint: CheckpointLike | None = None, settings: Mapping[str, Any] | None = None
+) -> RunSpec:
+    """The run in `folder` that is to be continued, with `settings` in its recipe replaced; other `train.steps` may be those
+    of a finished run too."""
+    run = RunFolder(Path(folder))
+    more = settings is not None and "train.steps" in settings and not run.states.exists()
+    if more and not run.kept.exists():
+        raise DyditError(
+            f"{folder}: holds no state to take more steps from; a run keeps its last one with --set train.keep_state=true, and "
+            f"any result can be trained further: dydit finetune {folder} --out DIR"
+        )
+    states = run.kept if more else run.states
+    recipe, facts = with_settings(states.recipe(), settings or {}, "options"), states.read()
+    if facts.get("action") == "pretrain":
         return random_start(recipe)
-    source = there["source"]
+    source = facts["source"]
     checkpoint = checkpoint or source["checkpoint"]
     if checkpoint is None:
         raise DyditError(f"{folder}: began with a model in memory; give that checkpoint again")
@@ -119,31 +134,30 @@ def resolve_recipe(
     settings: Mapping[str, Any] | Sequence[str] = (),
     trained_on: str | None = None,
 ) -> Recipe:
-    """The recipe after everything that was asked for on top of it; without one, that of `data` or of what the model was
+    """The recipe with the given values in place of its own; without one, that of `data` or of what the model was
     `trained_on`. Raises `DyditError` for what is out of range."""
     if flops_ratio is not None and not 0 < flops_ratio <= 1:
         raise DyditError(f"FLOPs ratio {flops_ratio}; it must be over 0 and at most 1")
     if steps is not None and steps < 1:
         raise DyditError(f"{steps} steps; train at least 1")
-    resolved = recipe if isinstance(recipe, Recipe) else read_recipe(recipe or default_recipe(data or trained_on))
+    resolved = recipe if isinstance(recipe, Recipe) else read_recipe(recipe or recipe_of(data or trained_on or "digits"))
     if steps is not None:
         resolved = with_steps(resolved, steps)
-    asked = {} if flops_ratio is None else {"routing.flops_ratio": flops_ratio}
-    if data is not None:
-        asked["data"] = data  # type: ignore[assignment]
-    return with_settings(with_settings(resolved, asked), settings)
+    given = {"routing.flops_ratio": flops_ratio, "data": data}
+    return with_settings(with_settings(resolved, {key: value for key, value in given.items() if value is not None}), settings)
 
 
-def default_recipe(data: str | None) -> str:
-    """The recipe to fine-tune with on a data set where none is named."""
-    kind, _ = split_name(data or "digits")
-    if kind not in BUNDLED:
+def recipe_of(data: str) -> str:
+    """The shipped recipe to fine-tune with on a data set; raises `DyditError` where there is no such set or recipe."""
+    find_source(data)
+    recipe = default_recipe(data)
+    if recipe is None:
         raise DyditError(f"data set {data} has no recipe of its own; name one with --recipe, see the folder recipes/")
-    return f"{kind}/finetune"
+    return recipe
 
 
 def run_training(
-    asked: RunSpec,
+    spec: RunSpec,
     out: str | Path,
     *,
     device: str = "auto",
@@ -153,63 +167,84 @@ def run_training(
     on_step: Callable[[StepMetrics], None] | None = None,
     should_stop: Callable[[], bool] = lambda: False,
 ) -> TrainResult:
-    """Trains what was `asked` and writes config.json, model.safetensors (EMA weights), metrics.jsonl and recipe.json.
+    """Trains, calibrates where the recipe has it, and writes config.json, model.safetensors (EMA weights), metrics.jsonl and
+    recipe.json.
 
     An interrupted run is saved like a finished one, its lineage saying how many steps it took, and its states stay beside
-    it; the same call again continues it, to the same bits on a cpu. `on_begin` hears the step at which this starts.
-    Under a launcher the processes share each batch, and the main one alone calls `on_` functions. Raises `DyditError`,
-    after saving, where the gradient guard ended the run.
+    it; the same call again continues it, to the same bits on a cpu. `on_begin` is given the step at which this starts.
+    Under a launcher the processes share each batch, and the main one alone calls `on_` functions. Raises `DyditError` where
+    another process trains into `out`, and, after saving, where the gradient guard ended the run.
     """
-    folder, recipe, start = RunFolder(Path(out)), asked.recipe, asked.start
-    with init_distributed(device) as team:
-        place = pick_device(device)
-        folder.check(force)
+    folder, recipe, start = RunFolder(Path(out)), spec.recipe, spec.start
+    _ = recipe.calibration.settings  # a mistake in it is raised before anything is trained
+    with init_distributed(device) as processes, ExitStack() as stack:
+        folder.check(spec, force)
         data = load_data(recipe.data, start.config)
         data.check(start.config)
+        if processes.main:
+            stack.enter_context(locked(out))
+            folder.check(spec, force)  # again: another process may have finished here since
         try:
-            saved = folder.open(asked, force, team, on_note)
-            model = start.build().to(place).float()
-            if team.main:
+            saved = folder.open(spec, force, processes, on_note)
+            model = start.build().to(pick_device(device)).float()
+            if processes.main:
                 on_begin(0 if saved is None else saved.step)
-            with folder.log(team.main) as log:
+            with folder.log(processes.main) as log:
 
                 def record(metrics: StepMetrics) -> None:
-                    log.write(metrics)
+                    log.write(json.dumps(metrics.to_dict()) + "\n")
                     if on_step:
                         on_step(metrics)
 
                 def save(state: Saved) -> None:
-                    log.settle()
+                    os.fsync(log.fileno())  # no state is ever ahead of its metrics
                     folder.states.save(state, recipe.train.keep)
 
-                result = train(model, data, recipe, team=team, resume=saved, save=save, on_step=record, should_stop=should_stop)
-            if team.main:
-                write_model(model, asked, result, folder.path)
-                if not result.interrupted and result.stopped is None:
-                    folder.states.remove()
+                hooks: dict[str, Any] = {"save": save, "on_step": record, "should_stop": should_stop}
+                result = train(model, data, recipe, processes=processes, resume=saved, **hooks)
+            if processes.main:
+                # the command that began the run made it, whichever one ended it
+                with made_with(folder.states.made().get("command")):
+                    result = write_result(model, spec, result, folder, device, data.class_names)
         except SafetensorError as error:
             raise DyditError(f"{out}: cannot be written: {error}; make room and run the same command again") from None
         except OSError as error:
             raise DyditError(f"{out}: cannot be written: {error.strerror or error}; choose another place") from None
-        team.wait()
+        processes.wait()
     if result.stopped is not None:
         raise DyditError(f"{result.stopped}; step {result.steps} is saved in {out}")
     return replace(result, unreadable=describe_skipped(data.skipped))
 
 
-def write_model(model: DiT, asked: RunSpec, result: TrainResult, out: Path) -> None:
-    """The trained model as a checkpoint in the run's folder."""
-    recipe, start, dynamic = asked.recipe, asked.start, asked.start.config.kind == "dydit"
-    kinds = {kind: getattr(recipe.routing, kind) for kind in ("width", "tokens")} if dynamic else {}
-    with made_with(StateFolder(out).asked().get("command")):  # the one that began the run, whichever one ended it
-        step = lineage.entry(
-            asked.action,
-            start,
-            data=recipe.data,
-            steps=result.steps,
-            batch_size=recipe.train.batch_size,
-            seed=recipe.train.seed,
-            **({"flops_ratio": recipe.routing.flops_ratio} if dynamic else {}),
-            **{kind: how for kind, how in kinds.items() if how != "learned"},
-        )
-    write_into(Checkpoint.of(model, [*start.lineage, step], like=start), out)
+def write_result(
+    model: Backbone,
+    spec: RunSpec,
+    result: TrainResult,
+    folder: RunFolder,
+    device: str,
+    class_names: tuple[str, ...] | None = None,
+) -> TrainResult:
+    """Writes the trained model into the run's folder; of a run that has ended it is calibrated first, where the recipe has
+    it, and the states go last, so that a kill at any moment leaves a run that continues."""
+    recipe, start, calibration = spec.recipe, spec.start, None
+    parts = {part: getattr(recipe.routing, part) for part in ("width", "tokens")} if spec.dynamic else {}
+    step = lineage.entry(
+        spec.action,
+        start,
+        data=recipe.data,
+        steps=result.steps,
+        batch_size=recipe.train.batch_size,
+        seed=recipe.train.seed,
+        **({"flops_ratio": recipe.routing.flops_ratio} if spec.dynamic else {}),
+        **{part: routing for part, routing in parts.items() if routing != "learned"},
+    )
+    labels = start.labels or (dict(enumerate(class_names)) if class_names else None)  # else the data's
+    trained = replace(Checkpoint.of(model, [*start.lineage, step], like=start), labels=labels)
+    ended = not result.interrupted and result.stopped is None
+    if ended and spec.dynamic and recipe.routing.calibrate:
+        settings, seed = recipe.calibration.settings, recipe.train.seed
+        trained, calibration = calibrate(trained, recipe.routing.flops_ratio, settings=settings, seed=seed, device=device)
+    write_into(trained, folder.path)
+    if ended:
+        folder.finish(recipe.train.keep_state)
+    return replace(result, calibration=calibration, last=result.last or folder.last_metrics())

@@ -10,10 +10,9 @@ from torch import Tensor, nn
 
 from dydit_cli.distributed import Distributed
 from dydit_cli.errors import DyditError
-from dydit_cli.model.dit import DiT
-from dydit_cli.model.dydit import DyDiT, is_router
+from dydit_cli.model.backbone import Backbone, DynamicBackbone
 from dydit_cli.train.batch import Batch, complete_count
-from dydit_cli.train.objective import Objective, Weights
+from dydit_cli.train.objective import LossWeights, Objective
 from dydit_cli.train.recipe import Recipe, TrainRecipe
 
 
@@ -58,7 +57,7 @@ class Trainer:
     micro-batches do not divide the batch.
     """
 
-    def __init__(self, model: DiT, recipe: Recipe, team: Distributed, start: DiT | None = None) -> None:
+    def __init__(self, model: Backbone, recipe: Recipe, team: Distributed, start: Backbone | None = None) -> None:
         parts = team.count * recipe.train.accumulation
         if recipe.train.batch_size % parts:
             raise DyditError(
@@ -66,7 +65,7 @@ class Trainer:
                 f"{recipe.train.accumulation} micro-batches of one size; make it a multiple of {parts}"
             )
         self.model, self.recipe, self.team = model, recipe, team
-        self.device = model.pos_embed.device
+        self.device = model.device
         model.checkpointing = recipe.train.gradient_checkpointing
         model.train()
         self.optimizer, self.ema = make_optimizer(model, recipe), Ema(model, recipe.train.ema_decay)
@@ -90,9 +89,9 @@ class Trainer:
             self.ema.update(self.model)
         return StepResult(means, norm_value, skip, factor)
 
-    def _backward(self, batch: Batch, weights: Weights) -> dict[str, float]:
+    def _backward(self, batch: Batch, weights: LossWeights) -> dict[str, float]:
         parts = list(self._parts(batch))
-        dynamic = isinstance(self.model, DyDiT)
+        dynamic = isinstance(self.model, DynamicBackbone)
         ratio: Tensor | None = None
         if dynamic and len(parts) > 1:
             # The first part's gradient needs the mean ratio of all parts. Keeping every graph until then would undo what
@@ -125,9 +124,9 @@ class Trainer:
         values, counts = self.team.sum(torch.stack([there, has])).tolist()
         return {name: value for name, value, count in zip(names, values, counts, strict=True) if count}
 
-    def _weights(self, step: int) -> Weights:
+    def _weights(self, step: int) -> LossWeights:
         size, routing = self.recipe.train.batch_size, self.recipe.routing
-        return Weights(
+        return LossWeights(
             samples=size,
             complete_samples=complete_count(size, routing) if routing.complete_steps else size,
             target=routing.target(step),
@@ -147,10 +146,10 @@ def learning_rate(recipe: TrainRecipe, step: int) -> float:
     return 0.5 * (1 + torch.cos(torch.tensor(done * torch.pi)).item())
 
 
-def make_optimizer(model: DiT, recipe: Recipe) -> torch.optim.AdamW:
+def make_optimizer(model: Backbone, recipe: Recipe) -> torch.optim.AdamW:
     """AdamW, the routers in a group of their own."""
-    routers = [p for name, p in model.trainable() if is_router(name)]
-    others = [p for name, p in model.trainable() if not is_router(name)]
+    routers = [p for name, p in model.trainable() if model.config.is_router(name)]
+    others = [p for name, p in model.trainable() if not model.config.is_router(name)]
     groups = [{"params": others, "lr": recipe.train.lr}]
     if routers:
         groups.append({"params": routers, "lr": recipe.routing.router_lr or recipe.train.lr})

@@ -8,8 +8,7 @@ import pytest
 
 from dydit_cli.checkpoint.checkpoint import Checkpoint
 from dydit_cli.checkpoint.native import write
-from dydit_cli.model.config import DiTConfig
-from dydit_cli.model.dit import DiT
+from dydit_cli.model.families.dit import DiT, DiTConfig
 from tests.conftest import randomize
 from tests.processes import dydit
 

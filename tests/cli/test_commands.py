@@ -16,13 +16,10 @@ import pytest
 import torch
 from typer.testing import Result
 
-from dydit_cli.checkpoint.checkpoint import TABLE, Checkpoint, with_classes
+from dydit_cli.checkpoint.checkpoint import Checkpoint, with_classes
 from dydit_cli.checkpoint.native import write
 from dydit_cli.checkpoint.read import read
-from dydit_cli.cli.options import parse_classes
-from dydit_cli.errors import DyditError
-from dydit_cli.model.config import DiTConfig
-from dydit_cli.model.dit import DiT
+from dydit_cli.model.families.dit import DiT, DiTConfig
 from tests.cli.conftest import FAST
 from tests.conftest import randomize
 from tests.processes import dydit, start
@@ -160,7 +157,7 @@ def test_export_and_back(room: Path, tmp_path: Path) -> None:
 def test_another_number_of_classes_keeps_the_null_row(room: Path, tmp_path: Path) -> None:
     checkpoint = read(room / "static")
     other = with_classes(checkpoint, 4, seed=0)
-    table, old = other.weights[TABLE], checkpoint.weights[TABLE]
+    table, old = (c.weights[c.config.label_table] for c in (other, checkpoint))
     assert table.shape == (5, 32)
     assert torch.equal(table[-1], old[-1])
     assert not torch.equal(table[0], old[0])
@@ -230,6 +227,10 @@ def test_sample_decodes_latents_with_a_vae(tmp_path: Path) -> None:
     assert (tmp_path / "out" / "grid.png").is_file()
     bad = dydit(*arguments, "--force", "--vae", tmp_path / "latent" / "nowhere")
     assert (bad.exit_code, "not a VAE; give a diffusers AutoencoderKL folder" in bad.stderr) == (2, True)
+    vae.save_pretrained(tmp_path / "pipeline" / "vae")
+    whole = dydit(*arguments, "--force", "--vae", tmp_path / "pipeline")
+    assert (whole.exit_code, whole.stderr.count("\n")) == (2, 1)
+    assert f"pipeline: a whole pipeline; give its VAE: {tmp_path / 'pipeline' / 'vae'}" in whole.stderr
 
 
 def test_inspect_tells_kind_size_and_lineage(room: Path) -> None:
@@ -245,14 +246,6 @@ def test_force_replaces(room: Path, tmp_path: Path) -> None:
     for force in ([], ["--force"]):
         assert dydit("convert", room / "static", tmp_path / "out", *force).exit_code == 0
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
-
-
-def test_classes_are_lists_and_ranges() -> None:
-    assert parse_classes("0,5-7", 10) == [0, 5, 6, 7]
-    assert parse_classes(None, 3) == [0, 1, 2]
-    for text in ("", "1,,2", "-3", "8-12", "5-3"):
-        with pytest.raises(DyditError):
-            parse_classes(text, 10)
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])

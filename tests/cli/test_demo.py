@@ -4,43 +4,48 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 from typer.testing import CliRunner
 
 import dydit_cli
-from dydit_cli.bundled import WEIGHTS
+from dydit_cli.bundled import MODELS, WEIGHTS
 from dydit_cli.checkpoint.read import read
 from dydit_cli.cli.app import app
 from dydit_cli.data.digits import load_digits_split
-from dydit_cli.data.load import BUNDLED
-from dydit_cli.diffusion.sampler import SamplerSettings
+from dydit_cli.diffusion.options import SamplerSettings
+from dydit_cli.errors import DyditError
 from dydit_cli.evaluate.classifier import classifier as classifier_of
-from dydit_cli.evaluate.classifier import judge
-from dydit_cli.model.dit import DiT
+from dydit_cli.evaluate.classifier import classify_samples
+from dydit_cli.model.families.dit import DiT
+from dydit_cli.studies import demo as demo_module
 from dydit_cli.studies.demo import demo
 from dydit_cli.train.recipe import read_recipe, with_settings, with_steps
+from dydit_cli.train.run_folder import RunFolder
 
 
 def test_the_classifier_is_right_on_held_out_digits() -> None:
     classifier = classifier_of("digits")
     held_out = load_digits_split(held_out=True)
     assert classifier.accuracy >= 0.97
-    assert classifier.recognised(held_out.images, held_out.labels) == classifier.accuracy
-    assert classifier.recognised(held_out.images, (held_out.labels + 1) % 10) < 0.05
+    assert classifier.class_accuracy(held_out.images, held_out.labels) == classifier.accuracy
+    assert classifier.class_accuracy(held_out.images, (held_out.labels + 1) % 10) < 0.05
 
 
-@pytest.mark.parametrize("data", BUNDLED)
+@pytest.mark.parametrize("data", [name.removesuffix("-dit") for name in MODELS])
 def test_the_bundled_model_is_recognised(data: str) -> None:
     """The card's figure is for 1,000 samples and 50 steps; one of each class and 12 are enough to see that it is whole."""
     model = dydit_cli.load(f"{data}-dit")
     assert isinstance(model, DiT)
-    judged = judge(model, images=62, data=data, settings=SamplerSettings(steps=12))
-    assert judged.recognised >= 0.95
+    classified = classify_samples(model, images=62, data=data, settings=SamplerSettings(steps=12))
+    assert classified.class_accuracy >= 0.95
 
 
-@pytest.mark.parametrize("data", BUNDLED)
+@pytest.mark.parametrize("data", [name.removesuffix("-dit") for name in MODELS])
 def test_the_card_says_what_the_model_is(data: str) -> None:
     name = f"{data}-dit"
     folder, checkpoint = WEIGHTS / name, read(name)
@@ -53,18 +58,100 @@ def test_the_card_says_what_the_model_is(data: str) -> None:
     assert sum(path.stat().st_size for path in folder.iterdir()) <= 10_000_000
 
 
-def test_demo_runs_to_its_table(tmp_path: Path) -> None:
-    recipe = with_settings(with_steps(read_recipe("digits/finetune"), 2), {"train.batch_size": 8})
-    result = demo(tmp_path / "demo", images=4, settings=SamplerSettings(steps=2), recipe=recipe, device="cpu")
-    written = json.loads((tmp_path / "demo" / "demo.json").read_text())
-    assert written == result
+SETTINGS = SamplerSettings(steps=2)
+
+
+def a_demo(out: Path, **options: Any) -> dict[str, Any]:
+    settings = {"train.batch_size": 8, "train.save_every": 1}
+    recipe = with_settings(with_steps(read_recipe("digits/finetune"), 3), settings)
+    return demo(out, images=4, settings=SETTINGS, recipe=recipe, device="cpu", **options)
+
+
+@pytest.fixture(scope="module")
+def calm(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A demo that nobody disturbs."""
+    out = tmp_path_factory.mktemp("calm") / "demo"
+    result = a_demo(out)
+    assert json.loads((out / "demo.json").read_text()) == result
+    return out
+
+
+def figures_of(out: Path) -> dict[str, Any]:
+    """demo.json without times."""
+    written = json.loads((out / "demo.json").read_text())
+    assert written.pop("seconds") > 0
+    assert written.pop("finetune_seconds") > 0
+    for model in ("static", "dynamic"):
+        assert written[model].pop("seconds") > 0
+    return written
+
+
+def test_demo_runs_to_its_table(calm: Path) -> None:
+    written = json.loads((calm / "demo.json").read_text())
     for model in ("static", "dynamic"):
         assert set(written[model]) == {"macs", "recognised", "seconds"}
     assert written["ratio"] == written["dynamic"]["macs"] / written["static"]["macs"]
     assert written["finetune_share"] <= 0.03
     pictures = ("architecture.png", "tokens.png", "flops.png", "samples.png")
-    for name in (*pictures, "converted", "finetuned", "profile", "report.html"):
-        assert (tmp_path / "demo" / name).exists()
+    folders = ("converted", "finetuned", "profile")
+    assert {path.name for path in calm.iterdir()} == {*pictures, *folders, "demo.json", "recipe.json", "report.html"}
+
+
+class Killed(BaseException):
+    """As no handler expects it."""
+
+
+def test_a_demo_that_is_killed_in_stage_after_stage_continues(
+    calm: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What is whole is not made again, and training goes on from its last step."""
+    out, done, at = tmp_path / "demo", dict[str, int](), ""
+
+    def on_stage(what: str, total: int, unit: str) -> None:
+        nonlocal at
+        at = what
+
+    def until(stage: str, amount: int) -> Callable[[int, str], None]:
+        def on_work(more: int, note: str) -> None:
+            done[at] = done.get(at, 0) + more
+            if at == stage and done[at] >= amount:
+                raise Killed
+
+        return on_work
+
+    for stage, amount in (("fine-tune", 2), ("profile", 1), ("sample static", 1), ("sample dynamic", 1), ("report", 1)):
+        done.clear()
+        with pytest.raises(Killed):
+            a_demo(out, on_stage=on_stage, on_work=until(stage, amount))
+        assert list(done)[-1] == stage
+        with pytest.raises(DyditError, match="an unfinished demo with images 4, and now it is 5; choose another --out"):
+            demo(out, images=5, device="cpu")
+        if stage == "fine-tune":
+            assert RunFolder(out / "finetuned").states.steps() == [1]  # the second step was not saved yet
+        if stage == "sample static":  # all that is before it was whole, and so is not made any more
+            for name in ("convert", "finetune", "profile"):
+                monkeypatch.delattr(demo_module, name)
+    monkeypatch.delattr(demo_module, "classify_samples")
+    a_demo(out)
+    assert figures_of(out) == figures_of(calm)
+    for file in ("finetuned/model.safetensors", "samples.png", "profile/timesteps.csv"):
+        assert (out / file).read_bytes() == (calm / file).read_bytes()
+    assert {path.name for path in out.iterdir()} == {path.name for path in calm.iterdir()}
+
+
+def test_a_finished_demo_is_left_alone_without_force(calm: Path, tmp_path: Path) -> None:
+    before = (calm / "demo.json").read_bytes()
+    with pytest.raises(DyditError, match="already exists; choose another name or replace it with --force"):
+        a_demo(calm)
+    assert (calm / "demo.json").read_bytes() == before
+
+    def kill(amount: int, note: str) -> None:
+        raise Killed
+
+    shutil.copytree(calm, tmp_path / "demo")
+    with pytest.raises(Killed):
+        a_demo(tmp_path / "demo", force=True, on_work=kill)
+    assert sorted(path.name for path in (tmp_path / "demo").iterdir()) == ["converted", "recipe.json", "unfinished.json"]
 
 
 def test_the_demos_recipe_stays_under_three_percent_of_pretraining() -> None:

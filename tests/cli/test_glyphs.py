@@ -12,7 +12,7 @@ from dydit_cli.checkpoint.checkpoint import Checkpoint
 from dydit_cli.checkpoint.native import write
 from dydit_cli.checkpoint.read import read
 from dydit_cli.cli.app import app
-from dydit_cli.model.dit import DiT
+from dydit_cli.model.families.dit import DiT
 from tests.conftest import TINY, randomize
 
 FAST = ["--device", "cpu", "--json"]

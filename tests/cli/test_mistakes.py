@@ -28,7 +28,7 @@ MISTAKES: dict[str, tuple[str, str]] = {
     ),
     "profile nothing": ("profile", "no checkpoint; name one, or show the published sizes with --table"),
     "profile to nowhere": ("profile {room}/tuned", "no folder to write; name one with --out DIR"),
-    "unknown unit": ("profile --table --unit watt", "no unit 'watt'; choose mac or flop"),
+    "unknown unit": ("profile --table --unit watt", "Invalid value for '--unit': 'watt' is not one of 'mac', 'flop'."),
     "width of a static model": (
         "profile {room}/static --width-only --out {tmp}/out",
         "is a static model, which has every head and group on; profile a DyDiT",
@@ -79,7 +79,7 @@ MISTAKES: dict[str, tuple[str, str]] = {
     ),
     "unknown sampler": (
         "sample {room}/tuned --sampler euler --out {tmp}/out",
-        "no sampler 'euler'",
+        "Invalid value for '--sampler': 'euler' is not one of 'ddpm', 'ddim', 'dpmsolver++'.",
     ),
     "unknown device": (
         "sample {room}/tuned --device tpu --out {tmp}/out",
@@ -91,7 +91,7 @@ MISTAKES: dict[str, tuple[str, str]] = {
     ),
     "unknown execution": (
         "sample {room}/tuned --execution fast --out {tmp}/out",
-        "no execution 'fast'",
+        "Invalid value for '--execution': 'fast' is not one of 'sparse', 'masked', 'complete'.",
     ),
     "existing output": (
         "convert {room}/static {room}/tuned",
@@ -135,19 +135,19 @@ MISTAKES: dict[str, tuple[str, str]] = {
     ),
     "unknown format": (
         "export {room}/tuned {tmp}/out --format onnx",
-        "no format 'onnx'; choose one of dit, dydit, diffusers, native",
+        "Invalid value for '--format': 'onnx' is not one of 'dit', 'dydit', 'diffusers', 'native'.",
     ),
     "unknown dtype": (
         "export {room}/tuned {tmp}/out --format native --dtype fp8",
-        "no dtype 'fp8'; choose one of fp32, bf16, fp16",
+        "Invalid value for '--dtype': 'fp8' is not one of 'fp32', 'bf16', 'fp16'.",
     ),
     "unknown weights": (
         "inspect {room}/tuned --weights best",
-        "weights 'best'; choose ema or model",
+        "Invalid value for '--weights': 'best' is not one of 'ema', 'model'.",
     ),
     "unknown variant": (
         "inspect {room}/tuned --timestep-variant 127",
-        "timestep variant '127'; choose original or diffusers",
+        "Invalid value for '--timestep-variant': '127' is not one of 'original', 'diffusers'.",
     ),
     "no classes": (
         "finetune {room}/converted --num-classes 0 --out {tmp}/out",
@@ -159,7 +159,7 @@ MISTAKES: dict[str, tuple[str, str]] = {
     ),
     "unknown spacing": (
         "sample {room}/tuned --spacing karras --out {tmp}/out",
-        "no timestep spacing 'karras'; choose one of linspace, leading, trailing",
+        "Invalid value for '--spacing': 'karras' is not one of 'linspace', 'leading', 'trailing', 'solver'.",
     ),
     "unknown command": (
         "train",

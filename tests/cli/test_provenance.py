@@ -104,6 +104,17 @@ def test_of_a_training_the_command_that_began_it(room: Path, tmp_path: Path, mon
     assert read(out).lineage[-1]["command"] == begun
 
 
+def test_of_a_training_with_more_steps_both_commands(room: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    arguments = ["finetune", room / "static", "--steps", 2, "--batch-size", 8, "--set", "train.keep_state=true", *FAST]
+    lines = [run(*arguments, "--out", out), run("finetune", "--resume", out, "--steps", 3, *FAST)]
+    assert read(out).lineage[-1]["command"].splitlines() == lines
+    assert all(f"\n   `{line}`" in (out / "README.md").read_text() for line in lines)
+    run("report", out, "--out", tmp_path / "page.html")
+    text = Outline.of((tmp_path / "page.html").read_text()).text
+    assert text.splitlines().count("dydit finetune --resume out --steps 3 --device cpu") == 1
+
+
 def test_what_python_began_has_no_command_when_the_command_line_ends_it(tmp_path: Path) -> None:
     recipe = resolve_recipe("digits/pretrain", steps=3, settings={"train.batch_size": 8})
     pretrain(recipe, tmp_path / "out", device="cpu", should_stop=lambda: True)

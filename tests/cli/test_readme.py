@@ -19,9 +19,7 @@ from typer.testing import CliRunner
 
 from dydit_cli.checkpoint.export import export
 from dydit_cli.cli.app import app
-from dydit_cli.model.config import DiTConfig, DyDiTConfig
-from dydit_cli.model.dit import DiT
-from dydit_cli.model.dydit import DyDiT
+from dydit_cli.model.families.dit import DiT, DiTConfig, DyDiT, DyDiTConfig
 from tests.conftest import ROOT
 
 README = (ROOT / "README.md").read_text()

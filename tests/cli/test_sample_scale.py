@@ -17,8 +17,7 @@ from PIL import Image
 from dydit_cli.checkpoint.checkpoint import Checkpoint
 from dydit_cli.checkpoint.native import write
 from dydit_cli.checkpoint.read import read
-from dydit_cli.model.config import DyDiTConfig
-from dydit_cli.model.dydit import DyDiT
+from dydit_cli.model.families.dit import DyDiT, DyDiTConfig
 from tests.processes import dydit, kill_once, start_two
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -110,7 +109,7 @@ def test_missing_shards_are_drawn_and_the_others_kept(model: Path, whole: Path, 
     ("more", "message"),
     [
         (["--steps", 2], "holds samples with steps 3, and now it is 2; choose another --out, or start anew with --force"),
-        (["--num", 24], "images 23, and now it is 24"),
+        (["--num", 22], "images 23, and now it is 22; the first 22 of those are the same ones: take them, choose another"),
         (["--shard-size", 6], "shard_size 5, and now it is 6"),
         (["--seed", 1], "seed 0, and now it is 1"),
         (["--dtype", "bf16"], 'dtype "fp32", and now it is "bf16"'),
@@ -165,6 +164,57 @@ def test_force_starts_anew_and_other_folders_are_left_alone(model: Path, whole: 
     assert (refused.exit_code, "already exists" in refused.stderr) == (2, True)
 
 
+def extended(model: Path, out: Path, num: int) -> int:
+    """How many images the same command with another --num samples."""
+    result = dydit(*arguments(model, out, "--num", num, "--json"))
+    assert result.exit_code == 0, result.output
+    return int(json.loads(result.stdout)["drawn"])
+
+
+def test_a_larger_number_adds_images(model: Path, whole: Path, tmp_path: Path) -> None:
+    """23 images are four shards of 5 and one of 3, of whose last batch of 2 one image is sampled again in a whole batch."""
+    out = tmp_path / "out"
+    shutil.copytree(whole, out)
+    kept = {path.name: path.stat().st_mtime_ns for path in (out / "shards").iterdir() if path.name < "000004"}
+    assert extended(model, out, 31) == 31 - 22
+    assert dydit(*arguments(model, tmp_path / "fresh", "--num", 31)).exit_code == 0
+    assert bytes_of(out) == bytes_of(tmp_path / "fresh")
+    assert (out / "samples.json").read_bytes() == (tmp_path / "fresh" / "samples.json").read_bytes()
+    assert np.array_equal(array_of(out)[:22], array_of(whole)[:22])
+    assert sorted(path.name for path in (out / "shards").iterdir()) == [f"{i:06d}.npz" for i in range(7)]
+    assert all((out / "shards" / name).stat().st_mtime_ns == when for name, when in kept.items())
+    assert extended(model, out, 35) == 35 - 30
+    assert array_of(out).shape == (35, 8, 8, 3)
+
+
+@pytest.mark.parametrize("moment", ["the array is gone", "the last shard is renamed", "the record is new", "shards are made"])
+def test_a_kill_while_images_are_added_loses_nothing(model: Path, whole: Path, tmp_path: Path, moment: str) -> None:
+    """Whatever the moment, the larger number is reached; until the record names it, the old run can be completed too."""
+    out = tmp_path / "out"
+    shutil.copytree(whole, out)
+    (out / "samples.npz").unlink()
+    last, beginning = (out / "shards" / f"000004{ending}" for ending in (".npz", ".begun.npz"))
+    if moment != "the array is gone":
+        last.rename(beginning)
+    if moment in ("the record is new", "shards are made"):
+        (out / "samples.json").write_text((whole / "samples.json").read_text().replace('"images": 23', '"images": 31'))
+    else:
+        shutil.copytree(out, tmp_path / "old")
+        assert extended(model, tmp_path / "old", 23) == 0
+        assert bytes_of(tmp_path / "old") == bytes_of(whole)
+        assert len(list((tmp_path / "old" / "shards").iterdir())) == 5
+    if moment == "shards are made":  # and the beginning of one is not yet removed
+        assert dydit(*arguments(model, tmp_path / "fresh", "--num", 31)).exit_code == 0
+        for name in ("000004", "000005"):
+            shutil.copy(tmp_path / "fresh" / "shards" / f"{name}.npz", out / "shards")
+    assert extended(model, out, 31) == (1 if moment == "shards are made" else 9)
+    assert array_of(out).shape == (31, 8, 8, 3)
+    assert np.array_equal(array_of(out)[:22], array_of(whole)[:22])
+    assert len(list((out / "shards").iterdir())) == 7
+    refused = dydit(*arguments(model, out))
+    assert (refused.exit_code, "images 31, and now it is 23" in refused.stderr) == (2, True)
+
+
 def test_a_damaged_shard_is_named(model: Path, whole: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
     shutil.copytree(whole, out)
@@ -193,12 +243,14 @@ def test_a_killed_run_continues_to_the_same_bytes(model: Path, tmp_path: Path) -
 
 
 def test_two_processes_make_the_same_bytes(model: Path, whole: Path, tmp_path: Path) -> None:
+    """From the beginning that a run of 8 images is."""
     out = tmp_path / "out"
+    assert dydit(*arguments(model, out, "--num", 8)).exit_code == 0
     team = start_two(arguments(model, out, "--json"))
     ended = [process.communicate(timeout=120) for process in team]
     assert [process.returncode for process in team] == [0, 0], ended
     summary = json.loads(ended[0][0])
-    assert (summary["drawn"], summary["processes"]) == (23, 2)
+    assert (summary["drawn"], summary["processes"]) == (23 - 7, 2)
     assert ended[1] == ("", "")
     assert bytes_of(out) == bytes_of(whole)
 
@@ -226,7 +278,7 @@ def test_mistakes_of_the_new_options(model: Path, tmp_path: Path) -> None:
     base = ["sample", model, "--out", tmp_path / "out", "--device", "cpu", "--num", 1, "--steps", 1]
     for more, message in (
         (["--shard-size", 5], "--shard-size is for --npz; add it, or leave the size out"),
-        (["--dtype", "fp8"], "no dtype 'fp8'; choose one of fp32, bf16, fp16"),
+        (["--dtype", "fp8"], "'--dtype': 'fp8' is not one of 'fp32', 'bf16', 'fp16'."),
         (["--cfg-interval", "5"], "--cfg-interval 5: write two timesteps, for instance 100,800"),
         (["--cfg-interval", "5,1000"], "guidance interval 5 to 1000; give two timesteps from 0 to 999, the lower first"),
     ):

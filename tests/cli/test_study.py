@@ -15,7 +15,7 @@ import pytest
 
 from dydit_cli.checkpoint.checkpoint import Checkpoint
 from dydit_cli.checkpoint.native import write
-from dydit_cli.model.dit import DiT
+from dydit_cli.model.families.dit import DiT
 from tests.conftest import ROOT, randomize
 from tests.processes import dydit
 from tests.unit.test_tradeoff import SMALL

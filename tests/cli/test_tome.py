@@ -12,8 +12,7 @@ from typer.testing import CliRunner
 from dydit_cli.checkpoint.checkpoint import Checkpoint
 from dydit_cli.checkpoint.native import write
 from dydit_cli.cli.app import app
-from dydit_cli.model.dit import DiT
-from dydit_cli.model.dydit import DyDiT
+from dydit_cli.model.families.dit import DiT, DyDiT
 
 QUICK = ["--steps", "2", "--device", "cpu"]
 

@@ -15,13 +15,12 @@ from dydit_cli.checkpoint.checkpoint import Checkpoint
 from dydit_cli.checkpoint.diffusers import as_diffusers
 from dydit_cli.checkpoint.export import export
 from dydit_cli.checkpoint.native import write
-from dydit_cli.checkpoint.read import LoadOptions, load, read
+from dydit_cli.checkpoint.options import LoadOptions
+from dydit_cli.checkpoint.read import load, read
 from dydit_cli.diffusion.generate import generate, image_generators
-from dydit_cli.diffusion.sampler import SamplerSettings
+from dydit_cli.diffusion.options import SamplerSettings
 from dydit_cli.errors import DyditError
-from dydit_cli.model.config import DiTConfig, DyDiTConfig
-from dydit_cli.model.dit import DiT
-from dydit_cli.model.dydit import DyDiT
+from dydit_cli.model.families.dit import DiT, DiTConfig, DyDiT, DyDiTConfig
 from tests.conftest import TINY, randomize
 from tests.reference.test_models import largest_difference
 
@@ -31,12 +30,14 @@ def test_diffusers_pipeline_folder(golden: Path) -> None:
     arguments = (io["hidden_states"], io["timestep"], io["class_labels"])
     checkpoint = read(golden / "diffusers_dit")
     assert checkpoint.found == "diffusers DiTPipeline folder"
+    assert isinstance(checkpoint.config, DiTConfig)
     assert (checkpoint.config.timestep_variant, checkpoint.config.norm2_eps) == ("diffusers", 1e-5)
     assert checkpoint.notes[1:] == (
         "no VAE beside it",
         "scheduler DDIMScheduler with leading timesteps (dydit sample --spacing leading)",
     )
     original = read(golden / "diffusers_dit" / "transformer", LoadOptions(timestep_variant="original"))
+    assert isinstance(original.config, DiTConfig)
     assert (original.config.timestep_variant, original.config.norm2_eps) == ("original", 1e-6)
     with torch.inference_mode():
         assert largest_difference(checkpoint.build()(*arguments), io["sample"]) < 1e-5

@@ -14,12 +14,13 @@ from torch import Tensor
 
 from dydit_cli.checkpoint.read import read
 from dydit_cli.diffusion.objective import loss_terms
-from dydit_cli.diffusion.sampler import SamplerSettings, make_scheduler, sample
-from dydit_cli.diffusion.schedule import linear_schedule, spaced_timesteps
-from dydit_cli.flops.analytic import flops_ratio
-from dydit_cli.model.config import named_config
+from dydit_cli.diffusion.options import SamplerSettings, spaced_timesteps
+from dydit_cli.diffusion.sampler import ddpm_scheduler, sample, solver_scheduler
+from dydit_cli.diffusion.schedule import linear_schedule
+from dydit_cli.model.families import named_config
+from dydit_cli.model.macs import flops_ratio
 from dydit_cli.model.routing import Routing
-from dydit_cli.train.objective import flops_loss
+from dydit_cli.train.objective import LossWeights, SampleLosses
 from tests.reference.test_models import dynamic_case, largest_difference, static_case
 
 
@@ -134,8 +135,8 @@ def test_spacings_equal_diffusers(steps: int, spacing: Any) -> None:
 
 
 def test_scheduler_is_diffusers() -> None:
-    assert type(make_scheduler(SamplerSettings(sampler="ddpm"), True)).__module__.startswith("diffusers.")
-    assert type(make_scheduler(SamplerSettings(sampler="ddim"), True)).__module__.startswith("diffusers.")
+    assert type(ddpm_scheduler(SamplerSettings(sampler="ddpm"), True)).__module__.startswith("diffusers.")
+    assert type(solver_scheduler(1)(SamplerSettings(sampler="ddim"), True)).__module__.startswith("diffusers.")
 
 
 def test_flops_loss_equals_the_authors(golden: Path) -> None:
@@ -149,10 +150,12 @@ def test_flops_loss_equals_the_authors(golden: Path) -> None:
             torch.from_numpy(masks[f"{case['masks']}/{part}"]).double().requires_grad_() for part in ("attn", "mlp", "token")
         )
         routing = Routing(attn.transpose(0, 1), mlp.transpose(0, 1), token.squeeze(-1).transpose(0, 1))
-        ratio = flops_ratio(routing, named_config(case["model"])).mean()
-        loss = flops_loss(ratio, case["token_target_ratio"], case["token_loss_ratio"])
-        loss.backward()
-        assert ratio.item() == pytest.approx(case["flops_ratio_f64"], abs=1e-6)
-        assert loss.item() == pytest.approx(case["loss_f64"], abs=1e-6)
+        ratios = flops_ratio(routing, named_config(case["model"]))
+        samples, none = len(ratios), torch.zeros_like(ratios)
+        weights = LossWeights(samples, samples, case["token_target_ratio"], case["token_loss_ratio"], complete=0, teacher=0)
+        weights.part(SampleLosses(none, none, ratios), ratios.detach().mean()).backward()
+        means = weights.means({"mse": 0.0, "vb": 0.0, "ratio": ratios.sum().item()})
+        assert means["ratio"] == pytest.approx(case["flops_ratio_f64"], abs=1e-6)
+        assert means["loss"] == pytest.approx(case["loss_f64"], abs=1e-6)
         norms = [part.grad.norm().item() for part in (attn, mlp, token) if part.grad is not None]
         assert norms == pytest.approx(case["grad_norms_f64"], abs=1e-6)

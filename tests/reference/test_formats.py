@@ -15,11 +15,10 @@ from torch import Tensor
 from dydit_cli.checkpoint.checkpoint import Checkpoint
 from dydit_cli.checkpoint.export import export
 from dydit_cli.checkpoint.native import write
-from dydit_cli.checkpoint.read import LoadOptions, load, read
+from dydit_cli.checkpoint.options import LoadOptions
+from dydit_cli.checkpoint.read import load, read
 from dydit_cli.errors import DyditError
-from dydit_cli.model.config import DiTConfig, DyDiTConfig
-from dydit_cli.model.dit import DiT
-from dydit_cli.model.dydit import DyDiT
+from dydit_cli.model.families.dit import DiT, DiTConfig, DyDiT, DyDiTConfig
 from tests.conftest import TINY, inputs, randomize
 from tests.reference.test_models import largest_difference
 

@@ -12,10 +12,9 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from dydit_cli.diffusion.sampler import guided
-from dydit_cli.flops.analytic import attention_macs, mlp_macs
-from dydit_cli.model.config import DiTConfig, DyDiTConfig, named_config
-from dydit_cli.model.dit import DiT
-from dydit_cli.model.dydit import DyDiT
+from dydit_cli.model.families import build_model, named_config, with_routers
+from dydit_cli.model.families.dit import DiT, DiTConfig, DyDiT, DyDiTConfig
+from dydit_cli.model.macs import attention_macs, mlp_macs
 
 
 def static_case(golden: Path, case: str) -> tuple[DiT, dict[str, Tensor]]:
@@ -136,13 +135,14 @@ def test_names_shapes_and_parameter_counts_are_the_published_ones(golden: Path, 
     counts = json.loads((golden / "keys_dydit.json").read_text())["parameter_counts"]
     static = named_config(f"DiT-{size}/2")
     with torch.device("meta"):
-        models = {"DiT": DiT(static), "DyDiT": DyDiT(DyDiTConfig.from_static(static))}
+        models = {"DiT": build_model(static), "DyDiT": build_model(with_routers(static))}
     published = {
         "S": (32963360, 33120740),
         "B": (130512416, 131158964),
         "L": (458102816, 460416776),
         "XL": (675129632, 678424644),
     }
+    assert static.num_parameters() == published[size][0]  # in closed form
     assert (models["DiT"].num_parameters(), models["DyDiT"].num_parameters()) == published[size]
     assert counts
     for kind, file in (("DiT", "keys_dit.json"), ("DyDiT", "keys_dydit.json")):

@@ -21,7 +21,7 @@ from dydit_cli.checkpoint.checkpoint import Checkpoint
 from dydit_cli.checkpoint.native import write
 from dydit_cli.errors import DyditError
 from dydit_cli.files import check_output
-from dydit_cli.model.dydit import DyDiT
+from dydit_cli.model.families.dit import DyDiT
 from dydit_cli.profiling.profile import profile
 from dydit_cli.profiling.width import profile_width
 from tests.unit.test_figures import a_study
@@ -62,7 +62,7 @@ def test_what_is_none_is_refused(tmp_path: Path) -> None:
 def test_the_marks_are_those_of_the_kinds(tmp_path: Path) -> None:
     """A folder with any of them may be replaced; a study is begun before its table is there."""
     own = {kind.mark for kind in kinds().values() if kind.mark} - {"study.csv"}
-    assert own | {marks.STUDY, marks.RECIPE, marks.LATENTS} == marks.OURS
+    assert own | {marks.STUDY, marks.RECIPE, marks.LATENTS, marks.UNFINISHED_DEMO} == marks.OURS
     for mark in marks.OURS:
         (tmp_path / mark).mkdir()
         (tmp_path / mark / mark).touch()

@@ -9,22 +9,21 @@ import pytest
 import torch
 from typer.testing import CliRunner
 
-from dydit_cli.artifacts.bench import BenchResult, BenchSettings, Spread
+from dydit_cli.artifacts.bench import BenchResult, Spread
+from dydit_cli.artifacts.bench_options import BenchSettings
 from dydit_cli.bench.bench import bench
 from dydit_cli.bench.breakdown import PARTS, Stopwatch
 from dydit_cli.bench.random_model import random_dydit
 from dydit_cli.checkpoint.checkpoint import Checkpoint
 from dydit_cli.checkpoint.native import write
 from dydit_cli.cli.app import app
-from dydit_cli.diffusion.schedule import spaced_timesteps
+from dydit_cli.diffusion.options import spaced_timesteps
 from dydit_cli.errors import DyditError
 from dydit_cli.figures.time import draw_breakdown
 from dydit_cli.figures.visualize import save_as
-from dydit_cli.flops.analytic import flops_ratio
-from dydit_cli.model.config import DiTConfig
-from dydit_cli.model.dit import DiT
-from dydit_cli.model.dydit import DyDiT, static_twin
-from dydit_cli.model.sparse import SparseDyDiT
+from dydit_cli.model.execution import SparseModel, static_twin
+from dydit_cli.model.families.dit import DiT, DiTConfig, DyDiT
+from dydit_cli.model.macs import flops_ratio
 from dydit_cli.model.weight_cache import SliceStats
 from tests.conftest import TINY, inputs
 
@@ -34,7 +33,7 @@ SMALL = DiTConfig(input_size=8, patch_size=1, hidden_size=48, depth=4, num_heads
 @pytest.mark.parametrize("ratio", [0.3, 0.5, 0.7, 1.0])
 def test_a_random_model_runs_at_its_ratio(ratio: float) -> None:
     timesteps = spaced_timesteps(50)
-    model = SparseDyDiT(random_dydit(SMALL, ratio, timesteps))
+    model = SparseModel(random_dydit(SMALL, ratio, timesteps))
     x, _, y = inputs(SMALL, 2)
     found = [model(x, torch.full((2,), t), y, return_routing=True)[1] for t in timesteps]
     ratios = torch.stack([flops_ratio(routing, SMALL).mean() for routing in found])
@@ -58,7 +57,7 @@ def test_a_part_inside_another_is_taken_off_the_outer_one(monkeypatch: pytest.Mo
     clock = iter([0.0, 1.0, 3.0, 7.0])
     monkeypatch.setattr("dydit_cli.bench.breakdown.time.perf_counter", lambda: next(clock))
     watch = Stopwatch(torch.device("cpu"))
-    with watch.part("outer"), watch.part("inner"):
+    with watch.region("outer"), watch.region("inner"):
         pass
     assert watch.seconds == {"outer": 1.0 + 4.0, "inner": 2.0}
 
@@ -69,8 +68,8 @@ def test_spread_is_median_and_quartiles() -> None:
 
 
 def test_measured_steps_are_spread_over_the_schedule() -> None:
-    assert BenchSettings(steps=50, measured=3).timesteps == [999, 510, 0]
-    assert BenchSettings(steps=2, measured=10).timesteps == [999, 0]
+    assert BenchSettings(steps=50, measured=3).measured_of(spaced_timesteps(50)) == [999, 510, 0]
+    assert BenchSettings(steps=2, measured=10).measured_of([999, 0]) == [999, 0]
 
 
 @pytest.mark.parametrize(

@@ -6,11 +6,10 @@ import pytest
 import torch
 
 from dydit_cli.checkpoint.checkpoint import Checkpoint
-from dydit_cli.diffusion.sampler import SamplerSettings
+from dydit_cli.diffusion.options import SamplerSettings
 from dydit_cli.errors import DyditError
-from dydit_cli.model.dit import DiT
-from dydit_cli.model.dydit import DyDiT
-from dydit_cli.profiling.calibrate import BIASES, TOLERANCE, calibrate, sampled_ratio
+from dydit_cli.model.families.dit import DiT, DyDiT
+from dydit_cli.profiling.calibrate import TOLERANCE, calibrate, sampled_ratio
 from dydit_cli.profiling.profile import asked_ratio
 
 SETTINGS = SamplerSettings(steps=5)
@@ -27,7 +26,7 @@ def test_the_ratio_is_reached_by_biases_alone(tiny_dynamic: DyDiT, target: float
     # a handful of tokens and heads: the ratio moves in steps
     assert abs(result.ratio_after - target) <= TOLERANCE + 0.02
     for name, w in after.weights.items():
-        assert torch.equal(w, before.weights[name] + (result.shift if name.endswith(BIASES) else 0))
+        assert torch.equal(w, before.weights[name] + (result.shift if name in tiny_dynamic.router_biases() else 0))
     assert asked_ratio(after.lineage) == target
 
 

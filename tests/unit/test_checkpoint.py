@@ -19,14 +19,12 @@ from dydit_cli.checkpoint.checkpoint import Checkpoint
 from dydit_cli.checkpoint.native import write
 from dydit_cli.checkpoint.read import read
 from dydit_cli.compress.convert import convert, default_biases
-from dydit_cli.compress.structures import magnitude, rank_block, select_channels, select_heads
+from dydit_cli.compress.structures import rank_block
 from dydit_cli.errors import DyditError
 from dydit_cli.files import atomic_file, atomic_folder, write_text
-from dydit_cli.model.config import DyDiTConfig
-from dydit_cli.model.dit import DiT
-from dydit_cli.model.dydit import DyDiT
+from dydit_cli.model.execution import SparseModel
+from dydit_cli.model.families.dit import DiT, DyDiT, DyDiTConfig
 from dydit_cli.model.routers import WidthRouter
-from dydit_cli.model.sparse import SparseDyDiT
 from tests.conftest import TINY, inputs
 
 
@@ -52,7 +50,7 @@ def test_round_trip_is_bit_exact(tmp_path: Path, tiny_static: DiT, tiny_dynamic:
 def test_load_by_execution(tmp_path: Path, tiny_dynamic: DyDiT) -> None:
     write(Checkpoint.of(tiny_dynamic, []), tmp_path / "there")
     assert isinstance(dydit_cli.load(tmp_path / "there"), DyDiT)
-    assert isinstance(dydit_cli.load(tmp_path / "there", execution="sparse"), SparseDyDiT)
+    assert isinstance(dydit_cli.load(tmp_path / "there", execution="sparse"), SparseModel)
 
 
 def edit_config(change: Callable[[dict[str, Any]], object]) -> Callable[[Path], None]:
@@ -172,7 +170,7 @@ def test_ranking_is_a_permutation_in_descending_order(tiny_static: DiT) -> None:
     weights = tiny_static.state_dict()
     ranked = rank(weights)
     for i in range(TINY.depth):
-        heads, channels = magnitude(ranked, f"blocks.{i}", TINY)
+        heads, channels = (site.magnitude(ranked, f"blocks.{i}") for site in TINY.sites(i))
         assert torch.equal(heads, heads.sort(descending=True).values)
         assert torch.equal(channels, channels.sort(descending=True).values)
     for name, weight in weights.items():
@@ -192,10 +190,11 @@ def test_permutations_have_inverses(tiny_static: DiT) -> None:
     weights = tiny_static.state_dict()
     heads = torch.tensor([2, 0, 1])
     channels = torch.randperm(TINY.mlp_hidden, generator=torch.Generator().manual_seed(0))
-    moved = {**weights, **select_heads(weights, "blocks.1", TINY, heads), **select_channels(weights, "blocks.1", channels)}
+    attention, mlp = TINY.sites(1)
+    moved = {**weights, **attention.select(weights, "blocks.1", heads), **mlp.select(weights, "blocks.1", channels)}
     back = {
-        **select_heads(moved, "blocks.1", TINY, heads.argsort()),
-        **select_channels(moved, "blocks.1", channels.argsort()),
+        **attention.select(moved, "blocks.1", heads.argsort()),
+        **mlp.select(moved, "blocks.1", channels.argsort()),
     }
     assert all(torch.equal(w, weights[name]) for name, w in back.items())
 
@@ -203,7 +202,7 @@ def test_permutations_have_inverses(tiny_static: DiT) -> None:
 @pytest.mark.parametrize("ranking", ["magnitude", "none"])
 def test_conversion_keeps_the_function(static_folder: Path, tmp_path: Path, tiny_static: DiT, ranking: str) -> None:
     # the fixture's inputs to the routers are far larger than a trained model's, so the biases are too
-    report = convert(static_folder, tmp_path / "out", ranking=ranking, router_bias=50, token_router_bias=99)  # type: ignore[arg-type]
+    report = convert(static_folder, tmp_path / "out", ranking=ranking, router_bias=50, token_router_bias=99)
     assert report.max_difference < 1e-4
     converted = read(tmp_path / "out")
     assert isinstance(converted.config, DyDiTConfig)
@@ -275,7 +274,7 @@ def test_converting_a_dydit_or_over_something_is_refused(static_folder: Path, tm
     with pytest.raises(DyditError, match="already exists; choose another name or replace it with --force"):
         convert(static_folder, tmp_path / "dynamic")
     with pytest.raises(DyditError, match="no ranking 'size'; choose one of magnitude, none"):
-        convert(static_folder, tmp_path / "out", ranking="size")  # type: ignore[arg-type]
+        convert(static_folder, tmp_path / "out", ranking="size")
     convert(static_folder, tmp_path / "dynamic", router_bias=50, token_router_bias=99, force=True)
     assert read(tmp_path / "dynamic").lineage[-1]["action"] == "convert"
     assert sorted(path.name for path in tmp_path.iterdir()) == ["dynamic", "static"]

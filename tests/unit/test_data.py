@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections import Counter
 from itertools import islice
 from pathlib import Path
@@ -18,7 +19,7 @@ from dydit_cli.data.imagefolder import ImageFolder, centre_crop, describe_skippe
 from dydit_cli.data.latents import LatentData
 from dydit_cli.data.load import load_data
 from dydit_cli.errors import DyditError
-from dydit_cli.model.config import DiTConfig
+from dydit_cli.model.families.dit import DiTConfig
 from tests.datasets import LATENTS, class_folders, noise_picture, refusal
 
 PIXELS = DiTConfig(input_size=8, patch_size=2, in_channels=3, hidden_size=32, depth=2, num_heads=4, num_classes=3)
@@ -225,6 +226,19 @@ def test_damaged_pictures_do_not_disturb_the_order(damaged: Path) -> None:
     assert same(first(ImageFolder(damaged, 8, threads=1), 7), first(ImageFolder(damaged, 8, threads=8), 7))
 
 
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="this system has no FIFOs")
+def test_a_pipe_among_pictures_is_skipped(folder: Path) -> None:
+    """Opening it would wait for good for somebody who writes into it."""
+    os.mkfifo(folder / "a2" / "pipe.png")
+    (folder / "b" / "link.png").symlink_to(folder / "a2" / "pipe.png")
+    (folder / "b" / "other.png").symlink_to(folder / "a2" / "0.png")
+    data = ImageFolder(folder, 8)
+    assert len(data) == 13
+    assert list(data.skipped) == [Skipped("a2/pipe.png", "not a regular file"), Skipped("b/link.png", "not a regular file")]
+    with pytest.raises(ValueError, match="not a regular file"):
+        read_picture(folder / "a2" / "pipe.png", 8)
+
+
 def test_at_most_five_are_named() -> None:
     seven = [Skipped(f"a/{i}.png", "not an image") for i in range(7)]
     assert describe_skipped([]) == ""
@@ -255,10 +269,11 @@ def test_what_is_wrong_with_a_folder_is_said_in_one_line(folder: Path, tmp_path:
 
 
 def test_names_of_data_sets(folder: Path) -> None:
-    kinds = "choose one of digits, glyphs, fashion, imagefolder:PATH, latents:PATH"
+    kinds = "choose one of digits, fashion, glyphs, idx:PATH, imagefolder:PATH, latents:PATH"
     for name, message in (
         ("cats", f"no data set 'cats'; {kinds}"),
         ("digits:x", f"no data set 'digits:x'; {kinds}"),
+        ("digits:", f"no data set 'digits:'; {kinds}"),
         ("latents", f"no data set 'latents'; {kinds}; latents wants a path"),
         ("imagefolder:", f"no data set 'imagefolder:'; {kinds}; imagefolder wants a path"),
         (str(folder), f"{kinds}; for a folder of pictures write imagefolder:{folder}"),

@@ -12,13 +12,12 @@ from dydit_cli.artifacts.run import StepMetrics
 from dydit_cli.data.load import load_data
 from dydit_cli.distributed import Distributed
 from dydit_cli.errors import DyditError
-from dydit_cli.model.config import DyDiTConfig, config_from_dict
-from dydit_cli.model.dit import DiT
-from dydit_cli.model.dydit import DyDiT, DynamicBlock, is_router
+from dydit_cli.model.families import config_from_dict
+from dydit_cli.model.families.dit import DiT, DyDiT, DyDiTConfig, DynamicBlock
 from dydit_cli.model.routers import GateNoise
 from dydit_cli.train.batch import Batch, TrainingBatches, complete_samples
 from dydit_cli.train.loop import frozen, train
-from dydit_cli.train.objective import Objective, SampleLosses, Weights
+from dydit_cli.train.objective import LossWeights, Objective, SampleLosses
 from dydit_cli.train.recipe import Recipe, RoutingRecipe, with_settings
 from dydit_cli.train.step import Trainer
 from tests.conftest import randomize
@@ -44,7 +43,7 @@ def test_parts_of_a_batch_add_up_to_the_gradient_of_the_squared_mean() -> None:
     ratio = whole.ratio.mean()
     assert whole.ratio.std() > 0.01
     loss = (whole.mse + whole.vb).mean() + 2 * (ratio - 0.3) ** 2 + 3 * whole.complete.mean()
-    weights = Weights(samples=8, complete_samples=8, target=0.3, flops=2.0, complete=3.0, teacher=0.0)
+    weights = LossWeights(samples=8, complete_samples=8, target=0.3, flops=2.0, complete=3.0, teacher=0.0)
     parts = [objective(batch.select(slice(i, i + 2))) for i in range(0, 8, 2)]
     total = torch.stack([weights.part(part, ratio) for part in parts]).sum()
     for ours, true in zip(gradients(model, total), gradients(model, loss), strict=True):
@@ -222,7 +221,7 @@ def test_an_ablated_kind_of_routing_stays_fully_on(width: str, tokens: str) -> N
     _, routing = model(batch.x0, batch.t, batch.y, return_routing=True)
     on = {"width": (routing.heads.min() * routing.groups.min()).item() == 1, "tokens": routing.tokens.min().item() == 1}
     assert on == {"width": width == "off", "tokens": tokens == "off"}
-    learned = {name for name, p in model.trainable() if is_router(name)}
+    learned = {name for name, p in model.trainable() if model.config.is_router(name)}
     assert any(".token_selection." in name for name in learned) == (tokens == "learned")
     assert any(".attn_rate." in name for name in learned) == (width == "learned")
 
@@ -236,7 +235,7 @@ def test_random_routers_come_to_the_target_and_learn_nothing() -> None:
     ratios = [m.ratio for m in seen]
     assert ratios[0] == pytest.approx(1.0)
     assert sum(r for r in ratios[-4:] if r is not None) / 4 == pytest.approx(0.4, abs=0.06)
-    assert not [name for name, _ in model.trainable() if is_router(name)]
+    assert not [name for name, _ in model.trainable() if model.config.is_router(name)]
     batch = a_batch(model, 64)
     _, routing = model(batch.x0, batch.t, batch.y, return_routing=True)
     assert routing.heads.std(dim=1).max() > 0  # another choice at another timestep

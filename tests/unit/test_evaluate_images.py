@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import zipfile
 from pathlib import Path
 from typing import Any
@@ -14,15 +15,15 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from dydit_cli.checkpoint.read import read
-from dydit_cli.diffusion.sampler import SamplerSettings
+from dydit_cli.diffusion.options import SamplerSettings
 from dydit_cli.errors import DyditError
 from dydit_cli.evaluate.evaluate import find_extractor, find_images
 from dydit_cli.evaluate.feature_network import network_extractor
 from dydit_cli.evaluate.features import Pixels
-from dydit_cli.evaluate.images import RESIZED, UNDONE, GeneratedImages, Images, Preprocessor, open_folder, real_images
-from dydit_cli.evaluate.reference import open_npz, open_reference, read_gaussians
+from dydit_cli.evaluate.images import RESIZED, UNDONE, FolderImages, GeneratedImages, Images, Preprocessor, real_images
+from dydit_cli.evaluate.reference import NpzImages, open_reference, read_gaussians
 from dydit_cli.sampling.images import sample_images
-from dydit_cli.sampling.sampler import SamplingConfig
+from dydit_cli.sampling.options import SamplingConfig
 from dydit_cli.sampling.shards import sample_npz
 
 
@@ -87,15 +88,15 @@ def test_a_folder_in_the_order_of_its_names(tmp_path: Path) -> None:
     assert images.labels is not None
     assert images.labels.tolist() == [4, 5, 6, 7, 8]
     before = images.sha256()
-    assert open_folder(tmp_path).sha256() == before
+    assert FolderImages(tmp_path).sha256() == before
     save(tmp_path, "00002-class6.png", 255 - x[2])
-    assert open_folder(tmp_path).sha256() != before
+    assert FolderImages(tmp_path).sha256() != before
 
 
 def test_a_folder_without_classes_and_with_folders_in_it(tmp_path: Path) -> None:
     save(tmp_path, "a/1-class3.png", noise(9, 9, 3))
     save(tmp_path, "b/2.png", noise(12, 10, 3))
-    images = open_folder(tmp_path)
+    images = FolderImages(tmp_path)
     assert (images.count, images.labels) == (2, None)
     assert everything(images, Preprocessor(None, 3))[0].shape == (2, 9, 9, 3)
 
@@ -135,17 +136,25 @@ def test_a_damaged_picture_is_named(tmp_path: Path) -> None:
     save(tmp_path, "1.png", noise(8, 8, 3))
     (tmp_path / "2.png").write_bytes((tmp_path / "1.png").read_bytes()[:60])
     with pytest.raises(DyditError, match=r"2.png: not readable as an image"):
-        everything(open_folder(tmp_path), Preprocessor(None, 3))
+        everything(FolderImages(tmp_path), Preprocessor(None, 3))
     save(tmp_path, "2.png", noise(1, 400, 3))
     with pytest.raises(DyditError, match=r"2.png: 400 x 1 pixels, too long for a square; crop it"):
-        everything(open_folder(tmp_path), Preprocessor(None, 3))
+        everything(FolderImages(tmp_path), Preprocessor(None, 3))
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="this system has no FIFOs")
+def test_a_pipe_among_pictures_is_named(tmp_path: Path) -> None:
+    save(tmp_path, "1.png", noise(8, 8, 3))
+    os.mkfifo(tmp_path / "2.png")
+    with pytest.raises(DyditError, match=r"2.png: not readable as an image \(not a regular file\); replace it"):
+        everything(FolderImages(tmp_path), Preprocessor(None, 3))
 
 
 @pytest.mark.parametrize("writer", [np.savez, np.savez_compressed])
 def test_an_array_is_read_in_batches(tmp_path: Path, writer: Any) -> None:
     x = noise(11, 6, 6, 3)
     writer(tmp_path / "x.npz", x, np.arange(11) * 90)
-    images = open_npz(tmp_path / "x.npz")
+    images = NpzImages(tmp_path / "x.npz")
     pixels, sizes = everything(images, Preprocessor(None, 3))
     assert np.array_equal(pixels, x)
     assert sizes == [4, 4, 3]
@@ -168,7 +177,7 @@ def test_an_array_is_read_in_batches(tmp_path: Path, writer: Any) -> None:
 def test_what_is_no_array_of_images(tmp_path: Path, arrays: dict[str, NDArray[Any]], message: str) -> None:
     np.savez(tmp_path / "x.npz", **arrays)  # type: ignore[arg-type]
     with pytest.raises(DyditError) as caught:
-        open_npz(tmp_path / "x.npz")
+        NpzImages(tmp_path / "x.npz")
     assert message in str(caught.value)
 
 
@@ -176,18 +185,18 @@ def test_damaged_arrays(tmp_path: Path) -> None:
     path = tmp_path / "x.npz"
     path.write_bytes(b"not a zip")
     with pytest.raises(DyditError, match=r"not readable as \.npz"):
-        open_npz(path)
+        NpzImages(path)
     with zipfile.ZipFile(path, "w") as archive:
         archive.writestr("arr_0.npy", b"nonsense")
     with pytest.raises(DyditError, match="arr_0 is damaged"):
-        open_npz(path)
+        NpzImages(path)
     np.savez(tmp_path / "whole.npz", noise(5, 8, 8, 3))
     with zipfile.ZipFile(tmp_path / "whole.npz") as archive:
         short = archive.read("arr_0.npy")[:-100]
     with zipfile.ZipFile(path, "w") as archive:
         archive.writestr("arr_0.npy", short)
     with pytest.raises(DyditError, match="damaged: arr_0 ends after image 4"):
-        everything(open_npz(path), Preprocessor(None, 3))
+        everything(NpzImages(path), Preprocessor(None, 3))
     np.savez(tmp_path / "objects.npz", mu=np.array([{}], dtype=object), sigma=np.eye(1))
     with pytest.raises(DyditError, match=r"mu is damaged .*allow_pickle"):
         read_gaussians(tmp_path / "objects.npz")

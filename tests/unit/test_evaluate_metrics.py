@@ -16,7 +16,6 @@ from dydit_cli.evaluate.metrics import (
     Gaussian,
     Moments,
     frechet_distance,
-    gaussian_of,
     inception_score,
     manifold_radii,
     precision_recall,
@@ -30,6 +29,12 @@ def features(count: int, width: int, seed: int, shift: float = 0.0, scale: float
     generator = np.random.default_rng(seed)
     mixing = generator.normal(size=(width, width))
     return np.asarray(np.maximum(generator.normal(size=(count, width)) @ mixing, 0) * scale + shift)
+
+
+def gaussian_of(values: NDArray[Any]) -> Gaussian:
+    moments = Moments()
+    moments.add(values)
+    return moments.gaussian()
 
 
 def pair(a: Array, b: Array, k: int = 3) -> tuple[float | None, float | None]:

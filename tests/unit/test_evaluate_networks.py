@@ -6,7 +6,6 @@ import importlib.util
 import re
 import subprocess
 import sys
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -15,33 +14,29 @@ import pytest
 import torch
 from numpy.typing import NDArray
 
+from benchmarks import feature_training
 from dydit_cli.errors import DyditError
-from dydit_cli.evaluate import feature_training
 from dydit_cli.evaluate.evaluate import evaluate
-from dydit_cli.evaluate.feature_network import network_extractor, shipped
-from dydit_cli.evaluate.features import Features, Pixels, extract_features
+from dydit_cli.evaluate.feature_network import network_extractor, read_network, shipped
+from dydit_cli.evaluate.features import Extractor, Features, Pixels, extract_features
 from dydit_cli.evaluate.images import ArrayImages, real_images
 from dydit_cli.evaluate.inception import WEIGHTS_FILE, fidelity_module, inception_extractor
-from dydit_cli.evaluate.metrics import Gaussian, frechet_distance, gaussian_of, inception_score
+from dydit_cli.evaluate.metrics import Gaussian, frechet_distance, inception_score
+from tests.unit.test_evaluate_metrics import gaussian_of
 
 CPU = torch.device("cpu")
 
 
-@dataclass
-class StandIn:
-    """Inception's contract with random projections: 6 pool features, 5 spatial ones, 4 classes."""
+def random_features(pixels: Pixels) -> Features:
+    flat = pixels.reshape(len(pixels), -1)[:, :48] / np.float32(255)
+    generator = np.random.default_rng(0)
+    pool, spatial, logits = ((flat @ generator.normal(size=(48, n))).astype(np.float32) for n in (6, 5, 4))
+    odds = np.exp(logits)
+    return Features(pool, spatial, odds / odds.sum(axis=1, keepdims=True))
 
-    kind: str = "inception"
-    side: int | None = None
-    channels: int = 3
-    facts: dict[str, Any] = field(default_factory=lambda: {"features": "random"})
 
-    def __call__(self, pixels: Pixels) -> Features:
-        flat = pixels.reshape(len(pixels), -1)[:, :48] / np.float32(255)
-        generator = np.random.default_rng(0)
-        pool, spatial, logits = ((flat @ generator.normal(size=(48, n))).astype(np.float32) for n in (6, 5, 4))
-        odds = np.exp(logits)
-        return Features(pool, spatial, odds / odds.sum(axis=1, keepdims=True))
+# Inception's contract with random projections: 6 pool features, 5 spatial ones, 4 classes
+STAND_IN = Extractor("inception", None, None, 3, {"features": "random"}, random_features)
 
 
 def noise(count: int, seed: int, high: int = 256) -> Pixels:
@@ -55,8 +50,8 @@ def images(count: int, seed: int, high: int = 256) -> ArrayImages:
 def test_an_evaluation_puts_the_figures_together(tmp_path: Path) -> None:
     drawn, real = images(50, 1, 200), images(70, 2)
     np.savez(tmp_path / "ref.npz", real.pixels)
-    result = evaluate(drawn, tmp_path / "ref.npz", StandIn(), batch=16, device="cpu")
-    a, b = StandIn()(drawn.pixels), StandIn()(real.pixels)
+    result = evaluate(drawn, tmp_path / "ref.npz", STAND_IN, batch=16, device="cpu")
+    a, b = random_features(drawn.pixels), random_features(real.pixels)
     assert a.spatial is not None
     assert b.spatial is not None
     assert a.probabilities is not None
@@ -68,7 +63,7 @@ def test_an_evaluation_puts_the_figures_together(tmp_path: Path) -> None:
     assert any("50 images: the fewer, the higher the FID" in note for note in result.notes)
     # a narrow set: precise, and poor in recall
     precision, recall = result.figures["precision"], result.figures["recall"]
-    swapped = evaluate(real, tmp_path / "ref.npz", StandIn(), device="cpu").figures
+    swapped = evaluate(real, tmp_path / "ref.npz", STAND_IN, device="cpu").figures
     assert precision is not None
     assert recall is not None
     assert precision > recall
@@ -81,9 +76,9 @@ def test_stored_moments_stand_before_the_images_own(tmp_path: Path) -> None:
     drawn, some = images(40, 1), noise(20, 2)
     pool, spatial = Gaussian(np.ones(6), np.eye(6)), Gaussian(np.ones(5), np.eye(5))
     moments = {"mu": pool.mean, "sigma": pool.covariance, "mu_s": spatial.mean, "sigma_s": spatial.covariance}
-    features = StandIn()(drawn.pixels)
+    features = random_features(drawn.pixels)
     np.savez(tmp_path / "adm.npz", arr_0=some, **moments)  # type: ignore[arg-type]
-    result = evaluate(drawn, tmp_path / "adm.npz", StandIn(), device="cpu")
+    result = evaluate(drawn, tmp_path / "adm.npz", STAND_IN, device="cpu")
     assert result.protocol["reference_moments"] == "stored"
     assert result.figures["fid"] == pytest.approx(frechet_distance(gaussian_of(features.pool), pool), rel=1e-6)
     assert result.figures["sfid"] == pytest.approx(
@@ -93,7 +88,7 @@ def test_stored_moments_stand_before_the_images_own(tmp_path: Path) -> None:
     assert result.figures["precision"] is not None
 
     np.savez(tmp_path / "pool.npz", mu=pool.mean, sigma=pool.covariance)
-    bare = evaluate(drawn, tmp_path / "pool.npz", StandIn(), device="cpu")
+    bare = evaluate(drawn, tmp_path / "pool.npz", STAND_IN, device="cpu")
     assert bare.figures["fid"] == result.figures["fid"]
     assert [bare.figures[name] for name in ("sfid", "precision", "recall")] == [None, None, None]
     assert any("no mu_s and sigma_s: no sFID" in note for note in bare.notes)
@@ -102,39 +97,39 @@ def test_stored_moments_stand_before_the_images_own(tmp_path: Path) -> None:
 
     np.savez(tmp_path / "other.npz", mu=np.zeros(7), sigma=np.eye(7))
     with pytest.raises(DyditError, match="its moments are of 7 features and --features inception has 6"):
-        evaluate(drawn, tmp_path / "other.npz", StandIn(), device="cpu")
+        evaluate(drawn, tmp_path / "other.npz", STAND_IN, device="cpu")
 
 
 def test_a_reference_of_another_size_is_brought_to_the_samples(tmp_path: Path) -> None:
     big = np.random.default_rng(0).integers(0, 256, (9, 10, 10, 3)).astype(np.uint8)
     np.savez(tmp_path / "ref.npz", big)
-    protocol = evaluate(images(9, 1), tmp_path / "ref.npz", StandIn(), device="cpu").protocol
+    protocol = evaluate(images(9, 1), tmp_path / "ref.npz", STAND_IN, device="cpu").protocol
     assert (protocol["side"], protocol["resize"]) == (4, "none")
     assert "bicubic" in protocol["reference_resize"]
 
 
 def test_too_few_images_are_said(tmp_path: Path) -> None:
     np.savez(tmp_path / "ref.npz", noise(30, 2))
-    few = evaluate(images(3, 1), tmp_path / "ref.npz", StandIn(), device="cpu")
+    few = evaluate(images(3, 1), tmp_path / "ref.npz", STAND_IN, device="cpu")
     assert few.figures["recall"] is None
     assert few.figures["precision"] is not None
     assert any("3 samples for 6 features: their covariance is singular" in note for note in few.notes)
     assert any("recall needs more than 3 samples" in note for note in few.notes)
     with pytest.raises(DyditError, match="noise1: 1 image; a covariance needs 2 and more"):
-        evaluate(images(1, 1), tmp_path / "ref.npz", StandIn(), device="cpu")
+        evaluate(images(1, 1), tmp_path / "ref.npz", STAND_IN, device="cpu")
     with pytest.raises(DyditError, match="--features inception needs a --reference"):
-        evaluate(images(3, 1), None, StandIn(), device="cpu")
+        evaluate(images(3, 1), None, STAND_IN, device="cpu")
 
 
 @pytest.mark.parametrize(("name", "held_out", "size"), [("digits", "360", 500_000), ("glyphs", "2,604", 1_000_000)])
 def test_the_shipped_network_is_as_good_as_it_says(name: str, held_out: str, size: int) -> None:
-    extractor = network_extractor(name)
-    assert feature_training.accuracy(name, extractor.network) == extractor.accuracy >= 0.97
+    network, accuracy = read_network(name)
+    assert feature_training.accuracy(name, network) == accuracy >= 0.97
     card = (shipped(name) / "README.md").read_text()
     stated = re.search(rf"\*\*(\d+\.\d) %\*\* of the {held_out} held-out", card)
     assert stated
-    assert float(stated.group(1)) == pytest.approx(100 * extractor.accuracy, abs=0.05)
-    assert extractor.sha256 in card
+    assert float(stated.group(1)) == pytest.approx(100 * accuracy, abs=0.05)
+    assert network_extractor(name).facts["features_sha256"] in card
     assert sum(file.stat().st_size for file in shipped(name).iterdir()) < size
 
 
@@ -169,10 +164,10 @@ def test_a_spoiled_network_is_refused(tmp_path: Path) -> None:
         (tmp_path / file.name).write_bytes(file.read_bytes())
     (tmp_path / "features.json").write_text("{}")
     with pytest.raises(DyditError, match="not the digits' features"):
-        network_extractor("digits", tmp_path)
+        read_network("digits", tmp_path)
     (tmp_path / "features.json").write_bytes((shipped("digits") / "features.json").read_bytes())
     with pytest.raises(DyditError, match="not the glyphs' features"):
-        network_extractor("glyphs", tmp_path)
+        read_network("glyphs", tmp_path)
 
 
 FIDELITY = """
@@ -217,7 +212,7 @@ def fidelity(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def test_inception_features_are_in_adms_order(fidelity: Path) -> None:
     extractor = inception_extractor(fidelity, CPU)
     x = noise(2, 3)
-    features = extractor(x)
+    features = extractor.extract(x)
     weight = torch.load(fidelity)["Mixed_6d.branch1x1.weight"][:, :, 0, 0].numpy()
     maps = x.astype(np.float32) @ weight.T  # 2 4 4 9: rows, columns, channels
     assert features.spatial is not None
@@ -238,7 +233,7 @@ def test_mistakes_with_inception(fidelity: Path, tmp_path: Path, monkeypatch: py
         inception_extractor(None, CPU)
     (tmp_path / "hub" / "checkpoints").mkdir(parents=True)
     (tmp_path / "hub" / "checkpoints" / WEIGHTS_FILE).write_bytes(fidelity.read_bytes())
-    assert inception_extractor(None, CPU)(noise(2, 0)).pool.shape == (2, 9)
+    assert inception_extractor(None, CPU).extract(noise(2, 0)).pool.shape == (2, 9)
     torch.save({"other": torch.zeros(1)}, tmp_path / "other.pth")
     with pytest.raises(DyditError, match=r"other.pth: not torch-fidelity's weights-inception"):
         inception_extractor(tmp_path / "other.pth", CPU)
@@ -263,25 +258,27 @@ def test_the_real_torch_fidelity_on_random_weights(tmp_path: Path, monkeypatch: 
     torch.save(real("inception", ["2048"]).state_dict(), tmp_path / "random.pth")
     monkeypatch.undo()
     extractor = inception_extractor(tmp_path / "random.pth", CPU)
-    features = extractor(np.random.default_rng(0).integers(0, 256, (2, 64, 64, 3)).astype(np.uint8))
+    features = extractor.extract(np.random.default_rng(0).integers(0, 256, (2, 64, 64, 3)).astype(np.uint8))
     spatial: Any = features.spatial
     probabilities: Any = features.probabilities
     assert (features.pool.shape, spatial.shape, probabilities.shape) == ((2, 2048), (2, 2023), (2, 1008))
     assert spatial.min() >= 0  # mixed_6/conv is what comes after the ReLU
     pool: NDArray[np.float32] = features.pool
-    logits = pool @ extractor.network.fc.weight.T.numpy()  # type: ignore[operator, union-attr]
+    inception: Any = extractor.extract
+    logits = pool @ inception.network.fc.weight.T.numpy()
     np.testing.assert_allclose(probabilities, np.asarray(torch.from_numpy(logits).softmax(1)), rtol=1e-3)
 
 
 def test_the_training_script(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out = tmp_path / "network"
     facts = feature_training.write("digits", out, epochs=1)
-    assert network_extractor("digits", out).accuracy == facts["accuracy"]
+    assert read_network("digits", out)[1] == facts["accuracy"]
     assert (facts["epochs"], facts["held_out"], facts["training"]) == (1, 360, 1437)
-    done = subprocess.run([sys.executable, "-m", feature_training.__name__], capture_output=True, text=True)
-    usage = "usage: python -m dydit_cli.evaluate.feature_training {digits,glyphs} DIR\n"
-    assert (done.returncode, done.stderr) == (2, usage)
-    assert feature_training.main(["cats", str(out)]) == 2
-    assert capsys.readouterr().err == usage
-    assert feature_training.main(["digits", str(out)]) == 2
-    assert capsys.readouterr().err == f"error: {out}: already exists; choose another name\n"
+    done = subprocess.run([sys.executable, feature_training.__file__], capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (2, "usage: python benchmarks/feature_training.py NAME DIR\n")
+    for name, folder, message in (
+        ("cats", tmp_path / "new", "error: no data set 'cats'; choose one of digits, fashion, glyphs, idx:PATH, "),
+        ("digits", out, f"error: {out}: "),
+    ):
+        assert feature_training.main([name, str(folder)]) == 2
+        assert capsys.readouterr().err.startswith(message)

@@ -14,15 +14,14 @@ from hypothesis import strategies as st
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from dydit_cli.flops import analytic
 from dydit_cli.flops.executed import FREE, Executed, count_executed
 from dydit_cli.flops.fvcore import count
 from dydit_cli.flops.published import StaticCount, count_size, static_table
-from dydit_cli.model.config import DiTConfig, DyDiTConfig, named_config
-from dydit_cli.model.dit import DiT
-from dydit_cli.model.dydit import DyDiT
+from dydit_cli.model import macs as analytic
+from dydit_cli.model.execution import SparseModel
+from dydit_cli.model.families import build_model, named_config
+from dydit_cli.model.families.dit import DiT, DiTConfig, DyDiT, DyDiTConfig
 from dydit_cli.model.routing import Routing
-from dydit_cli.model.sparse import SparseDyDiT
 from tests.conftest import TINY, inputs, randomize
 
 
@@ -32,6 +31,17 @@ def test_static_sizes_match_the_published_table(count: StaticCount) -> None:
     found = count.macs_norms_once / 1e9
     assert count.published_giga in (round(found, 2), math.floor(found * 100) / 100)
     assert sum(count.parts.values()) == count.macs == analytic.static_macs(named_config(count.model))
+
+
+@pytest.mark.parametrize("count", static_table(), ids=lambda count: count.model)
+def test_static_sizes_are_those_of_the_built_models(count: StaticCount) -> None:
+    config = named_config(count.model)
+    with torch.device("meta"):
+        assert build_model(config).num_parameters() == count.parameters
+    blocks = analytic.block_macs(Routing.all_on(config, 1), config)
+    for part in ("attention", "mlp", "modulation", "norms"):
+        assert getattr(blocks, part).sum() == count.parts[part]
+    assert count.parts["frame"] == config.embed_and_head_macs()
 
 
 def test_the_published_figures_of_xl() -> None:
@@ -79,7 +89,7 @@ def test_sparse_model_equals_fvcore_and_torch(
     )
     model = randomize(DyDiT(config), seed)
     assert isinstance(model, DyDiT)
-    sparse = SparseDyDiT(model)
+    sparse = SparseModel(model)
     x, _, y = inputs(config, batch, seed)
     t = torch.full((batch,), timestep)
     _, routing = sparse(x, t, y, return_routing=True)
@@ -87,15 +97,15 @@ def test_sparse_model_equals_fvcore_and_torch(
     # the timestep embedding and the width routers are the same for the whole batch: run once, counted once a sample
     shared = 256 * config.hidden_size + config.hidden_size**2
     routers = 2 * config.hidden_size * config.router_rows * depth
-    sparse.forget()  # adaLN's rows of this timestep: to be computed again where they are counted
+    sparse.clear()  # adaLN's rows of this timestep: to be computed again where they are counted
     total, unsupported = count(sparse, (x, t, y))
     assert total + (batch - 1) * shared + batch * routers == by_formula.sum().item()
     assert {name.removeprefix("aten::") for name in unsupported} <= FREE
 
-    sparse.forget()
+    sparse.clear()
     assert count_executed(sparse, x, t, y) == (total, Counter())  # the same, seen as it runs
 
-    sparse.forget()
+    sparse.clear()
     with FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH):
         sparse(x, t, y)
     norms = analytic.block_macs(routing, config).norms.sum().item()

@@ -78,12 +78,12 @@ def test_a_class_shows_its_character() -> None:
     assert mean[8:].sum() > mean[:8].sum()
 
 
-def test_the_judge_tells_them_apart() -> None:
-    judge, held_out = classifier("glyphs"), load_glyphs_split(held_out=True)
-    assert 0.98 <= judge.accuracy < 1
+def test_the_classifier_tells_them_apart() -> None:
+    known, held_out = classifier("glyphs"), load_glyphs_split(held_out=True)
+    assert 0.98 <= known.accuracy < 1
     few = torch.arange(0, len(held_out), 20)
-    assert judge.recognised(held_out.images[few], held_out.labels[few]) > 0.95
-    assert judge.recognised(held_out.images[few], (held_out.labels[few] + 1) % 62) < 0.05
+    assert known.class_accuracy(held_out.images[few], held_out.labels[few]) > 0.95
+    assert known.class_accuracy(held_out.images[few], (held_out.labels[few] + 1) % 62) < 0.05
 
 
 def test_mistakes_are_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -12,7 +12,7 @@ import torch
 from dydit_cli.data.imagefolder import ImageFolder
 from dydit_cli.data.latents import LatentData
 from dydit_cli.data.vae import load_encoder
-from dydit_cli.model.config import DiTConfig
+from dydit_cli.model.families.dit import DiTConfig
 from tests.datasets import LATENTS, refusal
 
 

@@ -15,16 +15,15 @@ from dydit_cli.artifacts.losses import Losses, mean_and_error
 from dydit_cli.checkpoint.checkpoint import Checkpoint
 from dydit_cli.checkpoint.native import write
 from dydit_cli.cli.app import app
-from dydit_cli.cli.losses import parse_timesteps
 from dydit_cli.data.digits import load_digits_split
 from dydit_cli.diffusion.objective import loss_terms
-from dydit_cli.diffusion.schedule import TRAIN_STEPS, linear_schedule
+from dydit_cli.diffusion.process import GaussianDiffusion
+from dydit_cli.diffusion.schedule import linear_schedule
 from dydit_cli.errors import DyditError
-from dydit_cli.evaluate.timestep_loss import LossSettings, chosen, distinct, measure_losses
+from dydit_cli.evaluate.options import LossSettings, parse_timesteps
+from dydit_cli.evaluate.timestep_loss import check_maps, chosen, distinct, measure_losses
 from dydit_cli.figures.losses import loss_gap_table
-from dydit_cli.model.config import DiTConfig, DyDiTConfig
-from dydit_cli.model.dit import DiT
-from dydit_cli.model.dydit import DyDiT
+from dydit_cli.model.families.dit import DiT, DiTConfig, DyDiT, DyDiTConfig
 from tests.conftest import randomize
 
 CONFIG = DiTConfig(input_size=8, patch_size=2, in_channels=1, hidden_size=24, depth=2, num_heads=3, num_classes=10)
@@ -135,13 +134,17 @@ def test_what_is_no_folder_of_losses_is_named(measured: Losses, tmp_path: Path) 
 
 def test_what_cannot_be_measured_is_named(static: Path, tmp_path: Path) -> None:
     write(Checkpoint.of(DiT(DiTConfig(input_size=4, hidden_size=24, depth=1, num_heads=3)), []), tmp_path / "latent")
+    ddpm = GaussianDiffusion()
     for message, act in (
         ("no checkpoint to measure losses of", lambda: measure_losses([])),
         ("data set digits has 1 channels and the model 4", lambda: measure_losses([static, tmp_path / "latent"])),
         ("map noises 0: take at least 1", lambda: LossSettings(map_noises=0)),
-        (f"no timestep {TRAIN_STEPS} to draw maps at: the schedule has 0 to 999", lambda: LossSettings(maps_at=(TRAIN_STEPS,))),
-        ("no timesteps to draw maps at", lambda: LossSettings(maps_at=())),
-        ("1001 sampling steps: the schedule has 1000", lambda: LossSettings(timesteps=1001)),
+        (
+            "no timestep 1000 to draw maps at: the schedule has 0 to 999",
+            lambda: check_maps(LossSettings(maps_at=(1000,)), ddpm),
+        ),
+        ("no timesteps to draw maps at", lambda: check_maps(LossSettings(maps_at=()), ddpm)),
+        ("1001 timesteps; measure at 1 to 1000", lambda: LossSettings(timesteps=1001)),
         ("--maps-at 5;6: write timesteps, for instance 20,100,500", lambda: parse_timesteps("5;6")),
     ):
         with pytest.raises(DyditError, match=message):

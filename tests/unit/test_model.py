@@ -8,9 +8,8 @@ import pytest
 import torch
 
 from dydit_cli.errors import DyditError
-from dydit_cli.model.config import NAMED_SIZES, DiTConfig, DyDiTConfig, config_from_dict, named_config
-from dydit_cli.model.dit import DiT
-from dydit_cli.model.dydit import DyDiT, is_router
+from dydit_cli.model.families import config_from_dict, named_config, named_sizes
+from dydit_cli.model.families.dit import DiT, DiTConfig, DyDiT, DyDiTConfig
 from dydit_cli.model.routers import gate
 from tests.conftest import TINY, inputs, randomize
 
@@ -76,7 +75,7 @@ def test_gradients_reach_every_router(tiny_dynamic: DyDiT, objective: str) -> No
     masks = (routing.heads, routing.groups, routing.tokens)
     loss = out.square().mean() if objective == "output" else torch.stack([mask.mean() for mask in masks]).sum()
     loss.backward()
-    routers = [(name, p) for name, p in tiny_dynamic.named_parameters() if is_router(name)]
+    routers = [(name, p) for name, p in tiny_dynamic.named_parameters() if tiny_dynamic.config.is_router(name)]
     assert len(routers) == 8 * TINY.depth
     for name, p in routers:
         assert p.grad is not None, name
@@ -132,7 +131,7 @@ def test_fresh_models_output_zero() -> None:
     assert DiT(TINY)(*inputs(TINY)).abs().max() == 0
 
 
-@pytest.mark.parametrize("name", NAMED_SIZES)
+@pytest.mark.parametrize("name", named_sizes())
 def test_named_sizes(name: str) -> None:
     config = named_config(name)
     assert config.size_name == name

@@ -13,20 +13,19 @@ import torch
 
 from dydit_cli.checkpoint.checkpoint import Checkpoint
 from dydit_cli.checkpoint.export import export
-from dydit_cli.checkpoint.infer import Hints, infer
 from dydit_cli.checkpoint.native import write
-from dydit_cli.checkpoint.read import LoadOptions, read
+from dydit_cli.checkpoint.options import LoadOptions
+from dydit_cli.checkpoint.read import read
 from dydit_cli.compress.convert import convert
 from dydit_cli.errors import DyditError
-from dydit_cli.flops import analytic
 from dydit_cli.flops.executed import count_executed
 from dydit_cli.flops.fvcore import count
-from dydit_cli.model.config import DiTConfig, DyDiTConfig, config_from_dict, named_config
-from dydit_cli.model.dit import DiT
-from dydit_cli.model.dydit import DyDiT
+from dydit_cli.model import macs as analytic
+from dydit_cli.model.execution import SparseModel
+from dydit_cli.model.families import Hints, build_model, config_from_dict, named_config
+from dydit_cli.model.families.dit import DiT, DiTConfig, DyDiT, DyDiTConfig, infer
+from dydit_cli.model.options import WeightAccess
 from dydit_cli.model.routing import Routing
-from dydit_cli.model.sparse import SparseDyDiT
-from dydit_cli.model.weight_cache import WeightAccess
 from tests.conftest import TINY, inputs, randomize
 
 NARROW = replace(TINY, num_heads=2, attention_width=16, mlp_width=50)
@@ -51,6 +50,7 @@ def test_a_narrow_configuration_comes_back() -> None:
 
 def test_a_narrow_model_takes_no_published_name() -> None:
     whole = named_config("DiT-XL/2")
+    assert isinstance(whole, DiTConfig)
     assert replace(whole, mlp_width=2304).size_name == "DiT-28x1152/2, 16 heads of 72, MLP 2304"
     half = replace(whole, num_heads=8, attention_width=576, mlp_width=2304)
     assert half.size_name == "DiT-28x1152/2, 8 heads of 72, MLP 2304"
@@ -97,7 +97,7 @@ def test_a_narrow_dydit_runs_sparse_as_under_masks() -> None:
     masked, routing = model(x, t, y, return_routing=True)
     assert 0 < routing.heads.mean() < 1
     for access in get_args(WeightAccess):
-        sparse, same = SparseDyDiT(model, access=access)(x, t, y, return_routing=True)
+        sparse, same = SparseModel(model, access=access)(x, t, y, return_routing=True)
         assert torch.equal(same.heads, routing.heads)
         assert (sparse - masked).abs().max() < 1e-4
     ratio = analytic.flops_ratio(routing, config)
@@ -134,9 +134,9 @@ def test_a_narrow_state_dict_is_read_back(narrow_folder: Path, tmp_path: Path) -
 
 
 def test_heads_of_a_pruned_published_size_are_as_wide_as_before() -> None:
-    config = replace(named_config("DiT-S/2"), num_heads=3, attention_width=192, mlp_width=700)
+    config = named_config("DiT-S/2").narrowed(3, 700)
     with torch.device("meta"):
-        inferred = infer(DiT(config).state_dict(), Hints())
+        inferred = infer(build_model(config).state_dict(), Hints())
     assert inferred.config == config
     assert "3 heads as wide as DiT-S's" in inferred.notes
 

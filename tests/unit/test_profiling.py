@@ -17,15 +17,14 @@ from dydit_cli.checkpoint.checkpoint import Checkpoint
 from dydit_cli.checkpoint.native import write
 from dydit_cli.checkpoint.read import read
 from dydit_cli.diffusion.generate import cycle_labels, generate
-from dydit_cli.diffusion.sampler import SamplerSettings
+from dydit_cli.diffusion.options import SamplerSettings
 from dydit_cli.errors import DyditError
 from dydit_cli.figures.base import all_figures
 from dydit_cli.figures.maps import displayable
 from dydit_cli.figures.tokens import token_share
 from dydit_cli.figures.visualize import visualize
-from dydit_cli.flops import analytic
-from dydit_cli.model.dit import DiT
-from dydit_cli.model.dydit import DyDiT
+from dydit_cli.model import macs as analytic
+from dydit_cli.model.families.dit import DiT, DyDiT
 from dydit_cli.pixels import make_grid, picture, to_pixels
 from dydit_cli.profiling.profile import names_of, profile
 from dydit_cli.profiling.width import profile_width
@@ -162,13 +161,13 @@ def test_calls_that_ran_count_what_the_formula_says(checkpoint: Path, cfg: float
 
 
 def test_a_wrong_formula_is_noticed(checkpoint: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("dydit_cli.profiling.record.plan_macs", lambda config, timesteps: 1)
+    monkeypatch.setattr("dydit_cli.model.execution.plan_macs", lambda config, timesteps: 1)
     assert not profile(checkpoint, images=1, settings=SHORT, device="cpu").summary["counters_agree"]
 
 
 def test_blocks_and_images_add_up_to_the_timesteps(profiled: Profile, tiny_dynamic: DyDiT) -> None:
     table, blocks, images = profiled.table, profiled.blocks, profiled.images
-    frame = analytic.embed_and_head_macs(tiny_dynamic.config)
+    frame = tiny_dynamic.config.embed_and_head_macs()
     assert len(blocks) == 4 * 3 * 2
     by_step = blocks.groupby("step")["total_macs"].sum() / 2 + frame
     assert by_step.to_list() == pytest.approx(table["dynamic_macs"].to_list())

@@ -15,6 +15,7 @@ from dydit_cli.checkpoint.checkpoint import Checkpoint
 from dydit_cli.checkpoint.native import write
 from dydit_cli.checkpoint.read import read
 from dydit_cli.compress.criteria import (
+    CRITERIA,
     BatchLosses,
     CalibrationData,
     Scores,
@@ -22,16 +23,17 @@ from dydit_cli.compress.criteria import (
     diff,
     magnitude,
     random,
-    spread_timesteps,
     structure_sums,
     structured,
     taylor,
 )
-from dydit_cli.compress.prune import CRITERIA, chosen, narrowed, narrower, prune
+from dydit_cli.compress.prune import chosen, narrower, prune
+from dydit_cli.compress.structures import narrowed
 from dydit_cli.data.dataset import ImageData
+from dydit_cli.diffusion.process import GaussianDiffusion
 from dydit_cli.errors import DyditError
-from dydit_cli.model.config import DiTConfig
-from dydit_cli.model.dit import DiT
+from dydit_cli.model.families import build_model
+from dydit_cli.model.families.dit import DiT, DiTConfig
 from tests.conftest import TINY, inputs, randomize
 
 # one block of two heads of width 2 and three channels
@@ -117,7 +119,7 @@ def test_taylor_is_the_slope_of_the_loss_along_a_structure() -> None:
     def loss() -> float:
         losses = BatchLosses(model, EVIDENCE)
         x0, y = next(losses.batches())
-        t = spread_timesteps(len(y), losses.generator)
+        t = losses.process.spread(len(y), losses.generator)
         return losses.at(x0, y, t, losses.noise(x0)).loss.mean().item()
 
     own = structured(model)
@@ -150,7 +152,7 @@ def test_taylor_is_the_mean_over_batches() -> None:
     losses = BatchLosses(model, replace(EVIDENCE, batches=3))
     total = torch.zeros(())
     for x0, y in losses.batches():
-        t = spread_timesteps(len(y), losses.generator)
+        t = losses.process.spread(len(y), losses.generator)
         losses.at(x0, y, t, losses.noise(x0)).loss.mean().backward()
         weights = structured(model)
         changes = {name: p.detach() * p.grad for name, p in weights.items() if p.grad is not None}
@@ -186,7 +188,7 @@ def test_timesteps_with_little_loss_are_left_out() -> None:
 
 
 def test_timesteps_are_spread_over_the_schedule() -> None:
-    t = spread_timesteps(8, torch.Generator().manual_seed(0))
+    t = GaussianDiffusion().spread(8, torch.Generator().manual_seed(0))
     assert (t // 125).tolist() == list(range(8))
 
 
@@ -200,7 +202,7 @@ def test_what_has_no_part_in_the_output_goes_first(method: str, tiny_static: DiT
                 p.view(3, 3, 8)[:, 1] = 0
             if name == "blocks.1.attn.proj.weight":
                 p[:, 8:16] = 0
-    scores = CRITERIA[method](tiny_static, EVIDENCE)  # type: ignore[index]
+    scores = CRITERIA[method].score(tiny_static, EVIDENCE)
     assert scores.heads[1, 1] == 0
     heads, _ = chosen(scores, narrower(TINY, 0.6))
     assert heads[1].tolist() == [0, 2]
@@ -220,7 +222,7 @@ def test_the_mlp_makes_up_for_whole_heads(keep: float) -> None:
     N, C = 64, 96
     whole = DiTConfig(input_size=8, patch_size=1, in_channels=1, hidden_size=C, depth=2, num_heads=6, num_classes=10)
     config = narrower(whole, keep)
-    A, F = config.attention_hidden, config.mlp_hidden
+    A, F = config.head_dim * config.num_heads, config.mlp_hidden
     assert (config.num_heads, A) == (round(6 * keep), 16 * round(6 * keep))
     macs, all_macs = (4 * N * C * a + 2 * N * N * a + 2 * N * C * f for a, f in ((A, F), (96, 384)))
     assert abs(macs - keep * all_macs) <= N * C
@@ -238,11 +240,11 @@ def test_what_cannot_be_kept_is_refused() -> None:
 @pytest.mark.parametrize("method", CRITERIA)
 def test_the_pruned_model_is_the_original_with_the_others_at_zero(method: str) -> None:
     original = randomize(DiT(TINY)).double()
-    scores = CRITERIA[method](original, EVIDENCE)  # type: ignore[index]
+    scores = CRITERIA[method].score(original, EVIDENCE)
     config = narrower(TINY, 0.6)
     heads, channels = chosen(scores, config)
-    pruned = DiT(config).double().eval()
-    pruned.load_state_dict(narrowed(original.state_dict(), TINY, heads, channels))
+    pruned = build_model(config).double().eval()
+    pruned.load_state_dict(narrowed(original.state_dict(), TINY, {"heads": list(heads), "groups": list(channels)}))
     with torch.no_grad():
         for i in range(TINY.depth):
             gone = sorted({*range(3)} - {*heads[i].tolist()})
@@ -266,8 +268,9 @@ def test_a_pruned_folder_holds_the_kept_weights_bit_for_bit(static_folder: Path,
     report = prune(static_folder, tmp_path / "pruned", method="random", keep=0.6, seed=4)
     back = read(tmp_path / "pruned")
     heads, channels = chosen(random(tiny_static, CalibrationData(seed=4)), narrower(TINY, 0.6))
-    expected = narrowed(tiny_static.state_dict(), TINY, heads, channels)
+    expected = narrowed(tiny_static.state_dict(), TINY, {"heads": list(heads), "groups": list(channels)})
     assert back.config == narrower(TINY, 0.6)
+    assert isinstance(back.config, DiTConfig)
     assert (back.config.num_heads, back.config.attention_width, back.config.mlp_width) == (2, 16, report.mlp_width)
     assert back.weights.keys() == expected.keys()
     assert all(torch.equal(w, expected[name]) for name, w in back.weights.items())
@@ -302,7 +305,7 @@ def test_criteria_that_look_at_data_are_deterministic(method: str, tmp_path: Pat
     work: Counter[str] = Counter()
     for name, seed in (("a", 0), ("b", 0), ("c", 1)):
         prune(
-            tmp_path / "static", tmp_path / name, method=method, seed=seed, batches=2, batch_size=4, timesteps=3,  # type: ignore[arg-type]
+            tmp_path / "static", tmp_path / name, method=method, seed=seed, batches=2, batch_size=4, timesteps=3,
             device="cpu", on_stage=lambda what, total, unit: work.update(total=total), on_work=lambda n: work.update(done=n),
         )  # fmt: skip
     weights = {name: (tmp_path / name / "model.safetensors").read_bytes() for name in "abc"}
@@ -320,7 +323,7 @@ def test_mistakes_are_one_line_and_nothing_is_written(static_folder: Path, tmp_p
         ({"method": "diff", "timesteps": 1001}, "1001 timesteps; choose 1 to 1000"),
         ({"method": "diff", "threshold": 1.5}, "threshold 1.5; it is a share of the largest loss, from 0 to 1"),
         ({"method": "taylor", "data": "cats"}, "no data set 'cats'"),
-        ({"method": "taylor"}, "data set digits has 8 pixels a side and the model 4"),
+        ({"method": "taylor"}, "the model has no record of what it was trained on; name data with --data"),
     ):
         with pytest.raises(DyditError) as error:
             prune(static_folder, out, **arguments)

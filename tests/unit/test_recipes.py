@@ -10,19 +10,16 @@ from pathlib import Path
 
 import pytest
 import torch
-import typer.main
 
 from dydit_cli.artifacts.run import StepMetrics
 from dydit_cli.checkpoint.checkpoint import Checkpoint
 from dydit_cli.checkpoint.native import write
 from dydit_cli.checkpoint.read import read
-from dydit_cli.cli.app import app
+from dydit_cli.cli.app import load
 from dydit_cli.data.dataset import ImageData
-from dydit_cli.data.load import BUNDLED, split_name
+from dydit_cli.data.load import find_source
 from dydit_cli.errors import DyditError
-from dydit_cli.model.config import DiTConfig, DyDiTConfig
-from dydit_cli.model.dit import DiT
-from dydit_cli.model.dydit import DyDiT
+from dydit_cli.model.families.dit import DiT, DiTConfig, DyDiT, DyDiTConfig
 from dydit_cli.recipe_files import read_merged
 from dydit_cli.studies.recipe import read_study
 from dydit_cli.studies.study import study
@@ -62,9 +59,7 @@ def option(arguments: list[str], name: str) -> str | None:
 def test_a_recipe_names_the_command_that_runs_it(path: Path) -> None:
     name, arguments = command_of(path)
     assert str(path.relative_to(ROOT)) in arguments
-    group = typer.main.get_command(app)
-    command = group.commands[name]  # type: ignore[attr-defined]
-    command.make_context(name, list(arguments))  # an option that is not there is an error
+    load(name).make_context(name, list(arguments))  # an option that is not there is an error
     if path in RECIPES:
         assert (name == "pretrain") == (read_recipe(path).model is not None)
 
@@ -75,7 +70,7 @@ def test_a_recipe_runs_two_steps_on_a_shrunken_model(path: Path) -> None:
     recipe, full = with_settings(with_steps(read_recipe(path), 2), {"train.batch_size": 8}), read_recipe(path)
     if full.routing.complete_steps:
         recipe = with_settings(recipe, {"routing.complete_steps": 1})
-    channels = 1 if split_name(recipe.data)[0] in BUNDLED else 4
+    channels = 4 if find_source(recipe.data)[0].takes_path else 1
     classes = int(option(arguments, "--num-classes") or 10)
     config = replace(SHRUNKEN, in_channels=channels, num_classes=classes)
     generator = torch.Generator().manual_seed(0)

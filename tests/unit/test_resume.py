@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+import multiprocessing
 import resource
 import shlex
 import shutil
 import signal
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -20,10 +22,11 @@ from dydit_cli.checkpoint.read import read
 from dydit_cli.cli.app import app
 from dydit_cli.cli.training import Display
 from dydit_cli.errors import DyditError
+from dydit_cli.train import run as training
 from dydit_cli.train.loop import TrainResult
 from dydit_cli.train.recipe import Recipe, recipe_from_dict, with_settings
 from dydit_cli.train.run import finetune, pretrain, resume
-from dydit_cli.train.run_folder import StateFolder
+from dydit_cli.train.run_folder import RunFolder, claim
 from tests.kill_resume import RECIPE, kill_and_resume, make_start, result_of
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -110,7 +113,7 @@ def test_the_log_of_steps_that_will_be_repeated_is_cut(start: Path, calm: Path, 
     shutil.rmtree(out / "state" / "step-00000008")  # as after a kill in the ninth step, with one line half-written
     with open(out / "metrics.jsonl", "a") as log:
         log.write('{"step": 9, "lo')
-    assert StateFolder(out).steps() == [6]
+    assert RunFolder(out).states.steps() == [6]
     run(start, out)
     assert result_of(out) == result_of(calm)
 
@@ -154,8 +157,21 @@ def test_a_kill_before_anything_was_saved_begins_again(start: Path, calm: Path, 
     (out / ".recipe.json.x.tmp.json").write_text("{")
     (out / "recipe.json").write_text("{}")
     (out / ".state.x.tmp").mkdir()
+    (out / "state").mkdir()
+    (out / "state" / ".run.json.x.tmp.json").write_text("{")
     run(start, out)
     assert result_of(out) == result_of(calm)
+
+
+@pytest.mark.parametrize("name", ["state/novel.txt", "statement.txt", "recipe.json.bak"])
+def test_what_only_looks_like_a_beginning_is_left_alone(start: Path, tmp_path: Path, name: str) -> None:
+    file = tmp_path / "out" / name
+    file.parent.mkdir(parents=True)
+    file.write_text("mine")
+    with pytest.raises(DyditError, match="already exists; choose another name"):
+        run(start, tmp_path / "out")
+    assert file.read_text() == "mine"
+    assert len(list((tmp_path / "out").rglob("*"))) == len(Path(name).parts)
 
 
 @pytest.mark.parametrize(
@@ -171,12 +187,12 @@ def test_a_kill_before_anything_was_saved_begins_again(start: Path, calm: Path, 
     ],
 )
 def test_another_recipe_is_refused(start: Path, tmp_path: Path, settings: dict[str, Any], message: str) -> None:
-    run(start, tmp_path / "out", 2)
+    run(start, tmp_path / "out", 5)
     with pytest.raises(DyditError) as error:
         run(start, tmp_path / "out", recipe=a_recipe(**settings))
     assert message in str(error.value)
     assert "\n" not in str(error.value)
-    assert StateFolder(tmp_path / "out").steps() == [2]
+    assert RunFolder(tmp_path / "out").states.steps() == [5, 3]
 
 
 def test_other_weights_are_refused_and_moved_ones_are_not(start: Path, calm: Path, tmp_path: Path) -> None:
@@ -191,7 +207,7 @@ def test_other_weights_are_refused_and_moved_ones_are_not(start: Path, calm: Pat
 def test_force_starts_anew(start: Path, tmp_path: Path) -> None:
     run(start, tmp_path / "out", 8)
     run(start, tmp_path / "out", 2, a_recipe(train__seed=5), force=True)
-    assert StateFolder(tmp_path / "out").steps() == [2]
+    assert RunFolder(tmp_path / "out").states.steps() == [2]
     assert len((tmp_path / "out" / "metrics.jsonl").read_text().splitlines()) == 2
 
 
@@ -233,7 +249,7 @@ def test_a_full_disk_is_one_line_and_keeps_the_last_state(start: Path, calm: Pat
     ):
         run(start, out)
     assert "\n" not in str(error.value)
-    assert StateFolder(out).steps() == [5, 3]
+    assert RunFolder(out).states.steps() == [5, 3]
     assert not list((out / "state").glob(".*"))
     run(start, out)
     assert result_of(out) == result_of(calm)
@@ -246,7 +262,7 @@ def test_the_guard_stops_saved_with_its_reason(start: Path, tmp_path: Path) -> N
         run(start, out, recipe=recipe)
     assert "100 steps in a row had a gradient norm over 1e-09 or not finite; lower train.lr" in str(error.value)
     assert str(error.value).endswith(f"step 100 is saved in {out}")
-    assert StateFolder(out).steps() == [100]
+    assert RunFolder(out).states.steps() == [100]
     assert read(out).lineage[-1]["steps"] == 100
     assert run(start, out, recipe=recipe).skipped == 150  # another hundred are not over
 
@@ -281,6 +297,148 @@ def test_a_signal_says_how_to_continue(
     assert f"continuing {out} after step 3 of 8" in again.stderr
     assert "images/s" in again.stdout
     assert result_of(out) == result_of(tmp_path / "calm")
+
+
+CALIBRATED = {"routing__calibrate": True, "calibration__steps": 2}
+
+
+def test_a_kill_before_calibrating_loses_nothing(start: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The run is not finished before it is calibrated: neither the command nor --resume take it for one."""
+    assert run(start, tmp_path / "calm", recipe=a_recipe(**CALIBRATED)).calibration is not None
+
+    def killed(*arguments: object, **options: object) -> None:
+        raise KeyboardInterrupt
+
+    for name, again in (
+        ("command", lambda out: run(start, out, recipe=a_recipe(**CALIBRATED))),
+        ("resume", lambda out: resume(out, device="cpu")),
+    ):
+        out = tmp_path / name
+        with monkeypatch.context() as patched:
+            patched.setattr(training, "calibrate", killed)
+            with pytest.raises(KeyboardInterrupt):
+                run(start, out, recipe=a_recipe(**CALIBRATED))
+        assert not (out / "config.json").exists()
+        result = again(out)
+        assert (result.steps, result.calibration is not None) == (STEPS, True)
+        assert result_of(out) == result_of(tmp_path / "calm")
+        assert [entry["action"] for entry in read(out).lineage] == ["finetune", "calibrate"]
+        assert not (out / "state").exists()
+
+
+def test_an_unfinished_run_may_still_be_calibrated(start: Path, tmp_path: Path) -> None:
+    """And so may one that an older dydit began, whose run.json says nothing of it."""
+    run(start, tmp_path / "calm", recipe=a_recipe(**CALIBRATED))
+    out = tmp_path / "out"
+    run(start, out, 5)
+    file = out / "state" / "run.json"
+    facts = {name: value for name, value in json.loads(file.read_text()).items() if "calibrat" not in name}
+    file.write_text(json.dumps({name: value for name, value in facts.items() if name != "routing.tokens"}))
+    run(start, out, recipe=a_recipe(**CALIBRATED))
+    assert result_of(out) == result_of(tmp_path / "calm")
+
+
+def longer(steps: int, **settings: object) -> Recipe:
+    """Nothing in it depends on when the run ends, and the last state is kept."""
+    fixed = {"train__lr_schedule": "constant", "train__lr_warmup_steps": 1, "routing__noise_off_steps": 0}
+    return a_recipe(train__steps=steps, **{**fixed, "train__keep_state": True, **settings})
+
+
+def test_a_finished_run_can_be_given_more_steps(start: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    run(start, tmp_path / "long", recipe=longer(6))
+    assert run(start, out, recipe=longer(4)).steps == 4
+    kept = [path.name for path in (out / "last-state").iterdir()]
+    assert sorted(kept) == ["run.json", "step-00000004"]
+    assert not (out / "state").exists()
+    for again in (lambda: resume(out), lambda: run(start, out, recipe=longer(4))):
+        with pytest.raises(DyditError, match=r"holds no unfinished run|already exists"):
+            again()
+    result = dydit("finetune", "--resume", out, "--steps", 6, "--device", "cpu")
+    assert result.exit_code == 0, result.output
+    assert f"continuing {out} after step 4 of 6" in result.stderr
+    assert result_of(out) == result_of(tmp_path / "long")
+    assert read(out).lineage[-1]["steps"] == json.loads((out / "recipe.json").read_text())["train"]["steps"] == 6
+
+
+def test_more_steps_by_the_same_call_and_of_an_unfinished_run(start: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    run(start, tmp_path / "long", recipe=longer(8))
+    run(start, out, 2, recipe=longer(4))
+    assert resume(out, steps=6, device="cpu").steps == 6
+    assert run(start, out, 7, recipe=longer(8)).interrupted
+    run(start, out, recipe=longer(8))
+    assert result_of(out) == result_of(tmp_path / "long")
+
+
+@pytest.mark.parametrize(
+    ("settings", "steps", "message"),
+    [
+        ({"train__lr_schedule": "cosine"}, 9, "train.steps 5, and now it is 9: its learning rate falls to 0"),
+        ({"routing__noise_off_steps": 2}, 9, "its routers' noise fades over the last 2 steps (routing.noise_off_steps)"),
+        ({}, 3, "train.steps 5, and now it is 3: 5 steps are taken already"),
+        ({"train__keep_state": False}, 9, "holds no state to take more steps from; a run keeps its last one with --set"),
+    ],
+)
+def test_what_would_not_be_the_longer_run_is_refused(
+    start: Path, tmp_path: Path, settings: dict[str, Any], steps: int, message: str
+) -> None:
+    out = tmp_path / "out"
+    run(start, out, recipe=longer(5, **settings))
+    before = result_of(out)
+    refused = dydit("finetune", "--resume", out, "--steps", steps)
+    assert (refused.exit_code, refused.stdout, refused.stderr.count("\n")) == (2, "", 1)
+    assert message in refused.stderr
+    assert result_of(out) == before
+
+
+def test_a_kept_state_that_is_damaged_is_not_taken_for_none(start: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    run(start, out, recipe=longer(2))
+    truncate(out / "last-state" / "step-00000002" / "tensors.safetensors")
+    with pytest.raises(DyditError, match="its state is damaged; start anew with --force"):
+        resume(out, steps=4, device="cpu")
+    run(start, out, recipe=longer(1, train__keep_state=False), force=True)
+    assert not (out / "last-state").exists()
+
+
+def test_two_processes_do_not_train_into_one_folder(start: Path, calm: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+
+    def another(metrics: StepMetrics) -> None:
+        if metrics.step == 2:
+            for options in ([], ["--force"]):
+                refused = dydit("finetune", start, "--out", out, "--device", "cpu", *options)
+                assert (refused.exit_code, refused.stdout, refused.stderr.count("\n")) == (2, "", 1)
+                assert f"{out}: another process of dydit is writing it; wait for that one, or" in refused.stderr
+
+    finetune(start, out, recipe=a_recipe(), device="cpu", on_step=another)
+    assert result_of(out) == result_of(calm)
+    assert not list(tmp_path.glob(".out*"))
+
+
+def hold(file: Path, held: Any) -> None:
+    with claim(file) as mine:
+        assert mine
+        held.set()
+        time.sleep(60)
+
+
+def test_a_lock_ends_with_its_process(start: Path, calm: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    run(start, out, 5)
+    context = multiprocessing.get_context("forkserver")
+    held = context.Event()
+    process = context.Process(target=hold, args=(tmp_path / ".out.lock", held))
+    process.start()
+    assert held.wait(60)
+    with pytest.raises(DyditError, match="another process of dydit is writing it"):
+        run(start, out)
+    process.kill()
+    process.join()
+    assert (tmp_path / ".out.lock").exists()
+    run(start, out)
+    assert result_of(out) == result_of(calm)
 
 
 def test_mistakes_with_resume(start: Path, calm: Path, tmp_path: Path) -> None:

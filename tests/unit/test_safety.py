@@ -18,8 +18,7 @@ from dydit_cli.checkpoint.checkpoint import Checkpoint
 from dydit_cli.checkpoint.native import write
 from dydit_cli.checkpoint.read import read
 from dydit_cli.checkpoint.stream import SafetensorsWriter
-from dydit_cli.model.config import DiTConfig
-from dydit_cli.model.dit import DiT
+from dydit_cli.model.families.dit import DiT, DiTConfig
 from tests.conftest import ROOT, TINY, randomize
 from tests.fuzz_checkpoints import make_originals, run_case
 
@@ -49,7 +48,7 @@ sys.path.insert(0, {root!r})
 from dydit_cli.checkpoint.checkpoint import Checkpoint
 from dydit_cli.checkpoint.native import write
 from tests.conftest import TINY, randomize
-from dydit_cli.model.dit import DiT
+from dydit_cli.model.families.dit import DiT
 checkpoint = Checkpoint.of(randomize(DiT(TINY), seed=1), [{{"action": "second"}}])
 print("ready", flush=True)
 while True:

@@ -13,19 +13,18 @@ from torch import Tensor
 
 from dydit_cli.artifacts.samples import read_npz, rgb, write_npz
 from dydit_cli.checkpoint.checkpoint import Checkpoint
-from dydit_cli.checkpoint.export import DTYPES
 from dydit_cli.checkpoint.native import write
 from dydit_cli.cli import console
-from dydit_cli.cli.options import parse_interval, sampler_settings
 from dydit_cli.data.vae import load_vae
+from dydit_cli.devices import DTYPES
 from dydit_cli.diffusion.generate import cycle_labels, generate
-from dydit_cli.diffusion.sampler import ALWAYS, SamplerSettings
-from dydit_cli.diffusion.schedule import linear_schedule, spaced_timesteps
+from dydit_cli.diffusion.options import ALWAYS, SamplerSettings, parse_interval, spaced_timesteps
+from dydit_cli.diffusion.schedule import linear_schedule
 from dydit_cli.errors import DyditError
-from dydit_cli.model.dit import DiT
-from dydit_cli.model.dydit import DyDiT
+from dydit_cli.model.families.dit import DiT, DyDiT
 from dydit_cli.profiling.profile import profile
-from dydit_cli.sampling.sampler import SamplingConfig, open_sampler
+from dydit_cli.sampling.options import SamplingConfig
+from dydit_cli.sampling.sampler import open_sampler
 
 LABELS = cycle_labels([0, 3, 7], 5)
 SHAPE = (1, 4, 4)
@@ -51,9 +50,9 @@ def run(model: Any, settings: SamplerSettings, **more: Any) -> Tensor:
 
 
 @pytest.mark.parametrize(("sampler", "steps"), [("ddpm", 250), ("ddim", 50), ("dpmsolver++", 20)])
-def test_each_sampler_has_its_usual_number_of_steps(sampler: str, steps: int) -> None:
-    assert sampler_settings(sampler, None, 1.5, "3", None).steps == steps
-    assert sampler_settings(sampler, 7, 1.5, "3", None).steps == 7
+def test_each_sampler_has_its_usual_number_of_steps(sampler: Any, steps: int) -> None:
+    assert SamplerSettings(sampler).steps == steps
+    assert SamplerSettings(sampler, 7).steps == 7
 
 
 def test_spacing_is_the_samplers_own_unless_it_is_given() -> None:
@@ -165,7 +164,7 @@ def test_a_painter_runs_in_its_dtype(tiny_dynamic: DyDiT, dtype: Any) -> None:
     how = SamplingConfig(settings=SamplerSettings(steps=2), classes=[4, 2], dtype=dtype, device="cpu", batch=2)
     image_sampler = open_sampler(loaded, how)
     assert image_sampler.labels(1, 3).tolist() == [2, 4, 2]
-    assert {weight.dtype for weight in image_sampler.model.parameters()} == {DTYPES[dtype]}
+    assert image_sampler.model.dtype == DTYPES[dtype]
     pixels = image_sampler.pixels(image_sampler.samples(0, 3))
     assert pixels.shape == (3, 4, 4, 1)
     assert pixels.dtype == np.uint8
@@ -226,9 +225,10 @@ def test_progress_counts_images(monkeypatch: pytest.MonkeyPatch, capsys: pytest.
     clock = iter(range(0, 1000, 10))
     monkeypatch.setattr("time.perf_counter", lambda: float(next(clock)))
     monkeypatch.setattr(console.err, "print", lambda text, **more: said.append(text))
-    with console.progress("sample", 2, "images", per=4) as advance:
+    with console.stages() as work:
+        work.begin("sample", 2, "images", per=4)
         for _ in range(4):
-            advance(2)
+            work.advance(2)
     assert said == [
         "sample: 0/2 images, 0.05 images/s, 30.0 s left",
         "sample: 1/2 images, 0.05 images/s, 20.0 s left",

@@ -10,12 +10,12 @@ from torch import nn
 from torch._dynamo.utils import counters
 
 from dydit_cli.errors import DyditError
-from dydit_cli.model.config import DyDiTConfig
-from dydit_cli.model.dit import DiT
-from dydit_cli.model.dydit import DyDiT, DynamicBlock
-from dydit_cli.model.execution import executor
-from dydit_cli.model.planning import plan_width, runs_of, with_gains
-from dydit_cli.model.sparse import SparseDyDiT, compiled, run_block
+from dydit_cli.model.backbone import Backbone
+from dydit_cli.model.execution import SparseModel, executor
+from dydit_cli.model.families.dit import DiT, DyDiT, DyDiTConfig, DynamicBlock
+from dydit_cli.model.options import Execution
+from dydit_cli.model.planning import plan_width, runs_of
+from dydit_cli.model.sparse import EAGER, compiled
 from dydit_cli.model.weight_cache import WeightSlices
 from tests.conftest import TINY, inputs, randomize
 
@@ -60,7 +60,7 @@ def test_sparse_equals_masked(
     x, t = x.to(dtype), t if mixed else t[:1].expand(batch)
     with torch.no_grad():
         expected, masks = model(x, t, y, return_routing=True)
-    out, routing = SparseDyDiT(model, access=access)(x, t, y, return_routing=True)
+    out, routing = SparseModel(model, access=access)(x, t, y, return_routing=True)
     for name in ("heads", "groups", "tokens"):
         assert torch.equal(getattr(routing, name), getattr(masks, name))
     assert (out - expected).abs().max() < tolerance
@@ -83,8 +83,8 @@ def test_every_block_equals_its_masked_self(
             assert isinstance(block, DynamicBlock)
             expected, routing = block.forward_routed(h, c, e.expand(3, -1), noise=0.0)
             found = h.clone()
-            parts = slices.attention(i, block, width.heads), slices.mlp(i, block, width.groups)
-            mask = run_block(block, *parts, found, with_gains(block.adaLN_modulation(c)))
+            parts = {s.structure: slices.parts(i, block, s, getattr(width, s.structure)) for s in model.config.sites(i)}
+            mask = block.forward_sparse(found, block.modulation(c), parts, EAGER)
             assert torch.equal(mask, routing.tokens)
             assert (found - expected).norm() <= tolerance * expected.norm()
             h = expected
@@ -108,7 +108,7 @@ def test_one_token_alone(tiny_dynamic: DyDiT) -> None:
             last.bias.sub_((top[0] + top[1]) / 2)
         expected, masks = tiny_dynamic(x, t, y, return_routing=True)
     assert masks.tokens.sum(dim=(1, 2)).tolist() == [1.0, 1.0, 1.0]
-    assert (SparseDyDiT(tiny_dynamic)(x, t, y) - expected).abs().max() < 1e-5
+    assert (SparseModel(tiny_dynamic)(x, t, y) - expected).abs().max() < 1e-5
 
 
 @pytest.mark.parametrize(("size", "patch"), [(3, 1), (7, 1), (64, 2)], ids=["9 tokens", "49 tokens", "512 px: 1024 tokens"])
@@ -121,7 +121,7 @@ def test_other_sizes(size: int, patch: int) -> None:
     with torch.no_grad():
         expected = model(x, t[:1].expand(2), y)
     assert isinstance(model, DyDiT)
-    assert (SparseDyDiT(model)(x, t[:1].expand(2), y) - expected).abs().max() < 1e-5
+    assert (SparseModel(model)(x, t[:1].expand(2), y) - expected).abs().max() < 1e-5
 
 
 def test_copies_keep_to_their_memory(tiny_dynamic: DyDiT) -> None:
@@ -129,7 +129,7 @@ def test_copies_keep_to_their_memory(tiny_dynamic: DyDiT) -> None:
     x, _, y = inputs(TINY, 2)
     outputs, stats = [], []
     for memory in (0, 20_000, 10**9):
-        model = SparseDyDiT(tiny_dynamic, access="copies", plan_memory=memory)
+        model = SparseModel(tiny_dynamic, access="copies", plan_memory=memory)
         model.plan(range(0, 1000, 50))
         results = [model(x, torch.full((2,), t), y) for _ in range(2) for t in range(0, 1000, 50)]
         assert model.stats.bytes <= memory
@@ -140,10 +140,10 @@ def test_copies_keep_to_their_memory(tiny_dynamic: DyDiT) -> None:
     assert stats[0].evictions > stats[1].evictions > stats[2].evictions == 0
     assert stats[2].misses == stats[2].distinct
     assert stats[2].hits + stats[2].misses == 2 * 20 * 2 * TINY.depth
-    model.forget()
+    model.clear()
     assert model.stats.bytes == 0
     assert torch.equal(torch.stack([model(x, torch.full((2,), t), y) for t in range(0, 1000, 50)]), outputs[0][:20])
-    views = SparseDyDiT(tiny_dynamic, access="views")
+    views = SparseModel(tiny_dynamic, access="views")
     views(x, torch.full((2,), 5), y)
     assert views.stats.bytes == 0
 
@@ -152,14 +152,14 @@ def test_modulation_computed_ahead_is_the_same(tiny_dynamic: DyDiT) -> None:
     """A planned run in order, the same labels, then others: each step as if it were alone."""
     x, _, y = inputs(TINY, 3)
     timesteps = [999, 700, 400, 100]
-    planned = SparseDyDiT(tiny_dynamic)
+    planned = SparseModel(tiny_dynamic)
     planned.plan(timesteps)
     calls: list[int] = []
     linear = tiny_dynamic.blocks[0].get_submodule("adaLN_modulation")
     linear.register_forward_hook(lambda module, arguments, output: calls.append(len(output)))
     for labels in (y, (y + 1) % 10):
         for t in timesteps:
-            alone = SparseDyDiT(tiny_dynamic)(x, torch.full((3,), t), labels)
+            alone = SparseModel(tiny_dynamic)(x, torch.full((3,), t), labels)
             calls.pop()
             assert (planned(x, torch.full((3,), t), labels) - alone).abs().max() < 1e-5
     assert calls == [12, 12]
@@ -198,7 +198,7 @@ def test_fused_elementwise_work_is_not_compiled_anew_by_routing(tiny_dynamic: Dy
     """At most four graphs for the modulation (whole batch or gathered tokens, one token alone) and two for GELU."""
     torch._dynamo.reset()
     counters.clear()
-    sparse = SparseDyDiT(tiny_dynamic)
+    sparse = SparseModel(tiny_dynamic)
     sparse.pointwise = compiled("eager")
     seen = set()
     for seed in range(10):
@@ -214,7 +214,13 @@ def test_fused_elementwise_work_is_not_compiled_anew_by_routing(tiny_dynamic: Dy
 
 @TORCH_OWN
 def test_compile_reaches_every_execution(tiny_dynamic: DyDiT, tiny_static: DiT) -> None:
-    assert SparseDyDiT(tiny_dynamic, compile=True).pointwise is compiled()
-    for execution in ("masked", "complete"):
-        assert executor(tiny_dynamic, execution, compile=True)._compiled_call_impl is not None
-    assert executor(tiny_static, "sparse", compile=True)._compiled_call_impl is not None
+    assert SparseModel(tiny_dynamic, compile=True).pointwise is compiled()
+    executions: list[tuple[Backbone, Execution]] = [
+        (tiny_dynamic, "masked"),
+        (tiny_dynamic, "complete"),
+        (tiny_static, "sparse"),
+    ]
+    for model, execution in executions:
+        dense = executor(model, execution, compile=True)
+        assert isinstance(dense, nn.Module)
+        assert dense._compiled_call_impl is not None

@@ -13,23 +13,22 @@ import torch.nn.functional as F
 from torch import Tensor
 
 import dydit_cli
-from dydit_cli.artifacts.bench import BenchSettings
+from dydit_cli.artifacts.bench_options import BenchSettings
 from dydit_cli.artifacts.profile import Profile
-from dydit_cli.bench.tome import PARTS, bench_tome
+from dydit_cli.bench.bench import bench_tome
+from dydit_cli.bench.breakdown import TOME_PARTS
 from dydit_cli.checkpoint.checkpoint import Checkpoint
 from dydit_cli.checkpoint.native import write
-from dydit_cli.diffusion.sampler import SamplerSettings
+from dydit_cli.diffusion.options import SamplerSettings
 from dydit_cli.errors import DyditError
-from dydit_cli.flops import analytic
 from dydit_cli.flops.executed import FREE, count_executed
 from dydit_cli.flops.fvcore import count
-from dydit_cli.model.config import DiTConfig, named_config
-from dydit_cli.model.dit import Block, DiT
-from dydit_cli.model.dydit import DyDiT
-from dydit_cli.model.execution import executor
-from dydit_cli.model.layers import Attention, modulate
+from dydit_cli.model import macs as analytic
+from dydit_cli.model.execution import MergedModel, executor
+from dydit_cli.model.families import named_config
+from dydit_cli.model.families.dit import Attention, Block, DiT, DiTConfig, DyDiT, modulate
+from dydit_cli.model.merging import Merging, match, merge, unmerge
 from dydit_cli.model.routing import Routing
-from dydit_cli.model.tome import Merging, TomeDiT, match, merge, unmerge
 from dydit_cli.profiling.profile import profile
 from tests.conftest import TINY, inputs, randomize
 
@@ -140,7 +139,7 @@ def test_a_model_equals_the_plain_loop(config: DiTConfig, ratio: float) -> None:
     model = randomize(DiT(config)).double()
     x, t, y = inputs(config, 3)
     x = x.double()
-    tome = TomeDiT(model, ratio)
+    tome = MergedModel(model, ratio)
     with torch.no_grad():
         expected, plain = looped(model, ratio, x, t, y), model(x, t, y)
     assert (tome(x, t, y) - expected).abs().max() < 1e-10
@@ -154,13 +153,13 @@ def test_equal_tokens_lose_nothing(tiny_static: DiT, ratio: float) -> None:
         tiny_static.pos_embed.zero_()
         x, t, y = inputs(TINY)
         x = x[:, :, :1, :1].expand_as(x)
-        assert torch.allclose(TomeDiT(tiny_static, ratio)(x, t, y), tiny_static(x, t, y), atol=1e-5)
+        assert torch.allclose(MergedModel(tiny_static, ratio)(x, t, y), tiny_static(x, t, y), atol=1e-5)
 
 
 @pytest.mark.parametrize("config", [TINY, ODD, PRUNED], ids=["even side", "odd side", "pruned"])
 @pytest.mark.parametrize("ratio", [0.1, 0.25, 0.6])
 def test_count_equals_what_ran(config: DiTConfig, ratio: float) -> None:
-    tome = TomeDiT(randomize(DiT(config)), ratio)
+    tome = MergedModel(randomize(DiT(config)), ratio)
     by_formula = analytic.total_macs(Routing.all_on(config, 2), config, tome.merging)
     total, unsupported = count(tome, inputs(config, 2))
     assert total == by_formula.sum().item()
@@ -192,7 +191,7 @@ def test_the_count_of_xl_by_hand() -> None:
 )
 def test_ratios_are_checked(config: DiTConfig, ratio: float, message: str) -> None:
     with pytest.raises(DyditError) as error:
-        TomeDiT(DiT(config), ratio)
+        MergedModel(DiT(config), ratio)
     assert str(error.value).startswith(message)
     assert Merging.of(TINY, 0.75).merged == Merging.of(TINY, 0.8).merged == 12  # rounded down
 
@@ -205,8 +204,8 @@ def test_a_dydit_is_refused(tiny_dynamic: DyDiT) -> None:
 def test_loaded_with_merging(static: Path, tiny_static: DiT) -> None:
     x, t, y = inputs(TINY)
     tome = dydit_cli.load(static, tome=0.5)
-    assert isinstance(tome, TomeDiT)
-    assert torch.equal(tome(x, t, y), TomeDiT(tiny_static, 0.5)(x, t, y))
+    assert isinstance(tome, MergedModel)
+    assert torch.equal(tome(x, t, y), MergedModel(tiny_static, 0.5)(x, t, y))
     assert executor(tiny_static, "sparse", tome=0) is tiny_static
     assert set(tome.state_dict()) == {f"model.{name}" for name in tiny_static.state_dict()}
 
@@ -235,7 +234,7 @@ def test_bench_of_merging(static: Path) -> None:
     result = bench_tome(0.5, static, settings=settings, device="cpu", on_work=lambda amount, note: work.append(amount))
     assert set(result.seconds) == {"static", "tome"}
     assert sum(work) == 2 * (1 + 2)
-    assert tuple(result.parts) == PARTS
+    assert tuple(result.parts) == TOME_PARTS
     for part, both in result.parts.items():
         assert both["tome"] > 0
         assert (both["static"] > 0) == (part not in ("matching", "gather and scatter"))

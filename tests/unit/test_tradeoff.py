@@ -8,7 +8,7 @@ import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pandas as pd
@@ -18,19 +18,24 @@ import torch
 from dydit_cli.checkpoint.checkpoint import Checkpoint
 from dydit_cli.checkpoint.native import write
 from dydit_cli.checkpoint.read import read
+from dydit_cli.compress.convert import convert
+from dydit_cli.compress.criteria import CRITERIA
 from dydit_cli.data.digits import load_digits_split
 from dydit_cli.diffusion.objective import loss_terms
 from dydit_cli.diffusion.schedule import linear_schedule
 from dydit_cli.errors import DyditError
-from dydit_cli.model.dit import DiT
 from dydit_cli.model.execution import executor
+from dydit_cli.model.families.dit import DiT
 from dydit_cli.studies import runner
 from dydit_cli.studies.folder import StudyFolder
 from dydit_cli.studies.measure import held_out_loss
+from dydit_cli.studies.methods import METHODS, Method, Row, rows_of
 from dydit_cli.studies.recipe import StudyRecipe, read_study
-from dydit_cli.studies.rows import Row, rows_of
 from dydit_cli.studies.study import Study, study
 from dydit_cli.studies.tables import COLUMNS, make_tables
+from dydit_cli.train import run as training
+from dydit_cli.train.recipe import read_recipe, with_settings, with_steps
+from dydit_cli.train.run import finetune
 from tests.conftest import TINY, randomize
 
 SMALL = replace(TINY, input_size=8, patch_size=2, depth=2)
@@ -96,14 +101,18 @@ FINE = 'model = "digits-dit"\n[finetune]\nsteps = 2\n'
     [
         (FINE + "[evaluation]\nimage = 5", [], "study.toml: unknown key 'evaluation.image'; did you mean 'images'?"),
         (FINE + "[methods]\ndydit = [1.5]", [], "study.toml: 'methods.dydit.0': input should be less than or equal to 1"),
-        (FINE + "[methods]\nprune = ['taylr']", [], "study.toml: 'methods.prune.0': input should be 'random', 'magnitude'"),
+        (
+            FINE + "[methods]\nprune = ['taylr']",
+            [],
+            "study.toml: 'methods.prune.0': input should be 'random', 'magnitude'",
+        ),
         (FINE + "[methods]\nprune = ['diff']", [], "methods.prune needs shares to keep: methods.keep, or the lambdas"),
         (FINE + "[methods]\ndydit = [0.5, 0.50]", [], "methods.dydit names a value twice"),
         ("[finetune]\nsteps = 2", [], "study.toml: 'model' is missing"),
         ('model = "digits-dit"', [], "study.toml: 'finetune' is missing"),
         (FINE, ["finetune.step=3"], "--set: unknown key 'finetune.step'; did you mean 'steps'?"),
         (FINE, ["finetune.steps=0"], "--set: 'finetune.steps': input should be greater than 0"),
-        (FINE, ["model.size=3"], "--set model.size: 'model' is no section of a study"),
+        (FINE, ["model.size=3"], "--set model.size: 'model' is no section"),
         (FINE, ["steps"], "--set steps: write it as KEY=VALUE"),
         (FINE.replace("[", ""), [], "study.toml: not a readable TOML recipe"),
     ],
@@ -224,6 +233,59 @@ def test_what_was_stopped_goes_on_to_the_same_rows(model: Path, done: Path, tmp_
     pd.testing.assert_frame_equal(table, expected, check_dtype=False, rtol=1e-12)
 
 
+def test_a_row_that_was_killed_before_calibrating_goes_on(model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = recipe(model, finetune={"calibrate": True}, methods={"control": False, "prune": [], "tome": []})
+
+    def killed(*arguments: object, **options: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr(training, "calibrate", killed)
+        with pytest.raises(KeyboardInterrupt):
+            run(asked, tmp_path / "out", time=False)
+    for file in ("recipe.json", "checkpoints/dydit-0.5-seed3/state/run.json"):  # as an older dydit wrote them
+        values = json.loads((tmp_path / "out" / file).read_text())
+        kept = {name: value for name, value in values.items() if "calibration." not in name and "routing.calib" not in name}
+        (tmp_path / "out" / file).write_text(json.dumps(kept))
+    run(asked, tmp_path / "out", time=False)
+    values = json.loads((tmp_path / "out" / "rows" / "dydit-0.5-seed3.json").read_text())
+    tuned = tmp_path / "out" / "checkpoints" / "dydit-0.5-seed3"
+    assert read(tuned).lineage[-1]["shift"] == values["calibration_shift"] != 0
+    written = json.loads((tuned / "recipe.json").read_text())
+    assert written["calibration"] == {"sampler": "ddim", "steps": 2, "cfg": 1.5, "cfg_channels": "3"}
+    by_hand = with_settings(read_recipe("digits/finetune"), {"train.seed": 3})
+    by_hand = with_settings(with_steps(by_hand, 2), {"routing.calibrate": True, "calibration.steps": 2})
+    convert(read(model), tmp_path / "start")
+    finetune(tmp_path / "start", tmp_path / "alone", recipe=by_hand, device="cpu")
+    assert (tmp_path / "alone" / "model.safetensors").read_bytes() == (tuned / "model.safetensors").read_bytes()
+
+
+def test_a_model_that_was_never_calibrated_is_not_taken_for_the_rows(model: Path, tmp_path: Path) -> None:
+    """As an older dydit left it, killed between its training and its calibration."""
+    asked = recipe(model, finetune={"calibrate": True}, methods={"control": False, "prune": [], "tome": []})
+    run(asked, tmp_path / "out", time=False)
+    row, tuned = tmp_path / "out" / "rows" / "dydit-0.5-seed3.json", tmp_path / "out" / "checkpoints" / "dydit-0.5-seed3"
+    before = json.loads(row.read_text())
+    values = json.loads((tuned / "recipe.json").read_text())
+    values["routing"]["calibrate"] = False
+    (tuned / "recipe.json").write_text(json.dumps(values))
+    row.unlink()
+    run(asked, tmp_path / "out", time=False)
+    timed = ("finetune_seconds", "sampling_seconds", "evaluation")
+    assert {**json.loads(row.read_text()), **dict.fromkeys(timed)} == {**before, **dict.fromkeys(timed)}
+
+
+def test_a_method_is_one_entry(model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """And a criterion of pruning none: it is in the registry of those."""
+    monkeypatch.setitem(METHODS, "as-it-is", Method(lambda part: [("as-it-is", ratio) for ratio in part.dydit]))
+    monkeypatch.setitem(cast(dict[str, Any], CRITERIA), "toy", CRITERIA["magnitude"])
+    found = run(recipe(model, methods={"control": False, "prune": ["toy"], "tome": []}), tmp_path / "out", time=False)
+    assert list(found.table["method"]) == ["static", "dydit", "toy", "as-it-is"]
+    static, _, toy, as_it_is = found.table["frechet"].to_list()
+    assert as_it_is == static != toy
+    assert "| toy, 0.5 |" in (tmp_path / "out" / "study.md").read_text()
+
+
 def test_a_row_that_fails_is_named(model: Path, tmp_path: Path) -> None:
     with pytest.raises(DyditError, match=r"^tome-0.9-seed3: tome 0\.9: merges 14 of 16 tokens"):
         run(recipe(model, methods={"control": False, "dydit": [], "prune": [], "tome": [0.9]}), tmp_path / "out")
@@ -315,7 +377,7 @@ def test_the_tables_by_hand(model: Path, tmp_path: Path) -> None:
         "",
         "|  | MACs per forward | ratio | Fréchet distance | recognised | precision | recall | held-out loss over static |",
         "|---|---:|---:|---:|---:|---:|---:|---:|",
-        "| static | 50.00 M | 0.500 | 0.50 ± 0.00 | 100.0 ± 0.0 % | 0.500 ± 0.000 | 0.250 ± 0.000 | 1.000 ± 0.000 |",
+        "| static DiT | 50.00 M | 0.500 | 0.50 ± 0.00 | 100.0 ± 0.0 % | 0.500 ± 0.000 | 0.250 ± 0.000 | 1.000 ± 0.000 |",
         "| DyDiT, lambda 0.5 | 50.00 M | 0.500 | 2.50 ± 1.80 | 100.0 ± 0.0 % | 0.500 ± 0.000 | 0.250 ± 0.000 | 2.000 ± 1.000 |",
     ]
 

@@ -14,11 +14,10 @@ from dydit_cli.artifacts.run import StepMetrics
 from dydit_cli.data.dataset import batches
 from dydit_cli.data.digits import load_digits_split
 from dydit_cli.data.load import load_data
+from dydit_cli.diffusion.process import GaussianDiffusion
 from dydit_cli.errors import DyditError
-from dydit_cli.model.config import DiTConfig, DyDiTConfig
-from dydit_cli.model.dit import DiT
-from dydit_cli.model.dydit import DyDiT
-from dydit_cli.train.batch import TrainingBatches, stratified_timesteps
+from dydit_cli.model.families.dit import DiT, DiTConfig, DyDiT, DyDiTConfig
+from dydit_cli.train.batch import TrainingBatches
 from dydit_cli.train.loop import train
 from dydit_cli.train.recipe import Recipe, RoutingRecipe, TrainRecipe, read_recipe, recipe_from_dict, with_settings, with_steps
 from dydit_cli.train.step import Ema, learning_rate, make_optimizer
@@ -67,7 +66,7 @@ def test_settings_replace_single_values() -> None:
     assert (recipe.train.lr, recipe.routing.router_lr, recipe.data) == (3e-5, 0.5, "digits")
     for text, message in (
         ("train.lr", "--set train.lr: write it as KEY=VALUE"),
-        ("tran.lr=1", "--set: no section 'tran'"),
+        ("tran.lr=1", "--set: unknown key 'tran'; did you mean 'train'?"),
         ("train.lrr=1", "--set: unknown key 'train.lrr'; did you mean 'lr'?"),
         ("train.lr=fast", "--set: 'train.lr': input should be a valid number"),
     ):
@@ -98,11 +97,11 @@ def test_learning_rate_warms_up_and_falls_by_cosine() -> None:
 
 
 def test_timesteps_cover_every_stratum() -> None:
-    t = stratified_timesteps(4000, 4, torch.Generator().manual_seed(0))
+    t = GaussianDiffusion().draw(4000, 4, torch.Generator().manual_seed(0))
     assert Counter((t // 250).tolist()) == {0: 1000, 1: 1000, 2: 1000, 3: 1000}
     assert t.min() >= 0
     assert t.max() <= 999
-    assert stratified_timesteps(3, 4, torch.Generator()).shape == (3,)
+    assert GaussianDiffusion().draw(3, 4, torch.Generator()).shape == (3,)
 
 
 def test_labels_are_dropped_to_the_null_class() -> None:

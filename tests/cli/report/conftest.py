@@ -10,23 +10,22 @@ from typing import Any
 
 import pytest
 
-from dydit_cli.artifacts.bench import BenchSettings
+from dydit_cli.artifacts.bench_options import BenchSettings
 from dydit_cli.artifacts.comparison import Comparison
 from dydit_cli.bench.bench import bench
 from dydit_cli.checkpoint.checkpoint import Checkpoint
 from dydit_cli.checkpoint.native import write
 from dydit_cli.checkpoint.read import read
-from dydit_cli.diffusion.sampler import SamplerSettings
-from dydit_cli.evaluate.timestep_loss import LossSettings, measure_losses
-from dydit_cli.model.config import DiTConfig, DyDiTConfig
-from dydit_cli.model.dit import DiT
-from dydit_cli.model.dydit import DyDiT
+from dydit_cli.diffusion.options import SamplerSettings
+from dydit_cli.evaluate.options import LossSettings
+from dydit_cli.evaluate.timestep_loss import measure_losses
+from dydit_cli.model.families.dit import DiT, DiTConfig, DyDiT, DyDiTConfig
 from dydit_cli.profiling.profile import profile
 from dydit_cli.profiling.width import profile_width
 from dydit_cli.provenance import made_with
 from dydit_cli.reports.report import report
 from dydit_cli.sampling.images import sample_images
-from dydit_cli.sampling.sampler import SamplingConfig
+from dydit_cli.sampling.options import SamplingConfig
 from dydit_cli.train.recipe import read_recipe
 from tests.conftest import randomize
 from tests.unit.test_figures import a_study

@@ -14,12 +14,14 @@ import torch
 from typer.testing import CliRunner
 
 from dydit_cli.artifacts.base import kinds
-from dydit_cli.artifacts.bench import BenchResult, BenchSettings
+from dydit_cli.artifacts.bench import BenchResult
+from dydit_cli.artifacts.bench_options import BenchSettings
 from dydit_cli.artifacts.profile import Profile
 from dydit_cli.artifacts.samples import read_first, write_npz
 from dydit_cli.cli.app import app
 from dydit_cli.errors import DyditError
-from dydit_cli.evaluate.timestep_loss import LossSettings, measure_losses
+from dydit_cli.evaluate.options import LossSettings
+from dydit_cli.evaluate.timestep_loss import measure_losses
 from dydit_cli.figures.base import all_figures
 from dydit_cli.model.weight_cache import SliceStats
 from dydit_cli.reports.page import render

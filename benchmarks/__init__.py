@@ -1,0 +1,1 @@
+"""Developer's scripts: timings and comparisons whose results stand in README.md."""

@@ -1,0 +1,55 @@
+"""Write a VAE's latents of pictures once, to train from with --data latents:OUT.
+
+The same command again continues after a kill; `accelerate launch -m dydit_cli encode ...` shares it over processes.
+
+Example: `dydit encode images/train runs/latents --vae sd-vae-ft-ema`
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+from dydit_cli import units
+from dydit_cli.cli import console, options
+from dydit_cli.cli.build import Typed
+from dydit_cli.options import Arg, Opt
+
+
+def encode(
+    typed: Typed,
+    images: Annotated[Path, Arg("IMAGES", "A folder with a folder of pictures for each class.")],
+    out: Annotated[Path, Arg("OUT", "The folder to write.")],
+    vae: Annotated[str, Opt("The AutoencoderKL: a diffusers folder or hub id.", metavar="PATH")],
+    size: Annotated[int, Opt("Pixels a side that pictures are cropped to.", metavar="N", min=1)] = 256,
+    batch: Annotated[int, Opt("Pictures at once, each with its mirror image.", metavar="N", min=1)] = 8,
+    shard_size: Annotated[int, Opt("Pictures in a shard.", metavar="N", min=1)] = 5000,
+    dtype: Annotated[Literal["fp32", "fp16"], Opt("Keep the latents in fp32, or in fp16: half the disk.")] = "fp32",
+    device: options.Device = "auto",
+    force: options.Force = False,
+    json: options.Json = False,
+) -> None:
+    from dydit_cli.data.dataset import Skipped
+    from dydit_cli.data.encode import encode as run
+    from dydit_cli.data.imagefolder import describe_skipped
+
+    with typed.continues(), console.stages() as work:
+        done = run(
+            images, out, vae, size=size, batch=batch, shard_size=shard_size, dtype=dtype, device=device, force=force,
+            on_stage=work.begin, on_progress=work.advance,
+        )  # fmt: skip
+    if done is None:  # the main process prints for all
+        return
+    index = done.index
+    if index.skipped:
+        console.note(describe_skipped([Skipped(file, reason) for file, reason in index.skipped]))
+    if json:
+        more = {"out": str(out), "encoded": done.encoded, "processes": done.processes, "seconds": done.seconds}
+        console.as_json({**index.model_dump(), **more})
+    else:
+        shape = "x".join(str(side) for side in index.shape)
+        console.say(
+            f"{index.count} images of {len(index.classes)} classes as {shape} latents in {out}, "
+            f"{done.encoded} of them encoded now, in {units.seconds(done.seconds)}"
+        )
+        console.say(f"next: dydit finetune CKPT --recipe RECIPE --data latents:{out} --out DIR")

@@ -1,0 +1,114 @@
+"""Fine-tune a DyDiT to a FLOPs ratio. A static model is tuned as it is: the control.
+
+Ctrl-C saves; the same command again, or --resume, continues to the very same end. The EMA weights are the result.
+Several processes, as `accelerate launch -m dydit_cli finetune ...` starts them, share each batch.
+
+Example: `dydit finetune runs/digits-dydit --flops-ratio 0.5 --data digits --out runs/digits-0.5`
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated, Any
+
+from dydit_cli.checkpoint.options import LoadOptions
+from dydit_cli.cli import console, options
+from dydit_cli.cli.build import Typed
+from dydit_cli.cli.training import finish, interruptible, only_resume, train
+from dydit_cli.errors import DyditError
+from dydit_cli.options import Arg, Opt, parse_seed
+
+if TYPE_CHECKING:
+    from dydit_cli.checkpoint.checkpoint import Checkpoint
+
+
+def finetune(
+    typed: Typed,
+    checkpoint: Annotated[
+        str | None, Arg("CKPT", "A checkpoint: folder, .pt, .safetensors, hub id, or `digits-dit`, `glyphs-dit`.")
+    ] = None,
+    out: options.RunOut = None,
+    flops_ratio: Annotated[
+        float | None,
+        Opt("The share of the static FLOPs to come down to.", ("--flops-ratio", "--lambda"), default="the recipe's, 0.5"),
+    ] = None,
+    steps: options.TrainSteps = None,
+    data: Annotated[
+        str | None,
+        Opt(
+            "digits, fashion, glyphs, idx:PATH, imagefolder:PATH or latents:PATH.",
+            default="RECIPE's, or what CKPT was trained on",
+        ),
+    ] = None,
+    recipe: Annotated[str | None, Opt("A TOML recipe.", default="DATA/finetune")] = None,
+    lr: Annotated[float | None, Opt("The model's learning rate.", default="the recipe's")] = None,
+    router_lr: Annotated[float | None, Opt("The routers' learning rate.", default="the recipe's")] = None,
+    batch_size: Annotated[int | None, Opt("Images a step.", default="the recipe's")] = None,
+    seed: Annotated[
+        int | None, Opt("The same seed gives the same result.", metavar="N", default="the recipe's", of=int, parse=parse_seed)
+    ] = None,
+    setting: options.Settings = (),
+    num_classes: Annotated[int | None, Opt("Another number of classes: draws a new label table.", metavar="N")] = None,
+    calibrate: Annotated[bool, Opt("Then shift the routers so that a sampling run has the FLOPs ratio, within 0.005.")] = False,
+    resume: options.Resume = None,
+    *,
+    loading: LoadOptions,
+    device: options.Device = "auto",
+    force: options.Force = False,
+    json: options.Json = False,
+) -> None:
+    from dydit_cli.distributed import is_main
+    from dydit_cli.train.recipe import with_settings
+    from dydit_cli.train.run import resolve_recipe, tuned_start, unfinished
+
+    named = {"train.lr": lr, "routing.router_lr": router_lr, "train.batch_size": batch_size, "train.seed": seed}
+    values = {key: value for key, value in named.items() if value is not None}
+    at_end = {"routing.calibrate": True} if calibrate else {}
+    if resume is not None:
+        only_resume(typed, "CKPT", "--calibrate", "--steps")
+        more_steps = {} if steps is None else {"train.steps": steps}
+        folder, spec = resume, unfinished(resume, checkpoint, {**at_end, **more_steps})
+    elif checkpoint is None or out is None:
+        raise DyditError(f"{'CKPT' if checkpoint is None else '--out'} is missing (see dydit finetune --help)")
+    else:
+        start = options.read(checkpoint, loading)
+        if not (data or recipe or start.trained_on or num_classes):
+            check_digits_fit(checkpoint, start)
+        resolved = resolve_recipe(
+            recipe, flops_ratio=flops_ratio, steps=steps, data=data, settings=setting, trained_on=start.trained_on
+        )
+        resolved = with_settings(resolved, {**values, **at_end}, "options")
+        folder, spec = out, tuned_start(start, resolved, loading, num_classes)
+    if spec.start.config.kind == "dit" and is_main():
+        console.note(
+            f"{checkpoint or folder} is a static model: tuning it as it is, without a FLOPs target "
+            "(dydit convert makes it dynamic)"
+        )
+    if num_classes is not None and is_main():
+        console.note(f"the label table is drawn anew for {num_classes} classes; the null class keeps its row")
+    with interruptible() as stop:
+        result = train("finetune", spec, folder, device, force, stop)
+        last = result.last
+        more: dict[str, Any] = {"target": last.target, "training_ratio": last.ratio} if last else {}
+        if result.calibration is not None:
+            figures = result.calibration
+            more["calibration"] = figures.to_dict()
+            console.note(
+                f"calibrated: ratio of a sampling run {figures.ratio_before:.4f} before, {figures.ratio_after:.4f} after; "
+                f"every router shifted by {figures.shift:+g}"
+            )
+        finish("finetune", result, folder, stop, json, **more)
+        if result.main and not json and last and last.ratio is not None:
+            console.say(f"next: dydit profile {folder} --out DIR (measures the ratio without the training noise)")
+
+
+def check_digits_fit(name: str, start: Checkpoint) -> None:
+    """Raises `DyditError` for a model that cannot be tuned on what is taken where nothing tells its data."""
+    from dydit_cli.data.load import load_data
+
+    try:
+        load_data("digits").check(start.config)
+    except DyditError:
+        raise DyditError(
+            f"{name}: does not tell what it was trained on; name its data with --data, such as latents:DIR, and a recipe "
+            "with --recipe, such as those in recipes/"
+        ) from None

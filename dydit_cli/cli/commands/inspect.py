@@ -1,0 +1,48 @@
+"""Say what a checkpoint is, and where it came from.
+
+Example: `dydit inspect digits-dit`
+"""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from dydit_cli import units
+from dydit_cli.checkpoint.options import LoadOptions
+from dydit_cli.cli import console, options
+from dydit_cli.options import Arg
+
+
+def inspect(
+    path: Annotated[str, Arg("PATH", "A checkpoint of any format, or `digits-dit`, `glyphs-dit`.")],
+    loading: LoadOptions,
+    json: options.Json = False,
+) -> None:
+    from dydit_cli.checkpoint.inspect import inspect as run
+    from dydit_cli.checkpoint.lineage import describe
+
+    report = run(path, loading)
+    if json:
+        console.as_json(report)
+        return
+    model = report["model"]
+    shown = {
+        "found": report["found"] + "".join(f"; {note}" for note in report["notes"]),
+        "kind": {"dit": "DiT (static)", "dydit": "DyDiT (dynamic)"}[report["kind"]],
+        "size": f"{report['size']}: depth {model['depth']}, width {model['hidden_size']}, {model['num_heads']} heads",
+        "parameters": f"{report['parameters']:,} ({report['bytes'] / 1e6:.1f} MB, {report['dtype']})",
+        "tokens": f"{report['tokens']}: patches of {model['patch_size']} x {model['patch_size']} in "
+        f"{model['in_channels']} x {model['input_size']} x {model['input_size']}",
+        "classes": f"{model['num_classes']} and the null class",
+        "class names": f"{len(report['labels'])}, such as {next(iter(report['labels'].values()))!r}"
+        if report["labels"]
+        else "none",
+        "VAE": report["vae"] or "none beside it",
+        "variance": "learned" if model["learn_sigma"] else "fixed",
+        "timestep sinusoid": f"{model['timestep_variant']} (norm2 eps {model['norm2_eps']:g})",
+        "static MACs": f"{units.macs(report['macs_static'])} per forward and image",
+        "routers": f"{report['router_parameters']:,} parameters, 3 in each block" if report["router_parameters"] else "none",
+    }
+    for i, entry in enumerate(report["lineage"]):
+        shown["lineage" if i == 0 else " " * i] = describe(entry)
+    console.facts(path, shown)

@@ -1,0 +1,86 @@
+"""Draw images: single PNGs and a grid, or with --npz one array.
+
+Example: `dydit sample digits-dit --num 8 --classes 0,1,2 --steps 10 --out runs/samples`
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+from dydit_cli import units
+from dydit_cli.checkpoint.options import LoadOptions
+from dydit_cli.cli import console, options
+from dydit_cli.cli.build import Typed
+from dydit_cli.errors import DyditError
+from dydit_cli.options import Opt
+from dydit_cli.sampling.options import SamplingConfig
+
+if TYPE_CHECKING:
+    from dydit_cli.checkpoint.checkpoint import Checkpoint
+
+
+def sample(
+    typed: Typed,
+    checkpoint: options.Ckpt,
+    out: options.Out,
+    *,
+    num: Annotated[int, Opt("How many images.", min=1)] = 64,
+    classes: options.Classes = None,
+    config: SamplingConfig,
+    npz: Annotated[
+        bool,
+        Opt(
+            "One array for ADM's evaluation suite, samples.npz, in place of pictures. The same command again "
+            "continues after a kill, and adds images for a larger --num; `accelerate launch -m dydit_cli sample ...` shares "
+            "it over processes."
+        ),
+    ] = False,
+    shard_size: Annotated[int | None, Opt("Images in a shard of --npz.", metavar="N", min=1, default="500")] = None,
+    loading: LoadOptions,
+    force: options.Force = False,
+    json: options.Json = False,
+) -> None:
+    if shard_size is not None and not npz:
+        raise DyditError("--shard-size is for --npz; add it, or leave the size out")
+    loaded = options.read(checkpoint, loading)
+    config = replace(config, classes=options.class_numbers(classes, loaded))
+    if npz:
+        with typed.continues():
+            write_array(loaded, out, config, num, shard_size, force, json)
+    else:
+        write_pictures(loaded, out, config, num, force, json)
+
+
+def write_pictures(loaded: Checkpoint, out: Path, config: SamplingConfig, num: int, force: bool, json: bool) -> None:
+    from dydit_cli.sampling.images import sample_images
+
+    with console.stages() as work:
+        work.begin("sample", num, "images", config.settings.steps)
+        result = sample_images(loaded, out, config, num=num, force=force, on_work=work.advance)
+    summary = result.summary
+    if json:
+        console.as_json(summary)
+    else:
+        console.say(f"{num} images in {out} ({summary['seconds_per_image']:.3f} s per image); all of them: {out / 'grid.png'}")
+
+
+def write_array(
+    loaded: Checkpoint, out: Path, config: SamplingConfig, num: int, shard_size: int | None, force: bool, json: bool
+) -> None:
+    from dydit_cli.artifacts.samples import ARRAY_FILE
+    from dydit_cli.sampling.shards import SHARD_SIZE, sample_npz
+
+    size = shard_size or SHARD_SIZE
+    with console.stages() as work:
+        summary = sample_npz(
+            loaded, out, config, num=num, shard_size=size, force=force, on_stage=work.begin, on_progress=work.advance
+        )
+    if summary is None:  # the main process prints for all
+        return
+    if json:
+        console.as_json(summary)
+    else:
+        drawn, took = summary["drawn"], units.seconds(summary["seconds"])
+        console.say(f"{num} images in {out / ARRAY_FILE} (arr_0), {drawn} of them drawn now, in {took}")

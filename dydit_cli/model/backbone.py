@@ -1,0 +1,233 @@
+"""What models of every family share: a stack of blocks under one conditioning vector, static or with routers.
+
+A family gives `embed`, `embed_timestep`, `condition`, `head` and its blocks; a block with routers computes itself dense
+under masks (`forward_routed`) and with the skipped work left out (`forward_sparse`).
+
+Legend: B batch, N tokens, C width, L depth, H heads (and channel groups).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any, Literal, Protocol, cast, overload
+
+import torch
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from dydit_cli.model.config import ModelConfig, RoutedConfig
+from dydit_cli.model.macs import total_macs
+from dydit_cli.model.merging import Merging
+from dydit_cli.model.routers import HEAD_AND_GROUP_BIAS, TOKEN_BIAS, GateNoise, TokenRouter, WidthRouter
+from dydit_cli.model.routing import BlockRouting, Routing
+from dydit_cli.model.sites import Structure
+from dydit_cli.model.sparse import Pointwise
+from dydit_cli.model.weight_cache import Part
+
+
+class RoutedBlock(Protocol):
+    """A block with routers, as masks, plans, counters and sparse execution see it, whatever its family."""
+
+    @property
+    def head_router(self) -> WidthRouter: ...
+
+    @property
+    def group_router(self) -> WidthRouter: ...
+
+    @property
+    def token_router(self) -> TokenRouter: ...
+
+    def modulation(self, c: Tensor) -> Tensor:
+        """adaLN for conditioning c (M C): M K, the block's shifts, scales and gates side by side, 1 added to the scales."""
+
+    def forward_routed(
+        self, x: Tensor, c: Tensor, e: Tensor, noise: float | tuple[Tensor, Tensor, Tensor]
+    ) -> tuple[Tensor, BlockRouting]:
+        """Dense under masks. x: B N C; c: B C; e: B C, the timestep embedding alone; noise: a scale, or that of heads,
+        groups and tokens."""
+
+    def forward_sparse(
+        self, x: Tensor, modulation: Tensor, parts: Mapping[Structure, Sequence[Part]], pointwise: Pointwise
+    ) -> Tensor:
+        """Adds the block's work to x (B N C) in place, `parts` being the weights of what is on. Returns the token mask, B N."""
+
+
+class Backbone(nn.Module):
+    """A static model. It predicts what its process says (noise, a velocity, ...) from a noisy input, a timestep and a class."""
+
+    config: ModelConfig
+    blocks: nn.ModuleList
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.checkpointing = False
+
+    # what a family gives
+
+    def embed(self, x: Tensor) -> Tensor:
+        """B C S S -> B N C, positions added."""
+        raise NotImplementedError
+
+    def embed_timestep(self, t: Tensor) -> Tensor:
+        """(B,) -> B C: what width routers see."""
+        raise NotImplementedError
+
+    def condition(self, e: Tensor, y: Tensor) -> Tensor:
+        """The timestep embedding (... C) with the labels (...) added: what adaLN sees."""
+        raise NotImplementedError
+
+    def head(self, h: Tensor, c: Tensor) -> Tensor:
+        """B N C, B C -> B Cout S S."""
+        raise NotImplementedError
+
+    # what all have
+
+    @property
+    def device(self) -> torch.device:
+        return next(self.parameters()).device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return next(self.parameters()).dtype
+
+    @overload
+    def forward(self, x: Tensor, t: Tensor, y: Tensor, *, return_routing: Literal[False] = False) -> Tensor: ...
+    @overload
+    def forward(self, x: Tensor, t: Tensor, y: Tensor, *, return_routing: Literal[True]) -> tuple[Tensor, Routing]: ...
+
+    def forward(self, x: Tensor, t: Tensor, y: Tensor, *, return_routing: bool = False) -> Tensor | tuple[Tensor, Routing]:
+        """x: B Cin S S; t: B timesteps; y: B labels, `config.null_class` for none -> B Cout S S.
+
+        With `return_routing` also the `Routing`, which is all ones for a static model.
+        """
+        h = self.embed(x)  # B N C
+        c = self.condition(self.embed_timestep(t), y)  # B C
+        for block in self.blocks:
+            h = self.run_block(block, h, c)
+        out = self.head(h, c)
+        return (out, Routing.all_on(self.config, x.shape[0], x.device)) if return_routing else out
+
+    def run_block(self, block: Callable[..., Any], *inputs: Any) -> Any:
+        """`block(*inputs)`; with `checkpointing` its activations are computed again in the backward pass, not kept."""
+        if self.checkpointing and torch.is_grad_enabled():
+            return checkpoint(block, *inputs, use_reentrant=False)
+        return block(*inputs)
+
+    def num_parameters(self) -> int:
+        """As the papers count: fixed positions included."""
+        return sum(p.numel() for p in self.parameters())
+
+    def trainable(self) -> list[tuple[str, nn.Parameter]]:
+        return [(name, p) for name, p in self.named_parameters() if p.requires_grad]
+
+    # an executable, as `execution.Executable` says: a dense model prepares nothing
+
+    @property
+    def merging(self) -> Merging | None:
+        return None
+
+    def plan(self, timesteps: Sequence[int]) -> int:
+        return 0
+
+    def prepare(self, timestep: int, y: Tensor) -> int:
+        return 0
+
+    def clear(self) -> None:
+        pass
+
+    def macs(self, routing: Routing) -> Tensor:
+        """All of it runs, whatever the masks: (B,) int64."""
+        everything = Routing.all_on(self.config, routing.batch)
+        return total_macs(everything, self.config)
+
+
+class DynamicBackbone(Backbone):
+    """A model with routers, to be mixed into a family's static one (arXiv 2410.03456).
+
+    In training mode masks are drawn (`gumbel_noise` scales the noise, 1 is the paper's) and carry straight-through
+    gradients; in evaluation they are deterministic. Routers start fully on, so that a fresh model computes what the static
+    model computes.
+    """
+
+    config: RoutedConfig
+
+    def __init__(self, config: RoutedConfig) -> None:
+        super().__init__(config)
+        self.gumbel_noise = 1.0
+        self.reset_routers()
+
+    @property
+    def routed_blocks(self) -> list[RoutedBlock]:
+        return cast(list[RoutedBlock], list(self.blocks))
+
+    def reset_routers(self, bias: float = HEAD_AND_GROUP_BIAS, token_bias: float = TOKEN_BIAS) -> None:
+        """Xavier weights and these biases: the higher, the longer everything stays on (paper: 15 and 35)."""
+        for block in self.routed_blocks:
+            block.head_router.reset(bias)
+            block.group_router.reset(bias)
+            block.token_router.reset(token_bias)
+
+    def token_biases(self) -> dict[str, nn.Parameter]:
+        """The bias of every token router's logits, by its full name."""
+        return self._named(block.token_router.last for block in self.routed_blocks)
+
+    def router_biases(self) -> dict[str, nn.Parameter]:
+        """The bias of every router's logits, by its full name."""
+        width = (router.last for block in self.routed_blocks for router in (block.head_router, block.group_router))
+        return {**self._named(width), **self.token_biases()}
+
+    def _named(self, linears: Iterable[nn.Linear]) -> dict[str, nn.Parameter]:
+        biases = {id(linear.bias) for linear in linears}
+        return {name: p for name, p in self.named_parameters() if id(p) in biases}
+
+    @overload
+    def forward(
+        self,
+        x: Tensor,
+        t: Tensor,
+        y: Tensor,
+        *,
+        return_routing: Literal[False] = False,
+        complete: bool = False,
+        gate_noise: GateNoise | None = None,
+    ) -> Tensor: ...
+    @overload
+    def forward(
+        self,
+        x: Tensor,
+        t: Tensor,
+        y: Tensor,
+        *,
+        return_routing: Literal[True],
+        complete: bool = False,
+        gate_noise: GateNoise | None = None,
+    ) -> tuple[Tensor, Routing]: ...
+
+    def forward(
+        self,
+        x: Tensor,
+        t: Tensor,
+        y: Tensor,
+        *,
+        return_routing: bool = False,
+        complete: bool = False,
+        gate_noise: GateNoise | None = None,
+    ) -> Tensor | tuple[Tensor, Routing]:
+        """As `Backbone.forward`; with `complete` every router is on, whatever its logits (the complete model).
+
+        `gate_noise` takes the place of the noise that a model in training draws for itself.
+        """
+        if complete:
+            return super().forward(x, t, y, return_routing=True) if return_routing else super().forward(x, t, y)
+        noise = self.gumbel_noise if self.training else 0.0
+        h = self.embed(x)  # B N C
+        e = self.embed_timestep(t)  # B C
+        c = self.condition(e, y)  # B C
+        routed: list[BlockRouting] = []
+        for i, block in enumerate(self.routed_blocks):
+            own = noise if gate_noise is None else (gate_noise.heads[i], gate_noise.groups[i], gate_noise.tokens[i])
+            h, routing = self.run_block(block.forward_routed, h, c, e, own)
+            routed.append(routing)
+        out = self.head(h, c)
+        return (out, Routing.stack(routed)) if return_routing else out

@@ -1,0 +1,707 @@
+"""DiT (arXiv 2212.09748) and DyDiT (arXiv 2410.03456): everything that is this family's own, and what others build on.
+
+In order: the configuration and its sites, the modules, the models, the names in other people's files, the record. Module
+names follow the public checkpoints, so that formats are a rename at most.
+
+Legend: B batch, N tokens, C width, H heads (and channel groups), D head width, A = H * D attention width (C, unless pruned),
+F MLP width, P patch, S input size, L depth.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields, replace
+from typing import Any, ClassVar
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from dydit_cli.errors import DyditError
+from dydit_cli.model.backbone import Backbone, DynamicBackbone
+from dydit_cli.model.config import NORM_MACS_PER_ELEMENT, ModelConfig, RoutedConfig, check_choice, check_whole
+from dydit_cli.model.families import Family, Hints, Inferred, depth_of, shape_of
+from dydit_cli.model.merging import TokenMerging, merge, unmerge
+from dydit_cli.model.options import TimestepVariant
+from dydit_cli.model.regions import ATTENTION, GATHER, MATCHING, MLP, MODULATION, TOKEN_ROUTERS, region
+from dydit_cli.model.routers import TokenRouter, WidthRouter, token_router, width_router
+from dydit_cli.model.routing import BlockRouting
+from dydit_cli.model.sites import Site, Structure, Weights
+from dydit_cli.model.sparse import Pointwise, active_tokens, add_to_active, sparse_attention, sparse_mlp
+from dydit_cli.model.weight_cache import Part
+
+# name: (depth, hidden size, heads), table 1 of the DiT paper
+SIZES: dict[str, tuple[int, int, int]] = {
+    "S": (12, 384, 6),
+    "B": (12, 768, 12),
+    "L": (24, 1024, 16),
+    "XL": (28, 1152, 16),
+}
+PATCH_SIZES = (2, 4, 8)
+WIDTHS = ("attention_width", "mlp_width")
+FREQUENCIES = 256
+MAX_PERIOD = 10_000.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class DiTConfig(ModelConfig):
+    """A static Diffusion Transformer (arXiv 2212.09748).
+
+    `input_size` is the input's height and width: pixels of the latent, or of the image for pixel models.
+    `timestep_variant` says which sinusoid the weights were trained with: the authors' divides by 128, diffusers' by 127.
+    `norm2_eps` is the epsilon of the norm before the MLP: 1e-6 in the authors' code, 1e-5 in diffusers.
+    `attention_width` (heads times head width) and `mlp_width` are what pruning left of every block; None is the whole:
+    `hidden_size`, and `mlp_ratio` times that.
+    """
+
+    timestep_variant: TimestepVariant = "original"
+    norm2_eps: float = 1e-6
+    attention_width: int | None = None
+    mlp_width: int | None = None
+
+    kind: ClassVar[str] = "dit"
+    family: ClassVar[str] = "dit"
+    title: ClassVar[str] = "DiT"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_whole(self, *(name for name in WIDTHS if getattr(self, name) is not None))
+        if self.attention_width is not None and self.attention_width % self.num_heads:
+            raise DyditError(
+                f"model configuration: attention_width {self.attention_width} must be a multiple of num_heads {self.num_heads}"
+            )
+        if (self.attention_width is None and self.hidden_size % self.num_heads) or self.hidden_size % 4:
+            raise DyditError(
+                f"model configuration: hidden_size {self.hidden_size} must be a multiple of num_heads {self.num_heads} and of 4"
+            )
+        if not isinstance(self.norm2_eps, float) or not 0 < self.norm2_eps < 1:
+            raise DyditError(f"model configuration: norm2_eps is {self.norm2_eps!r}; it must lie between 0 and 1")
+        check_choice(self, "timestep_variant", TimestepVariant)
+        # one way to say a width: configurations are compared, and what is whole goes without saying
+        for name, whole in zip(WIDTHS, (self.hidden_size, int(self.hidden_size * self.mlp_ratio)), strict=True):
+            if getattr(self, name) == whole:
+                object.__setattr__(self, name, None)
+
+    @property
+    def attention_hidden(self) -> int:
+        """Heads times head width: `hidden_size`, or what pruning left of it."""
+        return self.hidden_size if self.attention_width is None else self.attention_width
+
+    @property
+    def head_dim(self) -> int:
+        return self.attention_hidden // self.num_heads
+
+    @property
+    def mlp_hidden(self) -> int:
+        return int(self.hidden_size * self.mlp_ratio) if self.mlp_width is None else self.mlp_width
+
+    @property
+    def size_name(self) -> str:
+        """`DiT-XL/2` where the sizes are a published model's, else `DiT-<depth>x<hidden>/<patch>`, and what pruning left."""
+        if any(getattr(self, name) is not None for name in WIDTHS):
+            left = f"{self.num_heads} heads of {self.head_dim}, MLP {self.mlp_hidden}"
+            return f"{self.title}-{self.depth}x{self.hidden_size}/{self.patch_size}, {left}"
+        for size, sizes in SIZES.items():
+            if (self.depth, self.hidden_size, self.num_heads) == sizes:
+                return f"{self.title}-{size}/{self.patch_size}"
+        return f"{self.title}-{self.depth}x{self.hidden_size}/{self.patch_size}"
+
+    def sites(self, block: int) -> tuple[Site, ...]:
+        C, H = self.hidden_size, self.num_heads
+        return (
+            Site("heads", ("attn.qkv",), "attn.proj", C, H, H, unit=self.head_dim, repeats=3, context=self.num_tokens, gate=2),
+            Site("groups", ("mlp.fc1",), "mlp.fc2", C, self.mlp_hidden, H, gate=5),
+        )
+
+    def narrowed(self, heads: int, channels: int) -> DiTConfig:
+        return replace(self, num_heads=heads, attention_width=heads * self.head_dim, mlp_width=channels)
+
+    def timestep_macs(self) -> int:
+        return (FREQUENCIES + self.hidden_size) * self.hidden_size
+
+    def embed_and_head_macs(self) -> int:
+        N, C, P = self.num_tokens, self.hidden_size, self.patch_size
+        patches = N * C * self.in_channels * P * P
+        final = 2 * C * C + NORM_MACS_PER_ELEMENT * N * C + N * C * P * P * self.out_channels
+        return patches + self.timestep_macs() + final
+
+    def modulation_macs(self) -> int:
+        return 6 * self.hidden_size**2
+
+    def norm_macs(self) -> int:
+        return NORM_MACS_PER_ELEMENT * self.hidden_size
+
+    def num_parameters(self) -> int:
+        """Of the static model as the papers count, the fixed positions included, in closed form."""
+        C, A, MLP_WIDTH, N, P = self.hidden_size, self.attention_hidden, self.mlp_hidden, self.num_tokens, self.patch_size
+        block = (3 * A + 6 * C + MLP_WIDTH) * (C + 1) + (A + 1) * C + (MLP_WIDTH + 1) * C
+        patches, labels = (self.in_channels * P * P + 1) * C, (self.num_classes + 1) * C
+        timesteps, final = (FREQUENCIES + 1 + C + 1) * C, (C + 1) * (2 * C + P * P * self.out_channels)
+        return self.depth * block + patches + labels + timesteps + final + N * C
+
+    def to_dict(self) -> dict[str, Any]:
+        values = super().to_dict()
+        for name in WIDTHS:  # what is whole goes without saying
+            if values[name] is None:
+                del values[name]
+        return values
+
+    def static(self) -> DiTConfig:
+        return DiTConfig(**{f.name: getattr(self, f.name) for f in fields(DiTConfig)})
+
+
+@dataclass(frozen=True, kw_only=True)
+class DyDiTConfig(RoutedConfig, DiTConfig):
+    """A DiT with routers for heads and MLP channel groups (TDW) and for tokens (SDT), arXiv 2410.03456 section 3.
+
+    The MLP's hidden width is cut into `num_heads` contiguous channel groups.
+    """
+
+    kind: ClassVar[str] = "dydit"
+    routers: ClassVar[tuple[str, ...]] = ("attn_rate", "mlp_rate", "token_selection")
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.mlp_hidden % self.num_heads:
+            raise DyditError(
+                f"model configuration: the MLP's {self.mlp_hidden} channels cannot be cut into {self.num_heads} equal groups"
+            )
+
+    @property
+    def group_width(self) -> int:
+        """MLP channels in one group."""
+        return self.mlp_hidden // self.num_heads
+
+
+def modulate(x: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
+    """x: B N C; shift, scale: B C (adaLN, DiT section 3.2)."""
+    return x * (1 + scale.unsqueeze(1)) + shift.unsqueeze(1)
+
+
+def sincos_positions(width: int, side: int) -> Tensor:
+    """Fixed 2-D sine-cosine positions, 1 x side^2 x width, float32.
+
+    The first half of the width encodes the column, the second the row; each half is sines, then cosines, of
+    1 / 10000^(i / (width / 4)).
+    """
+    omega = MAX_PERIOD ** -(torch.arange(width // 4, dtype=torch.float64) / (width / 4))  # C/4
+    angles = torch.arange(side, dtype=torch.float64)[:, None] * omega  # side C/4
+    axis = torch.cat([angles.sin(), angles.cos()], dim=1)  # side C/2
+    columns = axis[None, :, :].expand(side, side, -1)
+    rows = axis[:, None, :].expand(side, side, -1)
+    return torch.cat([columns, rows], dim=2).reshape(1, side * side, width).float()
+
+
+class PatchEmbed(nn.Module):
+    """Image to tokens: B Cin S S -> B N C, row by row."""
+
+    def __init__(self, in_channels: int, width: int, patch: int) -> None:
+        super().__init__()
+        self.proj = nn.Conv2d(in_channels, width, kernel_size=patch, stride=patch)
+
+    def forward(self, x: Tensor) -> Tensor:
+        # in memory as its shape says: a transposed view would slow every layer after it
+        return self.proj(x).flatten(2).transpose(1, 2).contiguous()  # B N C
+
+
+class TimestepEmbedder(nn.Module):
+    """Timesteps to B C: 256 frequencies (cosines, then sines), Linear, SiLU, Linear.
+
+    The sinusoid is float32 whatever the weights are, and is cast to their dtype before the first Linear.
+    """
+
+    def __init__(self, width: int, variant: TimestepVariant) -> None:
+        super().__init__()
+        self.mlp = nn.Sequential(nn.Linear(FREQUENCIES, width), nn.SiLU(), nn.Linear(width, width))
+        half = FREQUENCIES // 2
+        # the authors divide by half; diffusers' downscale_freq_shift of 1 makes it half - 1
+        self.divisor = half if variant == "original" else half - 1
+
+    def sinusoid(self, t: Tensor) -> Tensor:
+        steps = torch.arange(FREQUENCIES // 2, dtype=torch.float32, device=t.device)
+        angles = t[:, None].float() * torch.exp(-math.log(MAX_PERIOD) * steps / self.divisor)  # B 128
+        return torch.cat([angles.cos(), angles.sin()], dim=1)  # B 256
+
+    def forward(self, t: Tensor) -> Tensor:
+        e: Tensor = self.mlp(self.sinusoid(t).to(next(self.mlp.parameters()).dtype))
+        return e  # B C
+
+
+class LabelEmbedder(nn.Module):
+    """A table of num_classes + 1 rows; the last row is the null class. Dropping labels is the training loop's work."""
+
+    def __init__(self, num_classes: int, width: int) -> None:
+        super().__init__()
+        self.embedding_table = nn.Embedding(num_classes + 1, width)
+
+    def forward(self, y: Tensor) -> Tensor:
+        e: Tensor = self.embedding_table(y)
+        return e  # B C
+
+
+class Attention(nn.Module):
+    """Multi-head self-attention over all tokens. A masked head is zeroed before the output projection."""
+
+    def __init__(self, width: int, heads: int, head_dim: int) -> None:
+        super().__init__()
+        self.heads, self.head_dim = heads, head_dim
+        self.qkv = nn.Linear(width, 3 * heads * head_dim)
+        self.proj = nn.Linear(heads * head_dim, width)
+
+    def forward(self, x: Tensor, head_mask: Tensor | None = None) -> Tensor:
+        """x: B N C; head_mask: B H, zeros and ones."""
+        B, N, _ = x.shape
+        q, k, v = self.qkv(x).view(B, N, 3, self.heads, self.head_dim).permute(2, 0, 3, 1, 4)  # each B H N D
+        out = self.attend(q, k, v)  # B H N D
+        if head_mask is not None:
+            out = out * head_mask[:, :, None, None].to(out.dtype)
+        y: Tensor = self.proj(out.transpose(1, 2).reshape(B, N, self.heads * self.head_dim))
+        return y  # B N C
+
+    def attend(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        """Of any number of heads: each B h N D -> B h N D."""
+        return F.scaled_dot_product_attention(q, k, v)
+
+    def mean_key(self) -> tuple[Tensor, Tensor]:
+        """Weight (D x C) and bias (D,) of the mean over heads of a token's keys."""
+        weight, bias = (p.detach().chunk(3)[1] for p in (self.qkv.weight, self.qkv.bias))
+        return weight.view(self.heads, self.head_dim, -1).mean(dim=0), bias.view(self.heads, self.head_dim).mean(dim=0)
+
+
+class Mlp(nn.Module):
+    """fc1, tanh-GELU, fc2. A masked channel group is zeroed before the GELU, and GELU(0) = 0."""
+
+    def __init__(self, width: int, hidden: int) -> None:
+        super().__init__()
+        self.fc1 = nn.Linear(width, hidden)
+        self.fc2 = nn.Linear(hidden, width)
+
+    def forward(self, x: Tensor, group_mask: Tensor | None = None) -> Tensor:
+        """x: B N C; group_mask: B G, zeros and ones."""
+        h = self.fc1(x)  # B N F
+        if group_mask is not None:
+            B, N, _ = h.shape
+            h = (h.view(B, N, group_mask.shape[1], -1) * group_mask[:, None, :, None].to(h.dtype)).view(B, N, -1)
+        y: Tensor = self.fc2(F.gelu(h, approximate="tanh"))
+        return y  # B N C
+
+
+class FinalLayer(nn.Module):
+    """Modulated norm and the projection back to patches: B N C -> B N patch^2 * Cout."""
+
+    def __init__(self, width: int, patch: int, out_channels: int) -> None:
+        super().__init__()
+        self.norm_final = nn.LayerNorm(width, eps=1e-6, elementwise_affine=False)
+        self.linear = nn.Linear(width, patch * patch * out_channels)
+        self.adaLN_modulation = nn.Sequential(nn.SiLU(), nn.Linear(width, 2 * width))
+
+    def forward(self, x: Tensor, c: Tensor) -> Tensor:
+        shift, scale = self.adaLN_modulation(c).chunk(2, dim=1)  # each B C
+        y: Tensor = self.linear(modulate(self.norm_final(x), shift, scale))
+        return y  # B N P*P*Cout
+
+
+class Block(nn.Module):
+    """One transformer block; c (B C) sets shift, scale and gate of both halves."""
+
+    def __init__(self, config: DiTConfig) -> None:
+        super().__init__()
+        C = config.hidden_size
+        self.norm1 = nn.LayerNorm(C, eps=1e-6, elementwise_affine=False)
+        self.attn = Attention(C, config.num_heads, config.head_dim)
+        self.norm2 = nn.LayerNorm(C, eps=config.norm2_eps, elementwise_affine=False)
+        self.mlp = Mlp(C, config.mlp_hidden)
+        self.adaLN_modulation = nn.Sequential(nn.SiLU(), nn.Linear(C, 6 * C))
+
+    def forward(self, x: Tensor, c: Tensor, merging: TokenMerging | None = None) -> Tensor:
+        """x: B N C. With `merging` the attention sees merged tokens."""
+        with region(MODULATION):
+            shift_a, scale_a, gate_a, shift_m, scale_m, gate_m = self.adaLN_modulation(c).chunk(6, dim=1)  # each B C
+            h = modulate(self.norm1(x), shift_a, scale_a)
+        x = self.add_attention(x, h, gate_a, merging)
+        with region(MODULATION):
+            h = modulate(self.norm2(x), shift_m, scale_m)
+        with region(MLP):
+            h = self.mlp(h)
+        return x + gate_m.unsqueeze(1) * h
+
+    def add_attention(self, x: Tensor, h: Tensor, gate: Tensor, merging: TokenMerging | None) -> Tensor:
+        """x (B N C) + gate (B C) times the attention of h (B N C)."""
+        if merging is None:
+            with region(ATTENTION):
+                h = self.attn(h)
+            return x + gate.unsqueeze(1) * h
+        with region(MATCHING):
+            places = merging.places(h)  # B N
+        with region(GATHER):
+            merged = merge(h, places, merging.kept)  # B M C
+        with region(ATTENTION):
+            merged = self.attn(merged)
+        with region(GATHER):
+            return x + unmerge(gate.unsqueeze(1) * merged, places)
+
+
+class DynamicBlock(Block):
+    """A block whose heads and channel groups follow the timestep and whose MLP skips tokens (figure 2 of the paper)."""
+
+    def __init__(self, config: DyDiTConfig) -> None:
+        super().__init__(config)
+        self.temperature = config.temperature
+        self.attn_rate, self.mlp_rate = width_router(config)(config), width_router(config)(config)
+        self.token_selection = token_router(config)(config)
+
+    @property
+    def head_router(self) -> WidthRouter:
+        return self.attn_rate
+
+    @property
+    def group_router(self) -> WidthRouter:
+        return self.mlp_rate
+
+    @property
+    def token_router(self) -> TokenRouter:
+        return self.token_selection
+
+    def modulation(self, c: Tensor) -> Tensor:
+        """c: M C -> M 6C, the two scales as 1 + scale: added once a sample here, not once a token later."""
+        with region(MODULATION):
+            rows: Tensor = self.adaLN_modulation(c)
+            rows.view(len(rows), 6, -1)[:, 1::3] += 1
+        return rows
+
+    def forward_routed(
+        self, x: Tensor, c: Tensor, e: Tensor, noise: float | tuple[Tensor, Tensor, Tensor]
+    ) -> tuple[Tensor, BlockRouting]:
+        """x: B N C; c: B C; e: B C, the timestep embedding alone; noise: a scale, or that of heads, groups, tokens."""
+        head_noise, group_noise, token_noise = noise if isinstance(noise, tuple) else (noise, noise, noise)
+        shift_a, scale_a, gate_a, shift_m, scale_m, gate_m = self.adaLN_modulation(c).chunk(6, dim=1)  # each B C
+        heads = self.attn_rate(e, self.temperature, head_noise)  # B H
+        groups = self.mlp_rate(e, self.temperature, group_noise)  # B H
+        x = x + gate_a.unsqueeze(1) * self.attn(modulate(self.norm1(x), shift_a, scale_a), heads)
+        tokens = self.token_selection(x, self.temperature, token_noise)  # B N
+        mlp = self.mlp(modulate(self.norm2(x), shift_m, scale_m), groups)  # B N C
+        return x + tokens.unsqueeze(-1) * gate_m.unsqueeze(1) * mlp, BlockRouting(heads, groups, tokens)
+
+    def forward_sparse(
+        self, x: Tensor, modulation: Tensor, parts: Mapping[Structure, Sequence[Part]], pointwise: Pointwise
+    ) -> Tensor:
+        """Adds the block's work to x (B N C) in place; modulation: B 6C. Returns the token mask, B N."""
+        shift_a, gain_a, gate_a, *per_sample = modulation.chunk(6, dim=1)  # each B C
+        with region(MODULATION):
+            h = pointwise.modulated(x, shift_a.unsqueeze(1), gain_a.unsqueeze(1), self.norm1.eps)  # B N C
+        with region(ATTENTION):
+            h = sparse_attention(parts["heads"], h, self.attn.proj.bias, self.attn.attend)
+        x.addcmul_(gate_a.unsqueeze(1), h)
+        with region(TOKEN_ROUTERS):
+            mask = self.token_selection(x, 1.0, 0.0)  # B N
+            active = active_tokens(mask)  # A
+
+        def mlp(h: Tensor) -> Tensor:
+            with region(MLP):
+                return sparse_mlp(parts["groups"], h, self.mlp.fc2.bias, pointwise.gelu)
+
+        shift, gain, gate = per_sample
+        add_to_active(x, active, (shift, gain, gate), self.norm2.eps, pointwise, mlp)
+        return mask
+
+
+class DiT(Backbone):
+    """Predicts noise, and the variance's interpolation where `learn_sigma`, from a noisy input, a timestep and a class.
+
+    Weights start as in the DiT paper: Xavier-uniform, with adaLN and the final layer at zero.
+    """
+
+    config: DiTConfig
+
+    def __init__(self, config: DiTConfig) -> None:
+        super().__init__(config)
+        C = config.hidden_size
+        self.x_embedder = PatchEmbed(config.in_channels, C, config.patch_size)
+        self.t_embedder = TimestepEmbedder(C, config.timestep_variant)
+        self.y_embedder = LabelEmbedder(config.num_classes, C)
+        # a fixed table, yet a parameter: public checkpoints store it and public parameter counts include it
+        positions = sincos_positions(C, config.input_size // config.patch_size)
+        self.pos_embed = nn.Parameter(positions, requires_grad=False)
+        self.blocks = nn.ModuleList(self.make_block(i) for i in range(config.depth))
+        self.final_layer = FinalLayer(C, config.patch_size, config.out_channels)
+        self.reset_parameters()
+
+    def make_block(self, i: int) -> nn.Module:
+        return Block(self.config)
+
+    def reset_parameters(self) -> None:
+        for module in self.modules():
+            if isinstance(module, nn.Linear):
+                nn.init.xavier_uniform_(module.weight)
+                nn.init.zeros_(module.bias)
+        nn.init.xavier_uniform_(self.x_embedder.proj.weight.flatten(1))
+        assert self.x_embedder.proj.bias is not None
+        nn.init.zeros_(self.x_embedder.proj.bias)
+        nn.init.normal_(self.y_embedder.embedding_table.weight, std=0.02)
+        for layer in (self.t_embedder.mlp[0], self.t_embedder.mlp[2]):
+            assert isinstance(layer, nn.Linear)
+            nn.init.normal_(layer.weight, std=0.02)
+        modulations = [module for name, module in self.named_modules() if name.endswith("adaLN_modulation.1")]
+        for layer in (*modulations, self.final_layer.linear):
+            assert isinstance(layer, nn.Linear)
+            nn.init.zeros_(layer.weight)
+            nn.init.zeros_(layer.bias)
+
+    def embed(self, x: Tensor) -> Tensor:
+        return self.x_embedder(x) + self.pos_embed
+
+    def embed_timestep(self, t: Tensor) -> Tensor:
+        e: Tensor = self.t_embedder(t)
+        return e
+
+    def condition(self, e: Tensor, y: Tensor) -> Tensor:
+        c: Tensor = e + self.y_embedder(y)
+        return c
+
+    def head(self, h: Tensor, c: Tensor) -> Tensor:
+        return self.unpatchify(self.final_layer(h, c))
+
+    def unpatchify(self, x: Tensor) -> Tensor:
+        """B N P*P*Cout -> B Cout S S."""
+        P, side = self.config.patch_size, self.config.input_size // self.config.patch_size
+        x = x.view(x.shape[0], side, side, P, P, self.config.out_channels)
+        return x.permute(0, 5, 1, 3, 2, 4).reshape(x.shape[0], self.config.out_channels, side * P, side * P)
+
+
+class DyDiT(DynamicBackbone, DiT):
+    """A Dynamic Diffusion Transformer (arXiv 2410.03456)."""
+
+    config: DyDiTConfig
+
+    def make_block(self, i: int) -> nn.Module:
+        return DynamicBlock(self.config)
+
+
+ROUTER = "blocks.0.attn_rate.router.weight"
+TOKEN_ROUTER = "blocks.0.token_selection.mlp_head.0.weight"
+
+
+def infer(weights: Weights, hints: Hints) -> Inferred:
+    """The configuration of weights under our names. Raises `DyditError` in one line where they are no DiT's, or asks
+    for the one number that they do not tell (heads; input size, where there are no positions)."""
+    C, channels, P, _ = shape_of(weights, "x_embedder.proj.weight", 4)
+    depth = depth_of(weights, r"blocks\.(\d{1,4})\.")
+    rows, _ = shape_of(weights, "y_embedder.embedding_table.weight", 2)
+    hidden, _ = shape_of(weights, "blocks.0.mlp.fc1.weight", 2)
+    _, attention = shape_of(weights, "blocks.0.attn.proj.weight", 2)
+    out, _ = shape_of(weights, "final_layer.linear.weight", 2)
+    if out not in (P * P * channels, 2 * P * P * channels):
+        raise DyditError(f"final_layer.linear.weight has {out} rows; {P * P * channels} or twice that fit the patches")
+    notes: list[str] = []
+    dynamic = any(name.endswith(".router.weight") for name in weights)
+    heads, always_on = _heads(weights, depth, C, attention, hints.num_heads, notes) if dynamic else (None, True)
+    if heads is None:
+        heads = _static_heads(depth, C, attention, hints.num_heads, notes)
+    if (attention, hidden) != (C, 4 * C):
+        notes.append(f"attention {attention} and MLP {hidden} wide in a model of width {C}")
+    values: dict[str, Any] = {
+        "input_size": _input_size(weights, P, hints.input_size, notes),
+        "patch_size": P,
+        "in_channels": channels,
+        "hidden_size": C,
+        "depth": depth,
+        "num_heads": heads,
+        "attention_width": None if attention == C else attention,
+        "mlp_width": hidden,
+        "num_classes": rows - 1,
+        "learn_sigma": out == 2 * P * P * channels,
+        "timestep_variant": hints.timestep_variant or "original",
+        "norm2_eps": 1e-6 if hints.norm2_eps is None else hints.norm2_eps,
+    }
+    if not dynamic:
+        return Inferred(DiTConfig(**values), notes)
+    router_hidden, _ = shape_of(weights, TOKEN_ROUTER, 2)
+    if C // max(1, C // router_hidden) != router_hidden:
+        raise DyditError(f"{TOKEN_ROUTER} has {router_hidden} rows, which is no whole fraction of the width {C}")
+    return Inferred(DyDiTConfig(**values, token_router_reduction=C // router_hidden, always_on=always_on), notes)
+
+
+def _input_size(weights: Weights, patch: int, hint: int | None, notes: list[str]) -> int:
+    if "pos_embed" not in weights:
+        if hint is None:
+            raise DyditError("no positions and no configuration beside the weights: say the input size with --input-size N")
+        return hint
+    _, tokens, _ = shape_of(weights, "pos_embed", 3)
+    side = math.isqrt(tokens)
+    if side * side != tokens:
+        raise DyditError(f"pos_embed has {tokens} tokens, which are no square")
+    size = side * patch
+    if hint is not None and hint != size:
+        raise DyditError(f"input size {hint} does not fit: pos_embed has {tokens} tokens, which is size {size}")
+    notes.append(f"input size {size} from {tokens} positions")
+    return size
+
+
+def _published(depth: int, width: int, attention: int) -> tuple[str, int] | None:
+    """The published size of this depth and width, and its heads: of a pruned one those that are left, whole ones."""
+    for size, (size_depth, size_width, heads) in SIZES.items():
+        head_dim = size_width // heads
+        if (size_depth, size_width) == (depth, width) and attention % head_dim == 0:
+            return size, attention // head_dim
+    return None
+
+
+def _static_heads(depth: int, width: int, attention: int, hint: int | None, notes: list[str]) -> int:
+    """From what is asked for, else from the published size of this depth and width."""
+    if hint is not None:
+        return hint
+    published = _published(depth, width, attention)
+    if published is not None:
+        size, heads = published
+        notes.append(f"{heads} heads as DiT-{size} has" if attention == width else f"{heads} heads as wide as DiT-{size}'s")
+        return heads
+    divisors = ", ".join(str(n) for n in range(1, attention + 1) if attention % n == 0)
+    raise DyditError(
+        f"depth {depth} and width {width} are no published size, and weights do not tell the heads: "
+        f"say them with --num-heads N, one of {divisors}"
+    )
+
+
+def _heads(weights: Weights, depth: int, width: int, attention: int, hint: int | None, notes: list[str]) -> tuple[int, bool]:
+    """Heads and whether the first one is always on, from the router's rows: H - 1, or H in the older release."""
+    rows, _ = shape_of(weights, ROUTER, 2)
+    published = _published(depth, width, attention)
+    known = hint or (published[1] if published else None)
+    candidates = [(heads, heads > rows) for heads in (rows + 1, rows) if attention % heads == 0 and heads > 1]
+    fitting = [pair for pair in candidates if known is None or pair[0] == known]
+    if len(fitting) == 1:
+        heads, always_on = fitting[0]
+        release = "" if always_on else " (the older release: no head is always on)"
+        notes.append(f"{heads} heads from {rows} router rows{release}")
+        return fitting[0]
+    if not fitting:
+        said = f"{known} heads" if known else f"the width {attention}"
+        raise DyditError(f"{ROUTER} has {rows} rows, which does not fit {said}: it takes one less than heads, or as many")
+    raise DyditError(
+        f"{ROUTER} has {rows} rows: {rows + 1} heads, or {rows} in the older release; say which with --num-heads N"
+    )
+
+
+# ours: diffusers'; each stands for a weight and a bias, and {i} for a block's number
+DIFFUSERS_FRAME = {
+    "x_embedder.proj": "pos_embed.proj",
+    "final_layer.adaLN_modulation.1": "proj_out_1",
+    "final_layer.linear": "proj_out_2",
+}
+
+DIFFUSERS_BLOCK = {
+    "blocks.{i}.adaLN_modulation.1": "transformer_blocks.{i}.norm1.linear",
+    "blocks.{i}.attn.proj": "transformer_blocks.{i}.attn1.to_out.0",
+    "blocks.{i}.mlp.fc1": "transformer_blocks.{i}.ff.net.0.proj",
+    "blocks.{i}.mlp.fc2": "transformer_blocks.{i}.ff.net.2",
+}
+
+# the same in every block over there, once here
+DIFFUSERS_EMBEDDERS = {
+    "t_embedder.mlp.0.weight": "transformer_blocks.{i}.norm1.emb.timestep_embedder.linear_1.weight",
+    "t_embedder.mlp.0.bias": "transformer_blocks.{i}.norm1.emb.timestep_embedder.linear_1.bias",
+    "t_embedder.mlp.2.weight": "transformer_blocks.{i}.norm1.emb.timestep_embedder.linear_2.weight",
+    "t_embedder.mlp.2.bias": "transformer_blocks.{i}.norm1.emb.timestep_embedder.linear_2.bias",
+    "y_embedder.embedding_table.weight": "transformer_blocks.{i}.norm1.emb.class_embedder.embedding_table.weight",
+}
+
+QKV, DIFFUSERS_QKV = "blocks.{i}.attn.qkv", "transformer_blocks.{i}.attn1.to_{part}"
+
+ENDS = ("weight", "bias")
+
+
+def is_diffusers(names: set[str]) -> bool:
+    """Whether a state dict's names are diffusers'."""
+    return any(name.startswith("transformer_blocks.") for name in names)
+
+
+def diffusers_depth(names: set[str]) -> int:
+    """The number of blocks that the names speak of."""
+    found = [int(m.group(1)) for m in (re.match(r"transformer_blocks\.(\d{1,4})\.", name) for name in names) if m]
+    return max(found, default=-1) + 1
+
+
+def diffusers_renames(depth: int) -> dict[str, str]:
+    """Ours to diffusers' for everything that is a rename alone."""
+    table = {f"{our}.{end}": f"{their}.{end}" for our, their in DIFFUSERS_FRAME.items() for end in ENDS}
+    for i in range(depth):
+        table |= {
+            f"{our}.{end}".format(i=i): f"{their}.{end}".format(i=i) for our, their in DIFFUSERS_BLOCK.items() for end in ENDS
+        }
+    return table
+
+
+def from_diffusers(theirs: Weights) -> Weights:
+    """A DiTTransformer2DModel's weights under our names, without positions.
+
+    Raises `DyditError` for a missing or unknown name, and where the embedders differ from block to block.
+    """
+    rest = dict(theirs)
+    depth = diffusers_depth(set(rest))
+
+    def take(name: str) -> Tensor:
+        if name not in rest:
+            raise DyditError(f"missing {name}")
+        return rest.pop(name)
+
+    ours = {our: take(their) for our, their in diffusers_renames(depth).items()}
+    for i in range(depth):
+        for end in ENDS:
+            parts = [take(f"{DIFFUSERS_QKV}.{end}".format(i=i, part=part)) for part in "qkv"]
+            if len({(part.shape, part.dtype) for part in parts}) > 1:
+                raise DyditError(f"transformer_blocks.{i}.attn1: to_q, to_k and to_v differ in shape or dtype")
+            ours[f"{QKV}.{end}".format(i=i)] = torch.cat(parts)
+    for our, their in DIFFUSERS_EMBEDDERS.items():
+        first = ours[our] = take(their.format(i=0))
+        for i in range(1, depth):
+            if not torch.equal(take(their.format(i=i)), first):
+                raise DyditError(f"{their.format(i=i)} differs from block 0's; a DiT has one embedder for all blocks")
+    rest.pop("pos_embed.pos_embed", None)  # a persistent buffer in some diffusers versions; recomputed
+    if rest:
+        raise DyditError(f"unknown {min(rest)}" + (f" and {len(rest) - 1} more" if len(rest) > 1 else ""))
+    return ours
+
+
+def to_diffusers(ours: Weights, depth: int) -> Weights:
+    """The inverse of `from_diffusers`, of a static model's weights."""
+    theirs = {their: ours[our] for our, their in diffusers_renames(depth).items()}
+    for i in range(depth):
+        for end in ENDS:
+            parts = ours[f"{QKV}.{end}".format(i=i)].chunk(3)
+            theirs |= {f"{DIFFUSERS_QKV}.{end}".format(i=i, part=p): w.clone() for p, w in zip("qkv", parts, strict=True)}
+        theirs |= {their.format(i=i): ours[our].clone() for our, their in DIFFUSERS_EMBEDDERS.items()}
+    return theirs
+
+
+def fill(weights: Weights, config: ModelConfig) -> Weights:
+    """`weights` with the fixed positions where a file leaves them out."""
+    if "pos_embed" in weights:
+        return weights
+    return {**weights, "pos_embed": sincos_positions(config.hidden_size, config.input_size // config.patch_size)}
+
+
+FAMILY = Family(
+    name="dit",
+    static_config=DiTConfig,
+    dynamic_config=DyDiTConfig,
+    static_model=DiT,
+    dynamic_model=DyDiT,
+    sizes={
+        f"DiT-{size}/{patch}": {"depth": depth, "hidden_size": width, "num_heads": heads, "patch_size": patch}
+        for size, (depth, width, heads) in SIZES.items()
+        for patch in PATCH_SIZES
+    },
+    # GFLOPs at 32x32 latents (Peebles and Xie 2023, appendix A, table 4)
+    published_giga={
+        "DiT-S/2": 6.06, "DiT-S/4": 1.41, "DiT-S/8": 0.36,
+        "DiT-B/2": 23.01, "DiT-B/4": 5.56, "DiT-B/8": 1.42,
+        "DiT-L/2": 80.71, "DiT-L/4": 19.70, "DiT-L/8": 5.01,
+        "DiT-XL/2": 118.64, "DiT-XL/4": 29.05, "DiT-XL/8": 7.39,
+    },
+    process="gaussian",
+    matches=lambda names: "x_embedder.proj.weight" in names,
+    infer=infer,
+    fill=fill,
+)  # fmt: skip

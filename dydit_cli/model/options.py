@@ -1,0 +1,33 @@
+"""What options say about how a model is run."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from dydit_cli.options import Opt
+
+TimestepVariant = Literal["original", "diffusers"]
+
+Execution = Literal["sparse", "masked", "complete"]
+
+WeightAccess = Literal["views", "copies"]
+
+PlanMemory = Annotated[
+    int | None,
+    Opt(
+        "The most that copies of weights take.",
+        metavar="GB",
+        default="a quarter of what is free",
+        of=float,
+        parse=lambda gigabytes: int(gigabytes * 1e9),
+    ),
+]
+
+Tome = Annotated[
+    float | None,
+    Opt(
+        "Merge this share of a static model's tokens before every attention (ToMe), at most 0.75.",
+        metavar="RATIO",
+        default="none",
+    ),
+]

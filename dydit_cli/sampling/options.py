@@ -1,0 +1,40 @@
+"""How a checkpoint is sampled."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated, get_args
+
+from dydit_cli.diffusion.options import SamplerSettings
+from dydit_cli.errors import DyditError
+from dydit_cli.model.options import Execution, PlanMemory, Tome
+from dydit_cli.options import Device, DtypeName, Opt, Seed
+
+
+@dataclass(frozen=True)
+class SamplingConfig:
+    """How a run's images are drawn: `classes` in turn (all of them for None), `batch` at once, each with its own seed.
+
+    The model runs in `dtype`; the sampler's state and the VAE are float32. `vae` decodes latents: a diffusers
+    AutoencoderKL folder or hub id. `compile`, `plan_memory` (bytes) and `tome` are `model.execution.executor`'s.
+    """
+
+    settings: SamplerSettings = field(default_factory=SamplerSettings)
+    classes: Sequence[int] | None = None
+    seed: Seed = 0
+    execution: Annotated[Execution, Opt("sparse leaves skipped work out, masked does not, complete has everything on.")] = (
+        "sparse"
+    )
+    dtype: Annotated[DtypeName, Opt("The model runs in fp32, bf16 or fp16; the sampler in fp32.")] = "fp32"
+    vae: Annotated[str | Path | None, Opt("An AutoencoderKL, for models of latents: a folder or hub id.", metavar="DIR")] = None
+    batch: Annotated[int, Opt("Images drawn at once (guidance doubles it).", min=1)] = 64
+    device: Device = "auto"
+    compile: Annotated[bool, Opt("Let torch.compile fuse what it can: for long runs on a GPU.")] = False
+    plan_memory: PlanMemory = None
+    tome: Tome = None
+
+    def __post_init__(self) -> None:
+        if self.dtype not in get_args(DtypeName):
+            raise DyditError(f"no dtype {self.dtype!r}; choose one of {', '.join(get_args(DtypeName))}")
