@@ -16,7 +16,7 @@ PACKAGE = Path(dydit_cli.__file__).parent
 
 # from the ground up: a room imports from the layers below its own, and from itself
 LAYERS: tuple[set[str], ...] = (
-    {"errors", "version"},
+    {"errors", "version", "marks", "provenance", "discovery"},
     {"seeds"},
     {"options"},
     {"units", "files", "devices", "bundled"},

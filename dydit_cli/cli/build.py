@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import inspect
-import shlex
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import MISSING, fields, is_dataclass
@@ -13,6 +12,7 @@ from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_typ
 import typer
 
 from dydit_cli.options import Arg, Opt, Without
+from dydit_cli.provenance import as_command
 
 
 class Typed:
@@ -24,8 +24,7 @@ class Typed:
             for param in context.command.params
             if (source := context.get_parameter_source(str(param.name))) is not None and source.name == "COMMANDLINE"
         ]
-        # --force would begin anew
-        self.again = shlex.join(["dydit", *(word for word in context.find_root().obj if word != "--force")])
+        self.again = as_command(context.find_root().obj, without={"--force"})  # which would begin anew
 
     def other_than(self, *allowed: str) -> str | None:
         """The first option that is none of `allowed`."""

@@ -11,13 +11,14 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
-from dydit_cli.artifacts.samples import RECORD_FILE
+from dydit_cli.artifacts.samples import GRID_FILE, RECORD_FILE, picture_name
 from dydit_cli.checkpoint.options import LoadOptions
 from dydit_cli.checkpoint.read import CheckpointLike, read
 from dydit_cli.devices import world_size
 from dydit_cli.errors import DyditError
 from dydit_cli.files import atomic_folder, check_output, write_json
 from dydit_cli.pixels import make_grid, picture, save_png
+from dydit_cli.provenance import made_by
 from dydit_cli.sampling.options import SamplingConfig
 from dydit_cli.sampling.sampler import OnWork, open_sampler, record_of
 
@@ -55,11 +56,11 @@ def sample_images(
     samples, labels = image_sampler.samples(0, num, on_work), image_sampler.labels(0, num)
     seconds = time.perf_counter() - start
     pixels = image_sampler.pixels(samples)
-    summary = {**record_of(loaded, config, num), "seconds": seconds, "seconds_per_image": seconds / num}
+    summary = {**record_of(loaded, config, num), "seconds": seconds, "seconds_per_image": seconds / num, **made_by()}
     with atomic_folder(out) as temporary:
         pictures = [picture(image) for image in pixels]
         for i, (image, label) in enumerate(zip(pictures, labels.tolist(), strict=True)):
-            save_png(image, temporary / f"{i:05d}-class{label}.png")
-        save_png(make_grid(pictures), temporary / "grid.png")
+            save_png(image, temporary / picture_name(i, label))
+        save_png(make_grid(pictures), temporary / GRID_FILE)
         write_json(temporary / RECORD_FILE, summary)
     return Samples(pixels, labels, summary)

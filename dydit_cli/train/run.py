@@ -12,7 +12,6 @@ from typing import Any
 
 import torch
 
-from dydit_cli.artifacts.run import METRICS_FILE as METRICS_FILE
 from dydit_cli.artifacts.run import StepMetrics
 from dydit_cli.checkpoint import lineage
 from dydit_cli.checkpoint.checkpoint import Checkpoint, with_classes
@@ -29,9 +28,9 @@ from dydit_cli.model.backbone import Backbone
 from dydit_cli.model.config import RoutedConfig
 from dydit_cli.model.families import build_model, families
 from dydit_cli.profiling.calibrate import calibrate
+from dydit_cli.provenance import made_with
 from dydit_cli.train.loop import TrainResult, train
 from dydit_cli.train.recipe import Recipe, read_recipe, with_settings, with_steps
-from dydit_cli.train.run_folder import RECIPE_FILE as RECIPE_FILE
 from dydit_cli.train.run_folder import RunFolder, RunSpec, Saved
 
 
@@ -208,7 +207,9 @@ def run_training(
                 hooks: dict[str, Any] = {"save": save, "on_step": record, "should_stop": should_stop}
                 result = train(model, data, recipe, processes=processes, resume=saved, **hooks)
             if processes.main:
-                result = write_result(model, spec, result, folder, device, data.class_names)
+                # the command that began the run made it, whichever one ended it
+                with made_with(folder.states.made().get("command")):
+                    result = write_result(model, spec, result, folder, device, data.class_names)
         except OSError as error:
             raise DyditError(f"{out}: cannot be written: {error.strerror or error}; choose another place") from None
         processes.wait()
