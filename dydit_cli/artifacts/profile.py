@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from dydit_cli import marks
 from dydit_cli.artifacts.base import Folder
+from dydit_cli.diffusion.options import MOST_TIMESTEPS
 from dydit_cli.files import atomic_folder, write_json
 from dydit_cli.model.config import ModelConfig
 from dydit_cli.model.families import config_from_dict
@@ -233,7 +234,7 @@ def image_table(record: RoutingRecord, config: ModelConfig, labels: NDArray[np.i
     )
 
 
-def phase_table(table: pd.DataFrame, train_steps: int = 1000) -> pd.DataFrame:
+def phase_table(table: pd.DataFrame, train_steps: int = MOST_TIMESTEPS) -> pd.DataFrame:
     """Means of `timestep_table` over four equal phases of the schedule, the noisiest first; `phase` names timesteps."""
     width = train_steps // PHASES
     phase = (table["timestep"] // width).clip(upper=PHASES - 1)
