@@ -15,11 +15,11 @@ from dydit_cli.seeds import check_seed
 
 @dataclass(frozen=True)
 class ProfileOptions:
-    """`images` are drawn, of `classes` (None: all) in turn, and token masks kept of the first `keep_masks` of them, numbers
-    of tokens of all. `time` runs every step twice more, sparse and static, and adds their seconds. With `tome` a static
-    model merges this share of its tokens before attention (`model.tome`).
+    """`images` are drawn, `classes` (all of them for None) in turn. Token masks are kept of the first `keep_masks` images,
+    numbers of tokens of all. `time` runs every step twice more, sparse and static, and adds their seconds. With `tome` a
+    static model merges this share of its tokens before attention (`model.merging`).
 
-    Raises `DyditError` for images under 1, a seed that is none, or guidance in a part of the schedule only.
+    Raises `DyditError` for images under 1, or guidance in a part of the schedule only.
     """
 
     images: Annotated[int, Opt("Images to draw and average over, classes in turn.", metavar="N")] = 16

@@ -48,7 +48,7 @@ def profile(
     if out is not None:
         check_output(out, force)
     checkpoint, options = read(checkpoint, reading), replace(options, **changes)
-    settings, classes = options.settings, options.classes
+    settings = options.settings
     config, place = checkpoint.config, pick_device(device)
     built = checkpoint.build().to(place).float()
     model = executor(built, "sparse", tome=options.tome)
@@ -58,7 +58,7 @@ def profile(
     if options.time and model is not built:  # a static model as it is has nothing to be compared with
         whole = static_twin(built) if isinstance(built, DynamicBackbone) else built
         clock = StepTimer(executor(built, "sparse", tome=options.tome), whole, recorder, settings.timesteps)
-    labels = cycle_labels(list(classes or range(config.num_classes)), options.images)
+    labels = cycle_labels(list(options.classes or range(config.num_classes)), options.images)
     samples = recorder.sample(labels, settings, seed=options.seed, batch=options.batch, denoiser=clock, on_progress=on_progress)
     record = recorder.record()
     table = timestep_table(record, config)
@@ -96,7 +96,7 @@ def profile(
         "cfg_channels": settings.cfg_channels,
         "spacing": settings.timestep_spacing,
         "images": options.images,
-        **({"classes": list(classes)} if classes else {}),
+        **({"classes": list(options.classes)} if options.classes else {}),
         "images_with_masks": record.tokens.shape[3],
         "seed": options.seed,
         "dtype": "float32",

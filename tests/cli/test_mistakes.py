@@ -9,6 +9,8 @@ import torch
 
 from dydit_cli.checkpoint.checkpoint import Checkpoint
 from dydit_cli.checkpoint.native import write
+from dydit_cli.data.vae import load_vae
+from dydit_cli.errors import DyditError
 from dydit_cli.model.families.dit import DiT, DiTConfig
 from tests.processes import dydit
 
@@ -39,10 +41,7 @@ MISTAKES: dict[str, tuple[str, str]] = {
         "sample {room}/tuned --seed 9223372036854775808 --out {tmp}/out",
         "--seed 9223372036854775808; it must be a whole number from 0 to 9223372036854775807",
     ),
-    "seed of a tuning": (
-        "finetune {room}/converted --seed -1 --out {tmp}/out",
-        "--seed -1; it must be a whole number",
-    ),
+    "seed of a tuning": ("finetune {room}/converted --seed -1 --out {tmp}/out", "--seed -1; it must be a whole number"),
     "resume with other weights": (
         "finetune --resume {room}/tuned --weights model",
         "--resume continues a run as it was asked for; leave --weights out",
@@ -227,6 +226,13 @@ def test_a_model_that_does_not_tell_its_data_wants_them_named(tmp_path: Path) ->
     )
     assert "and a recipe with --recipe" in result.stderr
     assert "digits" not in result.stderr
+
+
+def test_the_vae_of_a_pipeline_is_hinted_at(tmp_path: Path) -> None:
+    (tmp_path / "pipeline" / "vae").mkdir(parents=True)
+    (tmp_path / "pipeline" / "vae" / "config.json").write_text("{}")
+    with pytest.raises(DyditError, match=f"^{tmp_path}/pipeline: a whole pipeline; give its VAE: {tmp_path}/pipeline/vae$"):
+        load_vae(tmp_path / "pipeline", torch.device("cpu"))
 
 
 def snapshot(folder: Path) -> dict[str, float]:

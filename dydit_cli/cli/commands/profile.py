@@ -8,7 +8,7 @@ Example: `dydit profile runs/digits-0.5 --out runs/profile-0.5`
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -83,9 +83,10 @@ def profile(
         with console.stages() as stages:
             stages.begin(f"profile {Path(checkpoint).name}", config.images * config.settings.steps, "image-steps")
             loaded = options.read(checkpoint, loading)
+            own = replace(config, classes=options.class_numbers(classes, loaded))
             results.append(
                 run(
-                    loaded, folder, config, classes=options.class_numbers(classes, loaded), device=device, force=force,
+                    loaded, folder, own, device=device, force=force,
                     on_progress=lambda progress, stages=stages: stages.advance(progress.batch),  # type: ignore[misc]
                 )
             )  # fmt: skip
