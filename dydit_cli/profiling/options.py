@@ -19,7 +19,7 @@ class ProfileOptions:
     numbers of tokens of all. `time` runs every step twice more, sparse and static, and adds their seconds. With `tome` a
     static model merges this share of its tokens before attention (`model.merging`).
 
-    Raises `DyditError` for images under 1, a seed that is none, or guidance in a part of the schedule only.
+    Raises `DyditError` for images under 1, or guidance in a part of the schedule only.
     """
 
     images: Annotated[int, Opt("Images to draw and average over, classes in turn.", metavar="N")] = 16
