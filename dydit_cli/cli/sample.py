@@ -83,8 +83,7 @@ def write_pictures(loaded: Checkpoint, out: Path, how: SamplingConfig, num: int,
     from dydit_cli.sampling.images import sample_images
 
     with console.progress("sample", num, "images", per=how.settings.steps) as advance:
-        result = sample_images(loaded, out, how, num=num, force=force, on_work=advance)
-    summary = result.summary
+        summary = sample_images(loaded, out, how, num=num, force=force, on_work=advance)
     if json:
         console.as_json(summary)
     else:
