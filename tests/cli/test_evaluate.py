@@ -71,8 +71,9 @@ def test_the_table_and_the_file(room: Path, tmp_path: Path) -> None:
         assert text in " ".join(result.stdout.split())
     assert all(len(line) <= 80 for line in result.stdout.splitlines())
     assert "note: 6 samples for 64 features" in result.stderr
-    stored = json.loads(out.read_text())
-    assert stored == figures("evaluate", room / "pictures", *DIGITS)
+    stored, shown = json.loads(out.read_text()), figures("evaluate", room / "pictures", *DIGITS)
+    assert stored.pop("command") == f"{shown.pop('command')} --out {out}"
+    assert stored == shown
     again = dydit("evaluate", room / "pictures", *DIGITS, "--out", out)
     assert (again.exit_code, "already exists" in again.stderr) == (2, True)
     assert dydit("evaluate", room / "pictures", *DIGITS, "--out", out, "--force").exit_code == 0
@@ -102,7 +103,7 @@ def test_the_figures_of_inception(room: Path, tmp_path: Path, monkeypatch: pytes
     np.savez(tmp_path / "ref.npz", pixels)
     command = ["evaluate", room / "array", "--reference", tmp_path / "ref.npz", "--device", "cpu"]
     result = figures(*command)
-    assert set(result) == {"fid", "sfid", "inception_score", "precision", "recall", "protocol", "notes"}
+    assert set(result) == {"fid", "sfid", "inception_score", "precision", "recall", "protocol", "notes", "command"}
     assert result["protocol"]["inception_score_split"] == 5000
     assert result["fid"] > 0
     table = dydit(*command).stdout

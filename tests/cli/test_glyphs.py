@@ -41,7 +41,7 @@ def test_train_and_evaluate(tmp_path: Path) -> None:
 
     drawing = ["--features", "glyphs", "--num", 4, "--steps", 2, "--reference", "glyphs:held-out"]
     figures = dydit("evaluate", tmp_path / "tuned", *drawing, *FAST)
-    assert set(figures) == {"frechet", "recognised", "precision", "recall", "protocol", "notes"}
+    assert set(figures) == {"frechet", "recognised", "precision", "recall", "protocol", "notes", "command"}
     assert figures["frechet"] > 10  # two steps teach nothing
     protocol = figures["protocol"]
     assert protocol["judge"] == "support-vector classifier of the real glyphs"
