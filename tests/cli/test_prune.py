@@ -82,7 +82,7 @@ def test_other_commands_take_a_pruned_model(room: Path, tmp_path: Path, command:
 
 
 MISTAKES = {
-    "method": ("{room}/static {tmp}/out --method best", "'--method': 'best' is not one of 'random', 'magnitude', "),
+    "method": ("{room}/static {tmp}/out --method best", "no pruning method 'best'; choose one of random, magnitude, taylor"),
     "share": ("{room}/static {tmp}/out --keep 1.5", "share to keep 1.5; it must be over 0 and at most 1"),
     "too little": ("{room}/static {tmp}/out --keep 0.01", "with 1 of 4 heads and one channel it is"),
     "dynamic": ("{room}/dynamic {tmp}/out", "is a DyDiT; pruning takes its all-on static model: dydit export"),
