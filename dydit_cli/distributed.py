@@ -64,9 +64,13 @@ class Distributed:
         return bool(self.sum(torch.tensor(float(flag), device=self._accelerator.device)) > 0)
 
     def wait(self) -> None:
-        """Returns when all processes have called it."""
+        """Returns when all processes have called it; raises `DyditError` where one has ended instead."""
         if self._state:
-            self._state.wait_for_everyone()
+            try:
+                self._state.wait_for_everyone()
+            except RuntimeError:  # the words are about sockets
+                others = f"process {self.index} of {self.count}: another one has ended, whose own message says why"
+                raise DyditError(others) from None
 
 
 def is_main() -> bool:

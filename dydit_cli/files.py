@@ -20,12 +20,7 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from dydit_cli.errors import DyditError
-
-# what marks a folder as one of dydit's, whose replacement loses nothing else
-OURS = {
-    "compare.json", "config.json", "demo.json", "encode.json", "metrics.jsonl", "profile.json", "recipe.json", "samples.json",
-    "losses.json", "study.json", "unfinished.json", "width.json",
-}  # fmt: skip
+from dydit_cli.marks import OURS
 
 LARGEST_TEXT = 100_000_000  # bytes of a JSON file, which is read whole
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -16,7 +17,7 @@ PACKAGE = Path(dydit_cli.__file__).parent
 
 # from the ground up: a room imports from the layers below its own, and from itself
 LAYERS: tuple[set[str], ...] = (
-    {"errors", "version"},
+    {"errors", "version", "marks", "provenance", "discovery"},
     {"seeds"},
     {"options"},
     {"units", "files", "devices", "bundled"},
@@ -63,6 +64,21 @@ def test_figures_and_reports_read_artifacts_alone() -> None:
 def test_every_room_is_listed() -> None:
     there = {path.stem for path in PACKAGE.iterdir() if path.suffix == ".py" or (path / "__init__.py").is_file()}
     assert there - {"__init__"} == set(HEIGHT)
+
+
+@pytest.mark.parametrize(
+    ("words", "room"),
+    [
+        (r"attn_rate|mlp_rate|token_selection|qkv|num_heads \* head_dim", "model/families"),
+        (r"linear_schedule|TRAIN_STEPS|(timesteps?|train_steps|strata)\b.*= 1_?000\b|range\(1_?000\)", "diffusion"),
+        (r"unittest|sys\.modules\[", "nowhere"),
+    ],
+)
+def test_words_keep_to_their_room(words: str, room: str) -> None:
+    for file in PACKAGE.rglob("*.py"):
+        if room not in str(file.relative_to(PACKAGE)):
+            found = [line for line in file.read_text(encoding="utf-8").splitlines() if re.search(words, line)]
+            assert not found, f"{file.relative_to(PACKAGE)}: {found[0].strip()}"
 
 
 @pytest.mark.parametrize(("library", "room"), [("matplotlib", "figures"), ("rich", "cli")])

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import statistics
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -10,10 +9,11 @@ from typing import Any
 
 import torch
 
-from dydit_cli.artifacts.bench_options import BenchSettings as BenchSettings
+from dydit_cli.artifacts.base import JsonFile
+from dydit_cli.artifacts.bench_options import BenchSettings
 from dydit_cli.devices import describe_device
-from dydit_cli.errors import DyditError
 from dydit_cli.model.weight_cache import SliceStats
+from dydit_cli.provenance import command_line
 from dydit_cli.version import __version__
 
 
@@ -34,13 +34,18 @@ class Spread:
 
 
 @dataclass(frozen=True)
-class BenchResult:
+class BenchResult(JsonFile):
     """Seconds are of a whole sampling run of `steps` model evaluations, planning included.
 
     `speedup` is of the faster sparse variant (`subject`) against the fastest static one (`baseline`), and
     `realised_efficiency` is `speedup` times `flops_ratio`; `efficiencies` holds it against every static variant. `tome`
     is the share of merged tokens where that was timed, and not sparse execution.
     """
+
+    kind = "bench"
+    name = "a benchmark"
+    made_by = "dydit bench --json > bench.json"
+    keys = frozenset({"parts", "settings", "seconds", "flops_ratio", "device", "model", "speedup", "realised_efficiency"})
 
     model: str
     settings: BenchSettings
@@ -57,6 +62,8 @@ class BenchResult:
     peak_bytes: dict[str, int] = field(default_factory=dict)
     parts: dict[str, dict[str, float]] = field(default_factory=dict)
     tome: float | None = None
+    versions: dict[str, str] = field(default_factory=lambda: {"dydit": __version__, "torch": torch.__version__})
+    command: str | None = field(default_factory=command_line)
 
     @classmethod
     def of(
@@ -102,35 +109,29 @@ class BenchResult:
             tome=tome,
         )
 
+    @property
+    def timed(self) -> str:
+        """What was timed against the static model: `sparse`, or `tome`."""
+        return "tome" if self.tome else "sparse"
+
     def to_dict(self) -> dict[str, Any]:
         """Plain values for JSON; `speedup` and `realised_efficiency` are medians, their quartiles beside them."""
         values = asdict(self)
         for name in ("speedup", "realised_efficiency"):
             spread = values.pop(name)
             values |= {name: spread["median"], f"{name}_quartiles": [spread["low"], spread["high"]]}
-        return {**values, "versions": {"dydit": __version__, "torch": torch.__version__}}
+        if self.command is None:
+            del values["command"]
+        return values
 
-
-NEEDED = ("parts", "settings", "flops_ratio", "device", "model", "speedup", "realised_efficiency")
-
-
-def read_bench(path: str | Path) -> dict[str, Any]:
-    """What `dydit bench --json` printed, from a file; raises `DyditError` where it is something else."""
-    hint = "write one with: dydit bench --json > bench.json"
-    try:
-        result = json.loads(Path(path).read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise DyditError(f"{path}: no such file; {hint}") from None
-    except OSError as error:
-        raise DyditError(f"{path}: not a bench's JSON file ({error.strerror}); {hint}") from None
-    except ValueError as error:
-        raise DyditError(f"{path}: not readable as a bench's JSON ({error}); {hint}") from None
-    missing = [name for name in NEEDED if not isinstance(result, dict) or name not in result]
-    if missing:
-        raise DyditError(f"{path}: not a bench's JSON: it has no {missing[0]!r}; {hint}")
-    return dict(result)
-
-
-def subject_of(result: dict[str, Any]) -> str:
-    """What was timed against the static model: `sparse`, or `tome`."""
-    return "tome" if result.get("tome") else "sparse"
+    @classmethod
+    def read(cls, path: str | Path) -> BenchResult:
+        """From the file that `dydit bench --json` was printed to."""
+        values = {"versions": {}, "command": None, **cls.read_values(Path(path))}
+        with cls.reading(Path(path)):
+            for name in ("speedup", "realised_efficiency"):
+                values[name] = Spread(values[name], *values.pop(f"{name}_quartiles"))
+            for name in ("seconds", "efficiencies"):
+                values[name] = {key: Spread(**spread) for key, spread in values[name].items()}
+            settings, slices = BenchSettings(**values.pop("settings")), SliceStats(**values.pop("slices"))
+            return cls(**values, settings=settings, slices=slices)

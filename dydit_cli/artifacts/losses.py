@@ -5,9 +5,7 @@ Legend: K models, T timesteps, M images, A timesteps with maps, R images with ma
 
 from __future__ import annotations
 
-import json
 import math
-import zipfile
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,28 +14,30 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from dydit_cli.errors import DyditError
+from dydit_cli import marks
+from dydit_cli.artifacts.base import Folder
 from dydit_cli.files import atomic_folder, write_json
 
-FORMAT, FORMAT_VERSION = "dydit-losses", 1
-
-SUMMARY_FILE, TABLE_FILE, ARRAYS_FILE = "losses.json", "losses.csv", "losses.npz"
-
-FILES = (SUMMARY_FILE, TABLE_FILE, ARRAYS_FILE)
+TABLE_FILE, ARRAYS_FILE = "losses.csv", "losses.npz"
 
 ARRAYS = ("timesteps", "mse", "patch_timesteps", "patches", "images", "labels")
 
-HINT = "make one with: dydit losses SMALL LARGE --out DIR"
-
 
 @dataclass(frozen=True)
-class Losses:
+class Losses(Folder):
     """Mean squared errors of the predicted noise; nothing of the variance's term is in them.
 
     `mse` is K T M at `timesteps` (T, ascending). `patches` is A R S S, the last model's means over several noises and
     the pixels of a patch, at `patch_timesteps` (A, ascending), for `images` (R C P P) of the classes `labels` (R).
     `summary` is losses.json.
     """
+
+    kind = "losses"
+    name = "losses"
+    made_by = "dydit losses SMALL LARGE --out DIR"
+    mark = marks.LOSSES
+    files = (mark, TABLE_FILE, ARRAYS_FILE)
+    format = "dydit-losses"
 
     summary: dict[str, Any]
     timesteps: NDArray[np.int64]
@@ -71,7 +71,17 @@ class Losses:
         with atomic_folder(folder) as temporary:
             self.table.to_csv(temporary / TABLE_FILE, index=False)
             np.savez_compressed(temporary / ARRAYS_FILE, **{name: getattr(self, name) for name in ARRAYS})
-            write_json(temporary / SUMMARY_FILE, {"format": FORMAT, "format_version": FORMAT_VERSION, **self.summary})
+            write_json(temporary / self.mark, {**self.header(), **self.summary})
+
+    @classmethod
+    def read(cls, path: str | Path) -> Losses:
+        folder = Path(path)
+        summary = cls.read_summary(folder)
+        with cls.reading(folder), np.load(folder / ARRAYS_FILE, allow_pickle=False) as arrays:
+            result = cls(summary, *(arrays[name] for name in ARRAYS))
+            if result.mse.shape[:2] != (len(result.names), len(result.timesteps)):
+                raise ValueError(f"mse is {result.mse.shape}")
+            return result
 
 
 def mean_and_error(values: NDArray[Any]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
@@ -80,25 +90,3 @@ def mean_and_error(values: NDArray[Any]) -> tuple[NDArray[np.float64], NDArray[n
     images = wide.shape[1]
     error = wide.std(axis=1, ddof=1) / math.sqrt(images) if images > 1 else np.full(len(wide), np.nan)
     return wide.mean(axis=1), error
-
-
-def read_losses(folder: str | Path) -> Losses:
-    """Reads what `Losses.write` wrote; raises `DyditError` in one line where it is missing, damaged or of another version."""
-    folder = Path(folder)
-    missing = [name for name in FILES if not (folder / name).is_file()]
-    if missing:
-        raise DyditError(f"{folder}: not a folder of losses: it has no {missing[0]}; {HINT}")
-    try:
-        summary = json.loads((folder / SUMMARY_FILE).read_text(encoding="utf-8"))
-        if not isinstance(summary, dict) or summary.get("format") != FORMAT:
-            raise DyditError(f"{folder / SUMMARY_FILE}: not losses of dydit; {HINT}")
-        if summary.get("format_version") != FORMAT_VERSION:
-            version = summary.get("format_version")
-            raise DyditError(f"{folder}: losses of version {version!r}, this dydit reads {FORMAT_VERSION}; measure again")
-        with np.load(folder / ARRAYS_FILE, allow_pickle=False) as arrays:
-            result = Losses(summary, *(arrays[name] for name in ARRAYS))
-        if result.mse.shape[:2] != (len(result.names), len(result.timesteps)):
-            raise ValueError(f"mse is {result.mse.shape}")
-        return result
-    except (OSError, ValueError, KeyError, TypeError, EOFError, zipfile.BadZipFile) as error:
-        raise DyditError(f"{folder}: damaged losses ({error}); measure again") from None

@@ -4,7 +4,6 @@ Legend: T sampling steps, L depth, H heads (and groups), N tokens, M images, K o
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,7 +13,9 @@ import pandas as pd
 import torch
 from numpy.typing import NDArray
 
-from dydit_cli.errors import DyditError
+from dydit_cli import marks
+from dydit_cli.artifacts.base import Folder
+from dydit_cli.diffusion.options import MOST_TIMESTEPS
 from dydit_cli.files import atomic_folder, write_json
 from dydit_cli.model.config import ModelConfig
 from dydit_cli.model.families import config_from_dict
@@ -22,21 +23,29 @@ from dydit_cli.model.macs import BlockMacs, macs_of_units, routed_macs, static_m
 from dydit_cli.model.merging import Merging
 from dydit_cli.model.routing import Routing
 
-FORMAT, FORMAT_VERSION = "dydit-profile", 2
+TABLE_FILE, BLOCKS_FILE, IMAGES_FILE, ROUTING_FILE = "timesteps.csv", "blocks.csv", "images.csv", "routing.npz"
 
-SUMMARY_FILE, TABLE_FILE, BLOCKS_FILE, IMAGES_FILE = "profile.json", "timesteps.csv", "blocks.csv", "images.csv"
-
-ROUTING_FILE = "routing.npz"
-
-FILES = (SUMMARY_FILE, TABLE_FILE, BLOCKS_FILE, IMAGES_FILE, ROUTING_FILE)
+# columns under the names that earlier files have
+RENAMED = {
+    "dynamic_macs_labelled": "dynamic_macs_cond",
+    "dynamic_macs_unlabelled": "dynamic_macs_uncond",
+    "frame_macs": "embed_and_head_macs",
+}
 
 
 @dataclass(frozen=True)
-class Profile:
-    """`summary` is profile.json, `table` timesteps.csv; samples (M C S S, float32) and labels (M,) are what was drawn.
+class Profile(Folder):
+    """`summary` is profile.json, `table` timesteps.csv; samples (M C S S, float32) and labels (M,) are the images.
 
-    `blocks` and `images`, blocks.csv and images.csv, are counted from the record when they are asked for.
+    `blocks` and `images`, blocks.csv and images.csv, are computed from the record.
     """
+
+    kind = "profile"
+    name = "a profile"
+    made_by = "dydit profile CKPT --out DIR"
+    mark = marks.PROFILE
+    files = (mark, TABLE_FILE, BLOCKS_FILE, IMAGES_FILE, ROUTING_FILE)
+    format, format_version = "dydit-profile", 2
 
     summary: dict[str, Any]
     table: pd.DataFrame
@@ -78,33 +87,21 @@ class Profile:
                 samples=self.samples,
                 labels=self.labels,
             )
-            write_json(temporary / SUMMARY_FILE, self.summary)
+            write_json(temporary / self.mark, self.summary)
 
-
-def read_profile(folder: str | Path) -> Profile:
-    """Reads what `Profile.write` wrote; raises `DyditError` in one line where it is missing, damaged or of another version."""
-    folder = Path(folder)
-    missing = [name for name in FILES if not (folder / name).is_file()]
-    if missing:
-        raise DyditError(f"{folder}: not a profile: it has no {missing[0]}; make one with: dydit profile CKPT --out DIR")
-    try:
-        summary = json.loads((folder / SUMMARY_FILE).read_text(encoding="utf-8"))
-        if not isinstance(summary, dict) or summary.get("format") != FORMAT:
-            raise DyditError(f"{folder / SUMMARY_FILE}: not a dydit profile; make one with: dydit profile CKPT --out DIR")
-        if summary.get("format_version") != FORMAT_VERSION:
-            version = summary.get("format_version")
-            raise DyditError(f"{folder}: profile version {version!r}, this dydit reads {FORMAT_VERSION}; profile again")
-        table = pd.read_csv(folder / TABLE_FILE)
-        with np.load(folder / ROUTING_FILE, allow_pickle=False) as arrays:
+    @classmethod
+    def read(cls, path: str | Path) -> Profile:
+        folder = Path(path)
+        summary = cls.read_summary(folder)
+        with cls.reading(folder), np.load(folder / ROUTING_FILE, allow_pickle=False) as arrays:
+            table = pd.read_csv(folder / TABLE_FILE).rename(columns=RENAMED)
             shape = tuple(int(n) for n in arrays["tokens_shape"])
             tokens = np.unpackbits(arrays["tokens_bits"], axis=-1, count=shape[-1]).reshape(shape).astype(bool)
             steps, heads, groups = (arrays[name] for name in ("timesteps", "heads", "groups"))
             tome = summary.get("tome")
             merging = None if tome is None else Merging.of(config_from_dict(summary["model"]), tome)
             record = RoutingRecord(steps, heads, groups, arrays["token_counts"], tokens, merging)
-            return Profile(summary, table, record, arrays["samples"], arrays["labels"])
-    except (OSError, ValueError, TypeError, KeyError, IndexError, EOFError) as error:
-        raise DyditError(f"{folder}: damaged profile ({error}); profile again") from None
+            return cls(summary, table, record, arrays["samples"], arrays["labels"])
 
 
 BoolArray = NDArray[np.bool_]
@@ -127,7 +124,7 @@ class RoutingRecord:
         return self.token_counts.shape[3]
 
     def block_macs(self, step: int, config: ModelConfig) -> BlockMacs:
-        """The step's MACs; L x G * M in every field, the labelled half first."""
+        """The step's MACs; L x G * M in every field, the half with its label (cond) first."""
         tokens = torch.from_numpy(self.token_counts[step]).long().flatten(1)  # L GM
         heads, channels = (
             config.site(structure).active_units(torch.from_numpy(masks[step]))[:, None].expand_as(tokens)
@@ -136,7 +133,7 @@ class RoutingRecord:
         return macs_of_units(heads, channels, tokens, config, self.merging)
 
     def routing(self, step: int) -> Routing:
-        """The step's masks for a batch of G * K samples, the labelled half first."""
+        """The step's masks for a batch of G * K samples, the half with its label (cond) first."""
         _T, L, G, K, N = self.tokens.shape
         tokens = torch.from_numpy(self.tokens[step].reshape(L, G * K, N)).float()
         heads, groups = (
@@ -149,19 +146,19 @@ PARTS = ("attention", "mlp", "routers", "modulation", "norms")
 
 PHASES = 4
 
-HALVES = ("labelled", "unlabelled")
+HALVES = ("cond", "uncond")  # of guidance
 
 
 def timestep_table(record: RoutingRecord, config: ModelConfig) -> pd.DataFrame:
     """One row a sampling step: step, timestep, static_macs, dynamic_macs with its spread over images and halves, ratio,
     the share of heads, groups and tokens that is active, `routed_ratio` (attention and MLP alone, what fine-tuning
     steers), MACs by part, and with guidance `dynamic_macs` of each half."""
-    static, frame = static_macs(config), config.embed_and_head_macs()
+    static, embed_and_head = static_macs(config), config.embed_and_head_macs()
     everything = routed_macs(config)
     rows = []
     for step, timestep in enumerate(record.timesteps.tolist()):
         blocks = record.block_macs(step, config)
-        total = blocks.total.sum(dim=0).double() + frame  # GM
+        total = blocks.total.sum(dim=0).double() + embed_and_head  # GM
         halves = total.view(record.token_counts.shape[2], -1).mean(dim=1).tolist()
         parts = {f"{part}_macs": _mean(blocks, part) for part in PARTS}
         rows.append(
@@ -179,7 +176,7 @@ def timestep_table(record: RoutingRecord, config: ModelConfig) -> pd.DataFrame:
                 "active_groups_share": float(record.groups[step].mean()),
                 "active_tokens_share": float(record.token_counts[step].mean()) / config.num_tokens,
                 **parts,
-                "frame_macs": frame,
+                "embed_and_head_macs": embed_and_head,
                 **({f"dynamic_macs_{half}": value for half, value in zip(HALVES, halves, strict=True)} if halves[1:] else {}),
             }
         )
@@ -237,7 +234,7 @@ def image_table(record: RoutingRecord, config: ModelConfig, labels: NDArray[np.i
     )
 
 
-def phase_table(table: pd.DataFrame, train_steps: int = 1000) -> pd.DataFrame:
+def phase_table(table: pd.DataFrame, train_steps: int = MOST_TIMESTEPS) -> pd.DataFrame:
     """Means of `timestep_table` over four equal phases of the schedule, the noisiest first; `phase` names timesteps."""
     width = train_steps // PHASES
     phase = (table["timestep"] // width).clip(upper=PHASES - 1)

@@ -1,18 +1,23 @@
-"""What training leaves: a line of figures for every step."""
+"""What training leaves: a line of figures for every step, the resolved recipe, and in the end a checkpoint."""
 
 from __future__ import annotations
 
 import json
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import Any
 
 import pandas as pd
 
+from dydit_cli import marks
+from dydit_cli.artifacts.base import Artifact, read_object, read_object_if_any
 from dydit_cli.errors import DyditError
 
-if TYPE_CHECKING:
-    pass
+CONFIG_FILE, METRICS_FILE, RECIPE_FILE = marks.CHECKPOINT, marks.METRICS, marks.RECIPE
+
+STATE_FOLDER, BEGUN_FILE = "state", "run.json"  # of a run that is not finished: its states, and what it was begun with
+
+COLUMNS = ("step", "mse", "vb", "ratio", "target", "skipped")
 
 
 @dataclass(frozen=True)
@@ -39,21 +44,85 @@ class StepMetrics:
         return asdict(self)
 
 
-METRICS_FILE = "metrics.jsonl"
+@dataclass(frozen=True)
+class CheckpointFolder(Artifact):
+    """A checkpoint as its config.json describes it, without its weights; `config` is empty for a run that has none yet."""
 
-COLUMNS = ("step", "mse", "vb", "ratio", "target", "skipped")
+    kind = "checkpoint"
+    name = "a checkpoint"
+    made_by = "dydit convert SRC DIR"
+    mark = CONFIG_FILE
+
+    config: dict[str, Any]
+
+    @classmethod
+    def fits(cls, path: Path) -> bool:
+        return super().fits(path) and not (path / METRICS_FILE).is_file()
+
+    @property
+    def model(self) -> dict[str, Any]:
+        """The model's configuration."""
+        return self.config.get("model", {})
+
+    @property
+    def lineage(self) -> list[dict[str, Any]]:
+        """What was done to the weights, oldest first."""
+        return self.config.get("lineage", [])
+
+    @classmethod
+    def read(cls, path: str | Path) -> CheckpointFolder:
+        folder = Path(path)
+        with cls.reading(folder):
+            return cls(read_object(folder / CONFIG_FILE))
 
 
-def read_metrics(run: str | Path) -> pd.DataFrame:
-    """A row for each step of the run in the folder `run`; raises `DyditError` where it has no readable metrics."""
-    file = Path(run) / METRICS_FILE
+@dataclass(frozen=True)
+class Run(CheckpointFolder):
+    """`metrics` has a row for each step, `recipe` is the resolved recipe; `begun` is what a run that is not finished was
+    begun with, None for a finished one."""
+
+    kind = "run"
+    name = "a training run"
+    made_by = "dydit finetune CKPT --out DIR"
+    mark = METRICS_FILE
+
+    metrics: pd.DataFrame
+    recipe: dict[str, Any] | None
+    begun: dict[str, Any] | None
+
+    @classmethod
+    def fits(cls, path: Path) -> bool:
+        return (path / METRICS_FILE).is_file()
+
+    @property
+    def steps(self) -> int:
+        """How many are done."""
+        return int(self.metrics["step"].iloc[-1])
+
+    @property
+    def planned_steps(self) -> int | None:
+        """How many the recipe asks for, where it is known."""
+        return None if self.recipe is None else self.recipe.get("train", {}).get("steps")
+
+    @classmethod
+    def read(cls, path: str | Path) -> Run:
+        folder = Path(path)
+        metrics = read_metrics(folder)
+        with cls.reading(folder):
+            config, recipe, begun = (
+                read_object_if_any(folder / name) for name in (CONFIG_FILE, RECIPE_FILE, f"{STATE_FOLDER}/{BEGUN_FILE}")
+            )
+        return cls(config or {}, metrics, recipe, begun)
+
+
+def read_metrics(folder: Path) -> pd.DataFrame:
+    """A row for each step of a run; raises `DyditError` where `folder` has no readable metrics, or no step yet."""
+    file = folder / METRICS_FILE
+    if not file.is_file():
+        raise Run.refusal(folder, f"it has no {METRICS_FILE}")
     try:
         rows = [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
         table = pd.DataFrame(rows)
-    except FileNotFoundError:
-        raise DyditError(
-            f"{run}: not a training run: it has no {METRICS_FILE}; dydit finetune and pretrain write one"
-        ) from None
     except (OSError, ValueError) as error:
         raise DyditError(f"{file}: not readable as metrics: {error}") from None
     missing = [name for name in COLUMNS if name not in table.columns]

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import json
 import re
 import zipfile
 from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -13,54 +13,128 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from dydit_cli.artifacts.study import TABLE_FILE
+from dydit_cli import marks
+from dydit_cli.artifacts.base import Artifact, read_object
 from dydit_cli.errors import DyditError
 from dydit_cli.files import atomic_file
 
-RECORD_FILE, ARRAY_FILE = "samples.json", "samples.npz"
+RECORD_FILE, ARRAY_FILE, GRID_FILE = marks.SAMPLES, "samples.npz", "grid.png"
+
+SHARDS = "shards"  # the folder of an array that is not whole yet
+
+ARRAY_FORMAT = "dydit-npz"  # of the record of one array; pictures have none
 
 ARRAY = "arr_0"
-SHOWN = 10  # pictures of a folder that a figure sets side by side
 
-NAME = re.compile(r"\d+-class(\d+)\.png")
+NAME = re.compile(r"\d+-class\d+\.png")
+
+Pixels = NDArray[np.uint8]
 
 
-def read_record(folder: Path) -> dict[str, Any]:
-    """samples.json; raises `DyditError` where it is missing, or does not say how the images were drawn."""
-    file = folder / RECORD_FILE
-    if not file.is_file():
-        raise DyditError(
-            f"{folder}: has no samples to show: neither a {TABLE_FILE} of dydit study nor a {RECORD_FILE} of dydit sample"
-        )
+def picture_name(index: int, label: int) -> str:
+    """`00003-class7.png`."""
+    return f"{index:05d}-class{label}.png"
+
+
+@dataclass(frozen=True)
+class SampleFolder(Artifact):
+    """`record` is samples.json. The images themselves are read as they are wanted."""
+
+    kind = "samples"
+    name = "samples"
+    made_by = "dydit sample CKPT --out DIR"
+    mark = RECORD_FILE
+
+    folder: Path
+    record: dict[str, Any]
+
+    @property
+    def images(self) -> int:
+        """How many were asked for."""
+        return int(self.record["images"]) if "images" in self.record else len(self._pictures())
+
+    @property
+    def finished(self) -> bool:
+        """Whether all are there; pictures appear at once, an array shard by shard."""
+        return self.record.get("format") != ARRAY_FORMAT or (self.folder / ARRAY_FILE).is_file()
+
+    @property
+    def drawn(self) -> int:
+        """How many are there."""
+        if self.finished:
+            return self.images
+        size = int(self.record["shard_size"])
+        return sum(min(size, self.images - size * int(shard.stem)) for shard in self._shards())
+
+    def label(self, index: int) -> int | None:
+        """The class of an image, None where it is not recorded."""
+        classes = self.record.get("classes")
+        return int(classes[index % len(classes)]) if isinstance(classes, list) and classes else None
+
+    def first(self, count: int) -> list[Pixels]:
+        """The first images that are there, `count` at most: each S S C."""
+        if (self.folder / ARRAY_FILE).is_file():
+            return list(read_first(self.folder / ARRAY_FILE, count))
+        shards = self._shards() if not self.finished else []
+        if shards:
+            return list(read_first(shards[0], count)) if int(shards[0].stem) == 0 else []
+        return [read_picture(file) for file in self._pictures()[:count]]
+
+    def _pictures(self) -> list[Path]:
+        return sorted(file for file in self.folder.iterdir() if NAME.fullmatch(file.name))
+
+    def _shards(self) -> list[Path]:
+        return sorted(file for file in (self.folder / SHARDS).glob("*.npz") if file.stem.isdecimal())
+
+    @classmethod
+    def read(cls, path: str | Path) -> SampleFolder:
+        folder = Path(path)
+        if not cls.fits(folder):
+            raise cls.refusal(folder, f"it has no {RECORD_FILE}")
+        with cls.reading(folder / RECORD_FILE):
+            record = read_object(folder / RECORD_FILE)
+            missing = [name for name in ("sampler", "steps", "cfg", "seed") if name not in record]
+            if missing:
+                raise ValueError(f"it has no {missing[0]!r}")
+        return cls(folder, record)
+
+
+def open_picture(file: Path) -> Image.Image:
+    """The image in a file; raises `DyditError` where it holds none."""
     try:
-        record = json.loads(file.read_text(encoding="utf-8"))
-        missing = [name for name in ("sampler", "steps", "cfg", "seed") if name not in record]
-        if missing:
-            raise ValueError(f"it has no {missing[0]!r}")
-    except (OSError, ValueError, TypeError) as error:
-        raise DyditError(f"{file}: not readable as what dydit sample writes ({error}); sample again") from None
-    return dict(record)
+        with Image.open(file) as image:
+            image.load()
+            return image
+    except (OSError, SyntaxError, ValueError) as error:
+        raise DyditError(f"{file}: not readable as a picture ({str(error).splitlines()[0]}); make it anew") from None
 
 
-def read_pixels(folder: Path) -> NDArray[np.uint8]:
-    """The first images of a folder of `dydit sample`, single PNGs or an array: M S S C."""
-    if (folder / ARRAY_FILE).is_file():
-        return next(pixels for name, pixels in read_arrays(folder / ARRAY_FILE) if name == ARRAY)
-    files = sorted(file for file in folder.iterdir() if NAME.fullmatch(file.name))[:SHOWN]
-    if not files:
-        raise DyditError(f"{folder}: holds no images of dydit sample (00000-class0.png, ...); sample again")
-    pictures = []
-    for file in files:
-        try:
-            with Image.open(file) as picture:
-                pixels = np.asarray(picture.convert("L" if picture.mode == "L" else "RGB"))
-        except OSError as error:
-            raise DyditError(f"{file}: not readable as a picture ({error}); sample again") from None
-        pictures.append(pixels.reshape(*pixels.shape[:2], -1))
-    return np.stack(pictures)
+def read_picture(file: Path) -> Pixels:
+    """S S C, C of 1 where it is grey and else 3; raises `DyditError` where it cannot be read."""
+    image = open_picture(file)
+    pixels = np.asarray(image.convert("L" if image.mode == "L" else "RGB"))
+    return pixels.reshape(*pixels.shape[:2], -1)
 
 
-def read_arrays(file: Path) -> Iterator[tuple[str, NDArray[np.uint8]]]:
+def read_first(file: Path, count: int) -> Pixels:
+    """M S S C, at most `count`: the first images of an .npz, without reading what is behind them.
+
+    Raises `DyditError` where it holds no uint8 images.
+    """
+    try:
+        with zipfile.ZipFile(file) as archive, archive.open(f"{ARRAY}.npy") as member:
+            version = np.lib.format.read_magic(member)
+            header = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
+            shape, fortran, dtype = header(member)
+            if fortran or dtype != np.uint8 or len(shape) != 4 or shape[3] not in (1, 3):
+                raise ValueError(f"{ARRAY} is {dtype} of shape {shape}")
+            shape = (min(count, shape[0]), *shape[1:])
+            return np.frombuffer(member.read(int(np.prod(shape))), dtype=np.uint8).reshape(shape)
+    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
+        raise DyditError(f"{file}: not readable as samples ({error})") from None
+
+
+def read_arrays(file: Path) -> Iterator[tuple[str, Pixels]]:
     """Each array of an .npz and its name; raises `DyditError` where one is no uint8 images M S S C."""
     try:
         with np.load(file, allow_pickle=False) as arrays:
@@ -73,7 +147,7 @@ def read_arrays(file: Path) -> Iterator[tuple[str, NDArray[np.uint8]]]:
         raise DyditError(f"{file}: not readable as samples ({error})") from None
 
 
-def write_npz(path: str | Path, shape: tuple[int, ...], parts: Iterable[NDArray[np.uint8]]) -> None:
+def write_npz(path: str | Path, shape: tuple[int, ...], parts: Iterable[Pixels]) -> None:
     """Writes the array of `shape` that the `parts` make end to end, holding one part at a time, atomically.
 
     The same pixels are the same bytes: numpy's own writer puts the time into the file.
@@ -90,7 +164,7 @@ def write_npz(path: str | Path, shape: tuple[int, ...], parts: Iterable[NDArray[
             file.write(np.ascontiguousarray(part).data)
 
 
-def read_npz(path: Path) -> NDArray[np.uint8]:
+def read_npz(path: Path) -> Pixels:
     """The array of a file that `write_npz` wrote; raises `DyditError` where it is none."""
     try:
         with np.load(path, allow_pickle=False) as arrays:
@@ -102,6 +176,6 @@ def read_npz(path: Path) -> NDArray[np.uint8]:
     return array
 
 
-def rgb(pixels: NDArray[np.uint8]) -> NDArray[np.uint8]:
+def rgb(pixels: Pixels) -> Pixels:
     """M S S C -> M S S 3; grey is repeated."""
     return np.repeat(pixels, 3, axis=-1) if pixels.shape[-1] == 1 else pixels

@@ -1,47 +1,66 @@
-"""What `dydit study` leaves: a table of rows, and how they came about."""
+"""What `dydit study` leaves: a table of rows, how they came about, and samples of each method."""
 
 from __future__ import annotations
 
-import json
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 
+from dydit_cli import marks
+from dydit_cli.artifacts.base import Artifact, read_object_if_any
+from dydit_cli.artifacts.samples import Pixels, read_arrays
 from dydit_cli.errors import DyditError
+from dydit_cli.files import atomic_file, write_json
 
-TABLE_FILE, PROTOCOL_FILE = "study.csv", "study.json"
+TABLE_FILE, PROTOCOL_FILE, SAMPLES_FILE, RECIPE_FILE = "study.csv", marks.STUDY, "samples.npz", marks.RECIPE
 
 NEEDED = ("method", "target", "seed", "macs", "ratio", "frechet")
 
-WHOLE = ("static", "control")  # methods that leave nothing out, and so have one point
-
-HINT = "make one with: dydit study RECIPE --out DIR"
-
 
 @dataclass(frozen=True)
-class StudyTable:
-    """`rows` is study.csv, a line for each method, target and seed; `protocol` study.json, empty where there is none."""
+class StudyTable(Artifact):
+    """`rows` is study.csv, a line for each method, target and seed; `protocol` study.json and `recipe` recipe.json, empty
+    where there is none."""
 
+    kind = "study"
+    name = "a study"
+    made_by = "dydit study RECIPE --out DIR"
+    mark = TABLE_FILE
+
+    folder: Path
     rows: pd.DataFrame
     protocol: dict[str, Any]
+    recipe: dict[str, Any]
 
+    def samples(self) -> dict[str, Pixels]:
+        """M S S C by method and target, empty where none were kept; raises `DyditError` where they are damaged."""
+        file = self.folder / SAMPLES_FILE
+        return dict(read_arrays(file)) if file.is_file() else {}
 
-def read_study(folder: str | Path) -> StudyTable:
-    """Raises `DyditError` in one line where `folder` is no study, is damaged, or has no row yet."""
-    folder = Path(folder)
-    file, protocol = folder / TABLE_FILE, folder / PROTOCOL_FILE
-    if not file.is_file():
-        raise DyditError(f"{folder}: not a study: it has no {TABLE_FILE}; {HINT}")
-    try:
-        rows = pd.read_csv(file)
-        facts = json.loads(protocol.read_text(encoding="utf-8")) if protocol.is_file() else {}
-    except (OSError, ValueError) as error:
-        raise DyditError(f"{folder}: damaged study ({str(error).splitlines()[0]}); run the study again") from None
-    missing = [name for name in NEEDED if name not in rows.columns]
-    if missing:
-        raise DyditError(f"{file}: not a study's table: it has no column {missing[0]!r}; {HINT}")
-    if rows.empty:
-        raise DyditError(f"{file}: holds no row yet; run the study on")
-    return StudyTable(rows, facts if isinstance(facts, dict) else {})
+    def write(self, samples: Mapping[str, Pixels]) -> None:
+        """Writes study.csv, samples.npz where there are any, and study.json, each atomically; the recipe is there already."""
+        with atomic_file(self.folder / TABLE_FILE) as temporary:
+            self.rows.to_csv(temporary, index=False)
+        if samples:
+            with atomic_file(self.folder / SAMPLES_FILE) as temporary:
+                np.savez_compressed(temporary, **samples)  # type: ignore[arg-type]
+        write_json(self.folder / PROTOCOL_FILE, {**self.protocol, "samples": list(samples)})
+
+    @classmethod
+    def read(cls, path: str | Path) -> StudyTable:
+        folder = Path(path)
+        if not cls.fits(folder):
+            raise cls.refusal(folder, f"it has no {TABLE_FILE}")
+        with cls.reading(folder):
+            rows = pd.read_csv(folder / TABLE_FILE)
+            protocol, recipe = (read_object_if_any(folder / name) or {} for name in (PROTOCOL_FILE, RECIPE_FILE))
+        missing = [name for name in NEEDED if name not in rows.columns]
+        if missing:
+            raise cls.refusal(folder / TABLE_FILE, f"it has no column {missing[0]!r}")
+        if rows.empty:
+            raise DyditError(f"{folder / TABLE_FILE}: holds no row yet; run the study on")
+        return cls(folder, rows, protocol, recipe)

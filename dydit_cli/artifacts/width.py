@@ -10,14 +10,23 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
+from dydit_cli import marks
+from dydit_cli.artifacts.base import Folder
 from dydit_cli.files import atomic_folder, write_json
 
-SUMMARY_FILE, TABLE_FILE, MASKS_FILE = "width.json", "width.csv", "width.npz"
+TABLE_FILE, MASKS_FILE = "width.csv", "width.npz"
 
 
 @dataclass(frozen=True)
-class WidthProfile:
-    """`table` has a row for every timestep, 0 first; heads and groups are T x L x H."""
+class WidthProfile(Folder):
+    """`summary` is width.json; `table` has a row for every timestep, 0 first; heads and groups are T x L x H."""
+
+    kind = "width"
+    name = "a profile of heads and groups"
+    made_by = "dydit profile CKPT --width-only --out DIR"
+    mark = marks.WIDTH
+    files = (mark, TABLE_FILE, MASKS_FILE)
+    format = "dydit-width"
 
     summary: dict[str, Any]
     table: pd.DataFrame
@@ -29,4 +38,11 @@ class WidthProfile:
         with atomic_folder(folder) as temporary:
             self.table.to_csv(temporary / TABLE_FILE, index=False)
             np.savez_compressed(temporary / MASKS_FILE, heads=self.heads, groups=self.groups)
-            write_json(temporary / SUMMARY_FILE, self.summary)
+            write_json(temporary / self.mark, self.summary)
+
+    @classmethod
+    def read(cls, path: str | Path) -> WidthProfile:
+        folder = Path(path)
+        summary = cls.read_summary(folder)
+        with cls.reading(folder), np.load(folder / MASKS_FILE, allow_pickle=False) as arrays:
+            return cls(summary, pd.read_csv(folder / TABLE_FILE), arrays["heads"], arrays["groups"])

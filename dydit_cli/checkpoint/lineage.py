@@ -7,12 +7,15 @@ from typing import Any
 from dydit_cli.checkpoint.checkpoint import Checkpoint
 from dydit_cli.files import sha256
 from dydit_cli.model.macs import static_macs
+from dydit_cli.provenance import made_by
 from dydit_cli.units import macs
 from dydit_cli.version import __version__
 
 CARD_FILE = "README.md"
 
 FIGURES_START, FIGURES_END = "<!-- figures of dydit profile -->", "<!-- end of figures -->"
+
+APART = ("action", "command")  # of an entry, what is shown beside its facts
 
 LICENCE = (
     "Weights that began at the DiT authors' release are CC-BY-NC 4.0, and so is what was made from them: not for "
@@ -21,13 +24,14 @@ LICENCE = (
 
 
 def entry(action: str, source: Checkpoint | None = None, **facts: Any) -> dict[str, Any]:
-    """One step of a lineage: the action, what it started from (path, format and sha256 of its weights), and the tool."""
+    """One step of a lineage: the action, what it started from (path, format and sha256 of its weights), the command that is
+    running, and the tool."""
     origin: dict[str, Any] = {}
     if source is not None and source.path is not None:
         origin = {"source": source.path, "found": source.found}
         if source.file is not None:
             origin["sha256"] = sha256(source.file)
-    return {"action": action, **origin, **facts, "dydit": __version__}
+    return {"action": action, **origin, **facts, **made_by(), "dydit": __version__}
 
 
 def write_card(checkpoint: Checkpoint) -> str:
@@ -48,7 +52,10 @@ def write_card(checkpoint: Checkpoint) -> str:
             "",
             "## How it was made",
             "",
-            *[f"{i}. {describe(step)}" for i, step in enumerate(checkpoint.lineage, 1)],
+            *[
+                "\n   ".join([f"{i}. {describe(step)}", *(f"`{line}`" for line in step.get("command", "").splitlines())])
+                for i, step in enumerate(checkpoint.lineage, 1)
+            ],
             *([] if checkpoint.lineage else ["Unknown."]),
             "",
             "## Licence",
@@ -61,7 +68,7 @@ def write_card(checkpoint: Checkpoint) -> str:
 
 def describe(step: dict[str, Any]) -> str:
     """`finetune: source a, steps 300`."""
-    facts = {key: str(value)[:12] if key == "sha256" else value for key, value in step.items() if key != "action"}
+    facts = {key: str(value)[:12] if key == "sha256" else value for key, value in step.items() if key not in APART}
     return f"{step.get('action', '?')}: " + ", ".join(f"{key} {value}" for key, value in facts.items())
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from dydit_cli import marks
 from dydit_cli.checkpoint.checkpoint import Checkpoint
 from dydit_cli.checkpoint.lineage import CARD_FILE, write_card
 from dydit_cli.checkpoint.stream import write_safetensors
@@ -13,7 +14,7 @@ from dydit_cli.errors import DyditError, naming
 from dydit_cli.files import atomic_file, atomic_folder, write_json, write_text
 from dydit_cli.model.families import config_from_dict
 
-CONFIG_FILE, WEIGHTS_FILE = "config.json", "model.safetensors"
+CONFIG_FILE, WEIGHTS_FILE = marks.CHECKPOINT, "model.safetensors"
 
 FORMAT, FORMAT_VERSION = "dydit", 1
 

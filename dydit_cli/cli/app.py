@@ -20,6 +20,7 @@ from dydit_cli.cli import commands
 from dydit_cli.cli.build import typed
 from dydit_cli.cli.console import err
 from dydit_cli.errors import DyditError
+from dydit_cli.provenance import as_command, made_with
 from dydit_cli.version import __version__
 
 SETTINGS = {"help_option_names": ["-h", "--help"]}
@@ -49,7 +50,8 @@ class Commands(TyperGroup):
     def main(self, args: Sequence[str] | None = None, *more: Any, **extra: Any) -> Any:
         words = sys.argv[1:] if args is None else list(args)
         try:
-            code = super().main(args, *more, **{**extra, "standalone_mode": False, "obj": words})
+            with made_with(as_command(words)):
+                code = super().main(args, *more, **{**extra, "standalone_mode": False, "obj": words})
             if sys.stdout is not None:
                 sys.stdout.flush()  # a full disk shows itself here at the latest
         except DyditError as error:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import inspect
-import shlex
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import MISSING, fields, is_dataclass
@@ -13,6 +12,7 @@ from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_typ
 import typer
 
 from dydit_cli.options import Arg, Opt, Without
+from dydit_cli.provenance import as_command
 
 
 class Typed:
@@ -26,8 +26,7 @@ class Typed:
             and source.name == "COMMANDLINE"
             and context.params.get(str(param.name)) not in ((), [])
         ]
-        # --force would begin anew
-        self.again = shlex.join(["dydit", *(word for word in context.find_root().obj if word != "--force")])
+        self.again = as_command(context.find_root().obj, without={"--force"})  # which would begin anew
 
     def other_than(self, *allowed: str) -> str | None:
         """The first option that is none of `allowed`."""

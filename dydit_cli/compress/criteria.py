@@ -17,13 +17,12 @@ from torch import Tensor
 
 from dydit_cli.data.dataset import Dataset, batches
 from dydit_cli.diffusion.objective import LossTerms
+from dydit_cli.diffusion.options import MOST_TIMESTEPS
 from dydit_cli.diffusion.process import process_of
 from dydit_cli.errors import DyditError
 from dydit_cli.model.backbone import Backbone
 from dydit_cli.model.config import ModelConfig
 from dydit_cli.seeds import check_seed
-
-MOST_TIMESTEPS = 1_000  # at which losses are compared
 
 
 @dataclass(frozen=True)

@@ -40,6 +40,7 @@ from dydit_cli.devices import pick_device
 from dydit_cli.distributed import share_work
 from dydit_cli.errors import DyditError
 from dydit_cli.files import Resumable, Shards, atomic_file, check_output, locked, sweep, write_json
+from dydit_cli.provenance import made_by
 
 SHARD_SIZE = 5000
 
@@ -118,7 +119,7 @@ def encode(
         missing = list(range(shards.count)) if force else shards.missing()
         team.wait()  # all have looked before anything changes
         if team.main:
-            resumable.begin(settings, force)
+            resumable.begin({**settings, **made_by()}, force)
         team.wait()
         own = missing[team.index :: team.count]
         if own:

@@ -15,6 +15,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
+from dydit_cli import marks
 from dydit_cli.data.dataset import Skipped, check_fits
 from dydit_cli.data.registry import DataSource, register
 from dydit_cli.data.vae import LATENT_SCALE
@@ -23,7 +24,7 @@ from dydit_cli.model.config import ModelConfig
 
 FORMAT, FORMAT_VERSION = "dydit-latents", 1
 
-INDEX_FILE, SETTINGS_FILE, SHARDS = "index.json", "encode.json", "shards"
+INDEX_FILE, SETTINGS_FILE, SHARDS = "index.json", marks.LATENTS, "shards"
 
 
 class ShardEntry(BaseModel):

@@ -16,6 +16,8 @@ GuidanceChannels = Literal["3", "all"]
 
 TRAIN_STEPS = 1000
 
+MOST_TIMESTEPS = TRAIN_STEPS  # at which losses are compared, or that a batch is spread over
+
 ALWAYS = (0, TRAIN_STEPS - 1)  # the interval of timesteps that leaves none out
 
 

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
-from dydit_cli.artifacts.samples import ARRAY_FILE, RECORD_FILE
+from dydit_cli.artifacts.evaluation import Evaluation
+from dydit_cli.artifacts.samples import ARRAY_FILE, ARRAY_FORMAT, RECORD_FILE
 from dydit_cli.checkpoint.read import resolve
 from dydit_cli.checkpoint.tensors import PICKLES
 from dydit_cli.data.imagefolder import to_model
@@ -25,7 +25,6 @@ from dydit_cli.evaluate.metrics import NEIGHBOURS, SPLIT, frechet_distance, ince
 from dydit_cli.evaluate.reference import NpzImages, Reference, ReferenceStats, open_reference, reference_stats
 from dydit_cli.hub import may_be_hub_id
 from dydit_cli.sampling.classes import class_text
-from dydit_cli.sampling.shards import FORMAT
 from dydit_cli.version import __version__
 
 USUAL_COUNT = 50_000  # of published FIDs
@@ -37,19 +36,6 @@ RECORDED = (
 )  # fmt: skip
 
 OnStage = Callable[[str, int, str, int], None]  # what, how many, of which unit, and how much progress makes one
-
-
-@dataclass(frozen=True)
-class Evaluation:
-    """`figures` by name, None where one cannot be computed; the `protocol`; `notes` on what to mind when reading them."""
-
-    figures: dict[str, float | None]
-    protocol: dict[str, Any]
-    notes: list[str]
-
-    def to_dict(self) -> dict[str, Any]:
-        """The figures at the top, then `protocol` and `notes`."""
-        return {**self.figures, "protocol": self.protocol, "notes": self.notes}
 
 
 def evaluate(
@@ -205,7 +191,7 @@ def find_images(samples: str | Path) -> Images | None:
         return images
     if (path / ARRAY_FILE).is_file():
         return NpzImages(path / ARRAY_FILE)
-    if read_record(path).get("format") == FORMAT:
+    if read_record(path).get("format") == ARRAY_FORMAT:
         raise DyditError(f"{path}: dydit sample --npz has not finished it; run the same command again")
     if any(file.name in CHECKPOINT_NAMES or file.suffix in CHECKPOINT_SUFFIXES for file in path.iterdir()):
         return None

@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from dydit_cli.artifacts.samples import RECORD_FILE
+from dydit_cli.artifacts.samples import GRID_FILE, RECORD_FILE
 from dydit_cli.checkpoint.checkpoint import Checkpoint
 from dydit_cli.data.dataset import ImageData
 from dydit_cli.data.imagefolder import SUFFIXES, centre_crop, open_picture, pictures_below, reason
@@ -91,8 +91,6 @@ Labels = NDArray[np.int64]
 
 OnWork = Callable[[int], None]
 
-GRID = "grid.png"
-
 CLASS_IN_NAME = re.compile(r"-class(\d+)$")
 
 
@@ -144,7 +142,7 @@ class FolderImages(Images):
     def __init__(self, folder: Path) -> None:
         record = read_record(folder)
         files = sorted(folder / name for name in pictures_below(folder, follow_links=False))
-        self.folder, self.files = folder, [file for file in files if not (record and file == folder / GRID)]
+        self.folder, self.files = folder, [file for file in files if not (record and file == folder / GRID_FILE)]
         if not self.files:
             raise DyditError(f"{folder}: no images in it ({' '.join(sorted(SUFFIXES))}); give a folder of pictures")
         classes = [CLASS_IN_NAME.search(file.stem) for file in self.files]

@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import importlib
-import importlib.util
-import sys
 import tempfile
-import types
 from pathlib import Path
 from typing import Any
 
@@ -94,23 +91,8 @@ def find_weights(weights: str | Path | None, module: Any) -> Path:
 
 
 def fidelity_module() -> Any:
-    """torch-fidelity's Inception module; raises `DyditError` where the package is missing.
-
-    The package's own __init__ imports torchvision, for data sets and networks that have no part in this. So the module
-    is imported under a bare package, which is gone afterwards: a later `import torch_fidelity` finds things as ever.
-    """
-    if isinstance(sys.modules.get(PACKAGE), types.ModuleType):
-        return importlib.import_module(f"{PACKAGE}.{MODULE}")
-    spec = importlib.util.find_spec(PACKAGE)
-    if spec is None or spec.submodule_search_locations is None:
-        raise DyditError("--features inception needs torch-fidelity: pip install 'dydit[evaluate]'")
-    bare = types.ModuleType(PACKAGE)
-    bare.__path__ = list(spec.submodule_search_locations)
-    sys.modules[PACKAGE] = bare
+    """torch-fidelity's Inception module; raises `DyditError` where the package or its torchvision is missing."""
     try:
         return importlib.import_module(f"{PACKAGE}.{MODULE}")
     except ImportError as error:
-        raise DyditError(f"torch-fidelity cannot be imported ({error}): pip install --upgrade 'dydit[evaluate]'") from None
-    finally:
-        for name in [name for name in sys.modules if name == PACKAGE or name.startswith(f"{PACKAGE}.")]:
-            del sys.modules[name]
+        raise DyditError(f"--features inception needs torch-fidelity: pip install 'dydit[evaluate]' ({error})") from None

@@ -5,11 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Annotated
 
+from dydit_cli.diffusion.options import MOST_TIMESTEPS
 from dydit_cli.errors import DyditError
 from dydit_cli.options import Opt, Seed
 from dydit_cli.seeds import check_seed
 
-MOST_TIMESTEPS = 1_000
 MAPS_AT = (20, 100, 250, 500, 750, 950)
 
 

@@ -26,6 +26,7 @@ from dydit_cli.evaluate.options import LossSettings as LossSettings
 from dydit_cli.files import check_output
 from dydit_cli.model.execution import Executable, executor
 from dydit_cli.profiling.profile import names_of
+from dydit_cli.provenance import made_by
 from dydit_cli.seeds import derived
 from dydit_cli.version import __version__
 
@@ -91,6 +92,7 @@ def measure_losses(
     runner = ready(models[-1], on, maps_at)
     patches = torch.stack([maps_of(runner, x0[shown], labels[shown], t, settings, on_work) for t in maps_at])
     summary: dict[str, Any] = {
+        **made_by(),
         "loss": "mean squared error of the predicted noise over channels and pixels; the variance's term is left out",
         "models": [
             {

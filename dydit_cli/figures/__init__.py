@@ -1,3 +1,3 @@
-"""Pictures, drawn from profiles alone: no figure runs a model."""
+"""Figures, drawn from what runs left: none of them runs a model."""
 
 from __future__ import annotations

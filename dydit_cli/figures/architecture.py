@@ -8,12 +8,14 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from dydit_cli.artifacts.profile import Profile
+from dydit_cli.figures.base import figure
 from dydit_cli.figures.style import BLUE, GREY, LIGHT, ORANGE, new_figure
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
+
+    from dydit_cli.artifacts.profile import Profile
 
 HEAD, GROUP = "attention head", "channel group"
 
@@ -39,6 +41,14 @@ def architecture_table(profile: Profile) -> pd.DataFrame:
     return pd.concat(frames, ignore_index=True)
 
 
+@figure(
+    "architecture",
+    "profile",
+    title="What runs at which timestep",
+    caption="Each row is an attention head (left) or a channel group of an MLP (right), each column a sampling step from noise "
+    "to image; coloured where it runs. The lines above are the active share of all of them.",
+    table=architecture_table,
+)
 def draw_architecture(profile: Profile) -> Figure:
     """Two maps, heads and channel groups: sampling steps across, blocks and their heads down; above, the active share."""
     table, config = architecture_table(profile), profile.config

@@ -6,12 +6,14 @@ from typing import TYPE_CHECKING
 
 import pandas as pd
 
-from dydit_cli.artifacts.profile import Profile
+from dydit_cli.figures.base import figure
 from dydit_cli.figures.style import BLUE, GREEN, ORANGE, new_figure
 from dydit_cli.units import scale_of
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
+
+    from dydit_cli.artifacts.profile import Profile
 
 REST = "routers, adaLN, norms, embedders"
 
@@ -33,6 +35,15 @@ def flops_table(profile: Profile) -> pd.DataFrame:
     return pd.concat([steps.assign(part=part, **{MACS: macs}) for part, macs in parts.items()], ignore_index=True)
 
 
+@figure(
+    "flops",
+    "profile",
+    title="MACs at every timestep",
+    caption="The multiply-accumulates of one forward pass at each sampling step, by part, under the static model's line; the "
+    "dotted line is the mean over the steps.",
+    table=flops_table,
+    order=1,
+)
 def draw_flops(profile: Profile) -> Figure:
     """A stack of attention, MLP and the rest over the sampling steps, under the static model's line."""
     summary = profile.summary

@@ -60,14 +60,14 @@ def _with_values(figure: Figure) -> Iterator[tuple[str, list[str]]]:
                 line.set_gid(f"{POINTS}{i}-line-{j}")
                 yield (
                     f"{POINTS}{i}-line-{j}",
-                    [_say(ax, names.get(id(line), str(line.get_label())), *point) for point in points[drawn]],
+                    [_point_text(ax, names.get(id(line), str(line.get_label())), *point) for point in points[drawn]],
                 )
         for j, dots in enumerate(ax.collections):
             offsets: Any = np.ma.filled(np.ma.asarray(dots.get_offsets(), dtype=float), np.nan)
             scattered = type(dots).__name__ == "PathCollection"
             if scattered and 0 < len(offsets) <= MOST_POINTS and np.isfinite(offsets).all():
                 dots.set_gid(f"{POINTS}{i}-dots-{j}")
-                yield f"{POINTS}{i}-dots-{j}", [_say(ax, str(dots.get_label()), *point) for point in offsets]
+                yield f"{POINTS}{i}-dots-{j}", [_point_text(ax, str(dots.get_label()), *point) for point in offsets]
         containers: list[Any] = ax.containers
         for j, bars in enumerate(containers):
             for k, bar in enumerate(bars if type(bars).__name__ == "BarContainer" else ()):
@@ -85,7 +85,7 @@ def _inside(ax: Axes, points: Any) -> bool:
     return bool(((x >= left) & (x <= right) & (y >= low) & (y <= high)).all())
 
 
-def _say(ax: Axes, label: str, x: float, y: float) -> str:
+def _point_text(ax: Axes, label: str, x: float, y: float) -> str:
     return f"{_named(label)}{_axis(ax.get_xlabel(), x, 'x')}; {_axis(ax.get_ylabel(), y, 'y')}"
 
 

@@ -8,19 +8,20 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from dydit_cli.artifacts.losses import Losses
-from dydit_cli.errors import DyditError
-from dydit_cli.figures.style import BLUE, GREEN, HEAT, ORANGE, new_figure
-from dydit_cli.figures.tokens import displayable
+from dydit_cli.figures.base import TooLittleError, figure
+from dydit_cli.figures.maps import draw_maps
+from dydit_cli.figures.style import BLUE, GREEN, ORANGE, new_figure
 from dydit_cli.units import scale_of
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
+    from dydit_cli.artifacts.losses import Losses
+
 LOSS, ERROR, EXCESS = "mse_of_the_noise", "standard_error", "excess over the last"
 
-LAST, LOOKS = (BLUE, "-"), ((ORANGE, "--"), (GREEN, "-."), ("#CC79A7", ":"))
+LAST, OTHERS = (BLUE, "-"), ((ORANGE, "--"), (GREEN, "-."), ("#CC79A7", ":"))
 
 NORMALISED = "loss_from_0_to_1_in_its_map"
 
@@ -31,8 +32,8 @@ def loss_gap_table(losses: Losses) -> pd.DataFrame:
     Raises `DyditError` for a single model, which has no gap, or more than four.
     """
     names = losses.names
-    if not 2 <= len(names) <= 1 + len(LOOKS):
-        raise DyditError(
+    if not 2 <= len(names) <= 1 + len(OTHERS):
+        raise TooLittleError(
             f"loss-gap is drawn of two to four models and {len(names)} "
             f"{'was' if len(names) == 1 else 'were'} measured; measure again: dydit losses SMALL LARGE --out DIR"
         )
@@ -43,17 +44,25 @@ def loss_gap_table(losses: Losses) -> pd.DataFrame:
     return pd.concat(frames, ignore_index=True)[["curve", "model", "timestep", LOSS, ERROR]]
 
 
+@figure(
+    "loss-gap",
+    "losses",
+    title="The loss of a small and a large model at every timestep",
+    caption="Above, the mean squared error of the predicted noise on real images, from noise to image; below, how much more "
+    "the smaller model loses than the larger one: where it is near zero, capacity is not what is lacking.",
+    table=loss_gap_table,
+)
 def draw_loss_gap(losses: Losses) -> Figure:
     """Above each model's loss over all timesteps, on a logarithmic axis, below what the others lose more than the last."""
     table = loss_gap_table(losses)
     *others, last = losses.names
-    looks = {last: LAST, **dict(zip(others, LOOKS, strict=False))}
+    styles = {last: LAST, **dict(zip(others, OTHERS, strict=False))}
     figure = new_figure(6.5, 4.8)
     above, below = figure.subplots(2, 1, sharex=True, height_ratios=[1.4, 1])
     sizes = {model["name"]: _parameters(model["parameters"]) for model in losses.summary["models"]}
     for ax, curve in ((above, "loss"), (below, EXCESS)):
         for name, own in table[table["curve"] == curve].groupby("model", sort=False):
-            _curve(ax, own, *looks[str(name)], f"{name} ({sizes[str(name)]})")
+            _curve(ax, own, *styles[str(name)], f"{name} ({sizes[str(name)]})")
     above.set_yscale("log")
     above.set_ylabel("squared error\nof the noise")
     above.legend(loc="upper center", fontsize=8)
@@ -103,31 +112,25 @@ def loss_maps_table(losses: Losses) -> pd.DataFrame:
     )
 
 
+@figure(
+    "loss-maps",
+    "losses",
+    title="Where in the image the loss is",
+    caption="Real images beside the loss of each of their patches at several timesteps, each map from its own least to its own "
+    "greatest value.",
+    table=loss_maps_table,
+)
 def draw_loss_maps(losses: Losses) -> Figure:
     """A row for each image: the image, then where the loss is at each timestep, from image to noise."""
-    shape = losses.patches.shape
-    table = loss_maps_table(losses)
-    maps, means = table[NORMALISED].to_numpy().reshape(shape), table[LOSS].to_numpy().reshape(shape).mean(axis=(2, 3))
-    columns, rows = 1 + shape[0], shape[1]
-    figure = new_figure(max(4.6, 0.9 + 0.82 * columns), 1.35 + 0.92 * rows)
-    axes = figure.subplots(rows, columns, squeeze=False)
-    for row in range(rows):
-        axes[row, 0].imshow(displayable(losses.images[row]), cmap="gray", vmin=0, vmax=1, interpolation="nearest")
-        axes[row, 0].set_ylabel(f"class {losses.labels[row]}", rotation=0, ha="right", va="center", fontsize=8)
-        for i, timestep in enumerate(losses.patch_timesteps.tolist()):
-            ax = axes[row, i + 1]
-            heat = ax.imshow(maps[i, row], cmap=HEAT, vmin=0, vmax=1, interpolation="nearest")
-            ax.set_xlabel(f"{means[i, row]:.2g}", fontsize=8, labelpad=2)
-            if row == 0:
-                ax.set_title(f"t = {timestep}", fontsize=8)
-    axes[0, 0].set_title("image", fontsize=8)
-    for ax in axes.flat:
-        ax.set_xticks([])
-        ax.set_yticks([])
-        ax.spines[:].set_visible(False)
-    bar = figure.colorbar(heat, ax=axes, location="bottom", shrink=0.8, aspect=40, pad=0.02)
-    bar.set_label(
-        "loss of a patch, from its map's least (0) to its greatest (1);\nunder each map: its mean squared error of the noise"
+    maps = loss_maps_table(losses)[NORMALISED].to_numpy().reshape(losses.patches.shape)
+    return draw_maps(
+        losses.images,
+        losses.labels,
+        maps,
+        [f"t = {timestep}" for timestep in losses.patch_timesteps.tolist()],
+        [[f"{mean:.2g}" for mean in means] for means in losses.patches.mean(axis=(2, 3))],
+        limits=(0, 1),
+        scale="loss of a patch, from its map's least (0) to its greatest (1);\n"
+        "under each map: its mean squared error of the noise",
+        title=f"Where the loss is, {losses.summary['map_model']}, mean over {losses.summary['map_noises']} noises",
     )
-    figure.suptitle(f"Where the loss is, {losses.summary['map_model']}, mean over {losses.summary['map_noises']} noises")
-    return figure

@@ -11,6 +11,7 @@ from dydit_cli.errors import DyditError
 from dydit_cli.files import atomic_file
 
 if TYPE_CHECKING:
+    from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
 ENDINGS = (".png", ".svg", ".pdf")
@@ -50,11 +51,18 @@ def styled() -> Iterator[None]:
 
 
 def new_figure(width: float, height: float, gap: float = 0.02) -> Figure:
-    """A figure of `width` x `height` inches that no window system knows of; `gap` parts columns, as a share of one."""
+    """A figure of `width` x `height` inches, without a window; `gap` parts columns, as a share of one."""
     from matplotlib.figure import Figure
     from matplotlib.layout_engine import ConstrainedLayoutEngine
 
     return Figure(figsize=(width, height), layout=ConstrainedLayoutEngine(wspace=gap))
+
+
+def bare(ax: Axes) -> None:
+    """Leaves the picture alone: no ticks and no frame."""
+    ax.set_xticks([])
+    ax.set_yticks([])
+    ax.spines[:].set_visible(False)
 
 
 def save(figure: Figure, path: str | Path) -> None:

@@ -13,11 +13,13 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from dydit_cli.artifacts.profile import Profile
-from dydit_cli.figures.style import HEAT, new_figure
+from dydit_cli.figures.base import figure
+from dydit_cli.figures.maps import draw_maps
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
+
+    from dydit_cli.artifacts.profile import Profile
 
 SHOWN = 10
 
@@ -66,49 +68,32 @@ def spans(steps: int) -> list[slice]:
     return [slice(0, steps), *(slice(a, b) for a, b in pairwise(edges) if phases > 1)]
 
 
+@figure(
+    "tokens",
+    "profile",
+    title="Where in the images the compute went",
+    caption="Each generated image beside how often each of its tokens went through an MLP: summed over all sampling steps, "
+    "and in four phases from noise to image.",
+    table=tokens_table,
+)
 def draw_tokens(profile: Profile) -> Figure:
     """Each generated image, at most 10, beside the maps of its tokens: over all steps, and over phases from noise to image."""
-    table = tokens_table(profile)
     side = math.isqrt(profile.config.num_tokens)
     cuts = spans(len(profile.record.timesteps))
-    maps = table[SHARE].to_numpy().reshape(len(cuts), -1, side, side)  # spans K S S
-    rows, columns = maps.shape[1], 1 + len(cuts)
-    figure = new_figure(max(4.6, 0.9 + 0.82 * columns), 1.25 + 0.92 * rows)
-    axes = figure.subplots(rows, columns, squeeze=False)
+    maps = tokens_table(profile)[SHARE].to_numpy().reshape(len(cuts), -1, side, side)  # spans K S S
     low, high = float(maps.min()), float(maps.max())
-    for row in range(rows):
-        axes[row, 0].imshow(displayable(profile.samples[row]), cmap="gray", vmin=0, vmax=1, interpolation="nearest")
-        axes[row, 0].set_ylabel(f"class {profile.labels[row]}", rotation=0, ha="right", va="center", fontsize=8)
-        for column in range(1, columns):
-            share = maps[column - 1, row]
-            heat = axes[row, column].imshow(share, cmap=HEAT, vmin=min(low, high - 1), vmax=high, interpolation="nearest")
-            axes[row, column].set_xlabel(f"{share.mean():.0f} %", fontsize=8, labelpad=2)
-    for ax in axes.flat:
-        ax.set_xticks([])
-        ax.set_yticks([])
-        ax.spines[:].set_visible(False)
-    axes[0, 0].set_title("image", fontsize=8)
-    for column, cut in enumerate(cuts, start=1):
-        part = profile.record.timesteps[cut]
-        axes[0, column].set_title("all steps" if column == 1 else span_title(part), fontsize=8)
-    bar = figure.colorbar(heat, ax=axes, location="bottom", shrink=0.8, aspect=40, pad=0.02)
-    bar.set_label("how often an MLP computed the token [% of the steps and blocks]")
-    figure.suptitle("How often each token was computed")
-    return figure
+    return draw_maps(
+        profile.samples[: maps.shape[1]],
+        profile.labels,
+        maps,
+        ["all steps", *(span_title(profile.record.timesteps[cut]) for cut in cuts[1:])],
+        [[f"{share.mean():.0f} %" for share in of_span] for of_span in maps],
+        limits=(min(low, high - 1), high),
+        scale="how often an MLP computed the token [% of the steps and blocks]",
+        title="How often each token was computed",
+    )
 
 
 def span_title(timesteps: NDArray[np.int64]) -> str:
     """`t 999 to 816`, or `t 999` for a single step."""
     return f"t {timesteps[0]}" + (f" to {timesteps[-1]}" if len(timesteps) > 1 else "")
-
-
-def displayable(sample: NDArray[np.float32]) -> NDArray[np.float64]:
-    """A sample C S S as S S (one channel) or S S 3, from 0 to 1. A latent shows its first three channels, stretched."""
-    image = sample.astype(np.float64)
-    if image.shape[0] in (1, 3):
-        image = (image.clip(-1, 1) + 1) / 2
-    else:
-        image = image[:3]
-        low, high = np.percentile(image, [1, 99])
-        image = ((image - low) / max(high - low, 1e-9)).clip(0, 1)
-    return image[0] if len(image) == 1 else image.transpose(1, 2, 0)

@@ -7,48 +7,50 @@ from typing import TYPE_CHECKING
 
 import pandas as pd
 
-from dydit_cli.artifacts.study import WHOLE, StudyTable
-from dydit_cli.figures.style import new_figure
+from dydit_cli.figures.base import figure
+from dydit_cli.figures.style import BLUE, GREEN, GREY, ORANGE, new_figure
 from dydit_cli.units import scale_of
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
-from dydit_cli.figures.style import BLUE, GREEN, GREY, ORANGE
+
+    from dydit_cli.artifacts.study import StudyTable
 
 
 @dataclass(frozen=True)
-class Look:
-    """`label` is the method in words; `target` says what its number is."""
+class MethodStyle:
+    """`label` is the method in words, `target` its number in words; a `whole` one leaves nothing out: it is one point."""
 
     label: str
     color: str
     marker: str
     line: str = "-"
     target: str = "{:g}"
+    whole: bool = False
 
 
-LOOKS = {
-    "static": Look("static DiT", "black", "*"),
-    "control": Look("static DiT, fine-tuned as long", "black", "D"),
-    "dydit": Look("DyDiT", BLUE, "o", "-", "lambda {:g}"),
-    "magnitude": Look("magnitude pruning", ORANGE, "s", "--", "keep {:g}"),
-    "taylor": Look("Taylor pruning", GREEN, "^", "-.", "keep {:g}"),
-    "diff": Look("Diff pruning", "#CC79A7", "v", ":", "keep {:g}"),
-    "random": Look("random pruning", GREY, "x", "--", "keep {:g}"),
-    "tome": Look("ToMe", "#56B4E9", "P", "-.", "{:g} merged"),
+STYLES = {
+    "static": MethodStyle("static DiT", "black", "*", whole=True),
+    "control": MethodStyle("static DiT, fine-tuned as long", "black", "D", whole=True),
+    "dydit": MethodStyle("DyDiT", BLUE, "o", "-", "lambda {:g}"),
+    "magnitude": MethodStyle("magnitude pruning", ORANGE, "s", "--", "keep {:g}"),
+    "taylor": MethodStyle("Taylor pruning", GREEN, "^", "-.", "keep {:g}"),
+    "diff": MethodStyle("Diff pruning", "#CC79A7", "v", ":", "keep {:g}"),
+    "random": MethodStyle("random pruning", GREY, "x", "--", "keep {:g}"),
+    "tome": MethodStyle("ToMe", "#56B4E9", "P", "-.", "{:g} merged"),
 }
 
 
-def look_of(method: str) -> Look:
+def style_of(method: str) -> MethodStyle:
     """How `method` is drawn; one that is not known is drawn in black under its own name."""
-    return LOOKS.get(method, Look(method, "black", "."))
+    return STYLES.get(method, MethodStyle(method, "black", "."))
 
 
 def row_label(method: str, target: float) -> str:
     """`DyDiT, lambda 0.5`; `static DiT`."""
-    look = look_of(method)
-    return look.label if method in WHOLE or pd.isna(target) else f"{look.label}, {look.target.format(target)}"
+    style = style_of(method)
+    return style.label if style.whole or pd.isna(target) else f"{style.label}, {style.target.format(target)}"
 
 
 @dataclass(frozen=True)
@@ -73,13 +75,13 @@ def tradeoff_table(study: StudyTable) -> pd.DataFrame:
     """One row a method, target and measure: the mean over seeds, the sample standard deviation (empty for one seed), and
     how many seeds; beside them the MACs per forward and image, and what share of the static model's they are."""
     rows = study.rows
-    order = [*LOOKS, *(method for method in rows["method"].unique() if method not in LOOKS)]
+    order = [*STYLES, *(method for method in rows["method"].unique() if method not in STYLES)]
     frames = []
     for panel in PANELS:
         if panel.column not in rows.columns or rows[panel.column].isna().all():
             continue
-        there = rows[rows[panel.column].notna()]
-        groups = there.assign(value=there[panel.column] * panel.scale).groupby(["method", "target"], dropna=False)
+        known = rows[rows[panel.column].notna()]
+        groups = known.assign(value=known[panel.column] * panel.scale).groupby(["method", "target"], dropna=False)
         means = groups.agg(
             macs_per_forward_and_image=("macs", "mean"),
             ratio_of_static=("ratio", "mean"),
@@ -89,11 +91,19 @@ def tradeoff_table(study: StudyTable) -> pd.DataFrame:
             standard_deviation=("value", "std"),
         ).reset_index()
         means.insert(2, "measure", panel.name)
-        place = means["method"].map({method: i for i, method in enumerate(order)})
-        frames.append(means.assign(place=place).sort_values(["place", "ratio_of_static"]).drop(columns="place"))
+        rank = means["method"].map({method: i for i, method in enumerate(order)})
+        frames.append(means.assign(rank=rank).sort_values(["rank", "ratio_of_static"]).drop(columns="rank"))
     return pd.concat(frames, ignore_index=True)
 
 
+@figure(
+    "tradeoff",
+    "study",
+    title="Quality against compute",
+    caption="Each method's quality over the share of the static model's MACs that it needs, means and standard deviations over "
+    "seeds; the star is the static model, its level dotted, the diamond the same model fine-tuned as long.",
+    table=tradeoff_table,
+)
 def draw_tradeoff(study: StudyTable) -> Figure:
     """A panel for each measure over the MACs: a line a method, its spread over seeds as bars, the static model's level
     dotted."""
@@ -118,22 +128,22 @@ def draw_tradeoff(study: StudyTable) -> Figure:
 
 def _panel(ax: Axes, table: pd.DataFrame, panel: Panel) -> None:
     for method, points in table.groupby("method", sort=False):
-        look, whole = look_of(str(method)), method in WHOLE
+        style = style_of(str(method))
         ax.errorbar(
             points["ratio_of_static"],
             points["mean"],
-            xerr=None if whole else points["ratio_standard_deviation"].fillna(0),
+            xerr=None if style.whole else points["ratio_standard_deviation"].fillna(0),
             yerr=points["standard_deviation"].fillna(0),
-            color=look.color,
-            marker=look.marker,
+            color=style.color,
+            marker=style.marker,
             markersize={"static": 10, "control": 6}.get(str(method), 5),
-            markerfacecolor="white" if method == "control" else look.color,
-            linestyle="none" if whole else look.line,
+            markerfacecolor="white" if method == "control" else style.color,
+            linestyle="none" if style.whole else style.line,
             linewidth=1.8 if method == "dydit" else 1.2,
             elinewidth=0.9,
             capsize=2,
             zorder=4 if method == "static" else 5 if method == "control" else 3 if method == "dydit" else 2,
-            label=look.label,
+            label=style.label,
         )
         if method == "static":
             ax.axhline(float(points["mean"].iloc[0]), color="black", linestyle=":", linewidth=0.9, zorder=1)

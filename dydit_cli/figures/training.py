@@ -7,19 +7,22 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pandas as pd
 
+from dydit_cli.figures.base import figure
 from dydit_cli.figures.style import BLUE, GREEN, GREY, ORANGE, new_figure
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
+    from dydit_cli.artifacts.run import Run
+
 WINDOWS = 40  # a running mean covers one part in so many of the run
 
 
-def training_table(metrics: pd.DataFrame) -> pd.DataFrame:
+def training_table(run: Run) -> pd.DataFrame:
     """One row a step: the ratio (MACs of attention and MLP over the static model's), its target, the losses of the batch,
-    running means of those, whether the step was skipped. What the run has not is left out, but for `skipped`."""
-    window = _window(metrics)
+    running means of those, whether the step was skipped. What the run lacks is left out, but for `skipped`."""
+    metrics, window = run.metrics, _window(run)
     values = {"ratio": metrics["ratio"], "target_ratio": metrics["target"], "diffusion_loss": metrics["mse"] + metrics["vb"]}
     if "complete_loss" in metrics.columns:
         values["complete_loss"] = metrics["complete_loss"]
@@ -30,14 +33,22 @@ def training_table(metrics: pd.DataFrame) -> pd.DataFrame:
             table[name] = present
             if name != "target_ratio":
                 # where the complete pass runs on every k-th step, its mean is of those alone
-                there = present if name == "diffusion_loss" else present.dropna()
-                table[f"{name}_mean_of_{window}"] = there.rolling(window, min_periods=1, center=True).mean()
+                known = present if name == "diffusion_loss" else present.dropna()
+                table[f"{name}_mean_of_{window}"] = known.rolling(window, min_periods=1, center=True).mean()
     return table.assign(skipped=metrics["skipped"].astype(bool))
 
 
-def draw_training(metrics: pd.DataFrame) -> Figure:
+@figure(
+    "training",
+    "run",
+    title="How the training went",
+    caption="The share of the static model's MACs that the routers switched on, against its target, and the diffusion loss of "
+    "each batch.",
+    table=training_table,
+)
+def draw_training(run: Run) -> Figure:
     """Above the ratio under the training noise and its target, for a DyDiT alone; below the diffusion loss."""
-    table, window = training_table(metrics), _window(metrics)
+    table, window = training_table(run), _window(run)
     dynamic = "target_ratio" in table.columns
     figure = new_figure(6.5, 4.6 if dynamic else 3.0)
     if dynamic:
@@ -97,5 +108,5 @@ def _loss(ax: Axes, table: pd.DataFrame, window: int) -> None:
     ax.legend(loc="upper right", fontsize=8)
 
 
-def _window(metrics: pd.DataFrame) -> int:
-    return max(1, len(metrics) // WINDOWS)
+def _window(run: Run) -> int:
+    return max(1, len(run.metrics) // WINDOWS)

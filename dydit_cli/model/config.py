@@ -198,6 +198,10 @@ class RoutedConfig(ModelConfig):
                 del values[name]
         return values
 
+    def static(self) -> ModelConfig:
+        of = next(one for one in type(self).__mro__ if issubclass(one, ModelConfig) and not one.dynamic)
+        return of(**{f.name: getattr(self, f.name) for f in fields(of)})
+
     @property
     def router_rows(self) -> int:
         """Logits of a head or group router: one fewer than heads, where the first is always on."""

@@ -7,22 +7,22 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import pandas as pd
 import torch
 
-from dydit_cli.artifacts.profile import FORMAT, FORMAT_VERSION, Profile, timestep_table
+from dydit_cli.artifacts.profile import Profile, timestep_table
 from dydit_cli.checkpoint.lineage import CARD_FILE, with_figures
 from dydit_cli.checkpoint.options import LoadOptions
 from dydit_cli.checkpoint.read import CheckpointLike, read
 from dydit_cli.devices import pick_device
 from dydit_cli.diffusion.generate import Progress, cycle_labels
 from dydit_cli.errors import DyditError
-from dydit_cli.files import atomic_file, check_output, write_json, write_text
+from dydit_cli.files import check_output, write_text
 from dydit_cli.model.backbone import DynamicBackbone
 from dydit_cli.model.execution import executor, static_twin
 from dydit_cli.profiling.options import ProfileOptions
 from dydit_cli.profiling.record import Recorder
 from dydit_cli.profiling.step_timer import StepTimer
+from dydit_cli.provenance import made_by
 from dydit_cli.units import macs, share
 from dydit_cli.version import __version__
 
@@ -67,8 +67,8 @@ def profile(
     static, dynamic = float(table["static_macs"].mean()), float(table["dynamic_macs"].mean())
     forwards, tally = settings.steps * halves, recorder.tally
     summary = {
-        "format": FORMAT,
-        "format_version": FORMAT_VERSION,
+        **Profile.header(),
+        **made_by(),
         "checkpoint": str(checkpoint.path) if name is None else name,
         "model": config.to_dict(),
         "lineage": checkpoint.lineage,
@@ -117,23 +117,6 @@ def asked_ratio(lineage: list[dict[str, Any]]) -> float | None:
     return float(found[-1]) if found else None
 
 
-TABLE_FILE, SUMMARY_FILE = "compare.csv", "compare.json"
-
-COLUMNS = {
-    "flops_ratio_asked": "flops_ratio_asked",
-    "macs_dynamic": "dynamic_macs",
-    "macs_dynamic_per_image": "dynamic_macs_per_image",
-    "ratio": "ratio",
-    "routed_ratio": "routed_ratio",
-    "active_heads_share": "active_heads_share",
-    "active_groups_share": "active_groups_share",
-    "active_tokens_share": "active_tokens_share",
-    "dynamic_seconds": "dynamic_seconds",
-    "speedup": "speedup",
-    "realised_efficiency": "realised_efficiency",
-}
-
-
 def names_of(checkpoints: Sequence[str]) -> list[str]:
     """A folder name for each checkpoint: the last part of its path, numbered where two are the same."""
     names: list[str] = []
@@ -142,27 +125,6 @@ def names_of(checkpoints: Sequence[str]) -> list[str]:
         taken = {name for name in names if name == stem or name.startswith(f"{stem}-")}
         names.append(f"{stem}-{len(taken) + 1}" if taken else stem)
     return names
-
-
-def compare_table(profiles: Sequence[Profile]) -> pd.DataFrame:
-    """One row a profile; MACs are means per forward and image, seconds too where they were taken."""
-    rows = [
-        {
-            "checkpoint": profile.summary["checkpoint"],
-            **{column: profile.summary[key] for key, column in COLUMNS.items() if key in profile.summary},
-        }
-        for profile in profiles
-    ]
-    return pd.DataFrame(rows)
-
-
-def write_comparison(profiles: Sequence[Profile], folder: str | Path) -> pd.DataFrame:
-    """Writes compare.csv and compare.json beside the profiles' own folders."""
-    table = compare_table(profiles)
-    with atomic_file(Path(folder) / TABLE_FILE) as temporary:
-        table.to_csv(temporary, index=False)
-    write_json(Path(folder) / SUMMARY_FILE, {"format": "dydit-comparison", "profiles": [p.summary for p in profiles]})
-    return table
 
 
 def add_to_card(folder: str | Path, profile: Profile) -> None:

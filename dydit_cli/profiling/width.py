@@ -21,6 +21,7 @@ from dydit_cli.model.config import RoutedConfig
 from dydit_cli.model.families import build_model
 from dydit_cli.model.macs import macs_of_units, static_macs
 from dydit_cli.model.planning import width_masks
+from dydit_cli.provenance import made_by
 from dydit_cli.version import __version__
 
 
@@ -63,8 +64,8 @@ def profile_width(checkpoint: Checkpoint, out: str | Path | None = None, *, forc
         }
     )
     summary = {
-        "format": "dydit-width",
-        "format_version": 1,
+        **WidthProfile.header(),
+        **made_by(),
         "checkpoint": str(checkpoint.path),
         "model": config.to_dict(),
         "unit": "MAC (1 multiply-accumulate = 1 FLOP of fvcore and the papers), per forward and image",

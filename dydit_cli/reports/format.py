@@ -1,11 +1,9 @@
-"""Tables of numbers with their units, from data frames whose columns are named as dydit's CSV files name them."""
+"""Numbers with their units: protocols, and tables from data frames whose columns are named as dydit's CSV files name them."""
 
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Mapping, Sequence
-from pathlib import PurePath, PureWindowsPath
 from typing import Any
 
 import pandas as pd
@@ -13,6 +11,7 @@ import pandas as pd
 from dydit_cli import units
 from dydit_cli.reports.section import Column, Single, Table, Value
 
+# settings whose key does not name them well
 LABELS = {
     "batch": "batch (both guidance halves)",
     "batch_size": "batch size",
@@ -36,42 +35,13 @@ LABELS = {
     "side": "pixels a side",
     "spacing": "timestep spacing",
     "steps": "sampling steps",
+    "tome": "ToMe",
 }
 
-# what holds a path, or may
-PATHS = {"checkpoint", "source", "samples", "reference", "vae", "recipe", "data", "model"}
 
-ABSOLUTE = re.compile(r"(?<![\w/.:~-])(?:~?/|[A-Za-z]:[\\/])[^\s,;:'\"<>()]*[^\s,;:'\"<>().]")
-
-
-def short(text: str) -> str:
-    """`text` with every absolute path in it cut to its last part: a page travels, and names of folders are enough."""
-    return ABSOLUTE.sub(lambda found: _last(found.group()), text)
-
-
-def name_of(path: str) -> str:
-    """The last part of a path, or of `latents:PATH`."""
-    scheme, colon, rest = path.partition(":")
-    if colon and len(scheme) > 1:
-        return f"{scheme}:{_last(rest)}"
-    return _last(path)
-
-
-def scrubbed(value: Any, key: str = "") -> Any:
-    """JSON values without paths: those of `PATHS` are cut to their last part, other strings as `short` does."""
-    if isinstance(value, Mapping):
-        return {name: scrubbed(inner, name) for name, inner in value.items()}
-    if isinstance(value, list):
-        return [scrubbed(inner, key) for inner in value]
-    if isinstance(value, str):
-        return name_of(value) if key in PATHS and not value.startswith("DiT-") else short(value)
-    return value
-
-
-def protocol(values: Mapping[str, Any], keys: tuple[str, ...] | None = None) -> dict[str, str]:
+def protocol(values: Mapping[str, Any], keys: Sequence[str] | None = None) -> dict[str, str]:
     """Label and text of those `keys` that are known, in their order; of all plain values without `keys`."""
-    wanted = keys if keys is not None else tuple(values)
-    return {label(key): text_of(key, values[key]) for key in wanted if values.get(key) is not None}
+    return {label(key): text_of(key, values[key]) for key in (values if keys is None else keys) if values.get(key) is not None}
 
 
 def label(key: str) -> str:
@@ -83,12 +53,10 @@ def text_of(key: str, value: Any) -> str:
     """A value of a protocol."""
     if isinstance(value, bool):
         return "yes" if value else "no"
-    if key.endswith("accuracy"):
+    if key.endswith(("accuracy", "_share")):
         return units.share(value)
     if key.endswith("sha256"):
         return f"{str(value)[:12]}…"
-    if key.endswith("_share"):
-        return units.share(value)
     if key.startswith("macs_"):
         return units.macs(value)
     if key == "seconds":
@@ -106,28 +74,23 @@ def text_of(key: str, value: Any) -> str:
 
 def runs(numbers: list[int]) -> str:
     """[0, 1, 2, 7] as `0-2, 7`."""
-    found: list[list[int]] = []
+    result: list[list[int]] = []
     for one in numbers:
-        if found and one == found[-1][1] + 1:
-            found[-1][1] = one
+        if result and one == result[-1][1] + 1:
+            result[-1][1] = one
         else:
-            found.append([one, one])
-    return ", ".join(str(first) if first == last else f"{first}-{last}" for first, last in found)
-
-
-def _last(path: str) -> str:
-    windows = PureWindowsPath(path)
-    return (windows.name if windows.drive else PurePath(path).name) or path
+            result.append([one, one])
+    return ", ".join(str(first) if first == last else f"{first}-{last}" for first, last in result)
 
 
 ORDINALS = {"step", "timestep", "block", "image", "label", "seed", "class", "row", "column"}
 
-SPREADS = {"mean": "mean", "std": "standard deviation", "sd": "standard deviation", "min": "lowest", "max": "highest"}
-
-SPREADS |= {"median": "median", "low": "lower quartile", "high": "upper quartile"}
+SPREADS = {"mean": "mean", "std": "standard deviation", "sd": "standard deviation", "min": "lowest", "max": "highest",
+           "median": "median", "low": "lower quartile", "high": "upper quartile"}  # fmt: skip
 
 SHARES = {"recognised", "recognized"}
 
+# columns whose key does not name them well
 NAMES = {
     "frechet": "Fréchet distance",
     "fid": "FID",
@@ -142,7 +105,7 @@ NAMES = {
     "mlp_macs": "MLP",
     "modulation_macs": "adaLN",
     "norms_macs": "LayerNorms",
-    "frame_macs": "embedders, final layer",
+    "embed_and_head_macs": "embedders, final layer",
 }
 
 NOTHING = "\N{EN DASH}"
@@ -166,8 +129,12 @@ UNITS = {
 def frame_table(caption: str, frame: pd.DataFrame, *, folded: bool = False) -> Table:
     """A table of all of `frame`."""
     columns = [column(str(name), frame[name]) for name in frame.columns]
-    rows = [[value_of(value) for value in row] for row in frame.itertuples(index=False, name=None)]
-    return Table(caption, columns, rows, folded)
+    return table(caption, columns, list(frame.itertuples(index=False, name=None)), folded=folded)
+
+
+def table(caption: str, columns: Sequence[Column], rows: Sequence[Sequence[Any]], *, folded: bool = False) -> Table:
+    """A table whose columns are given, missing values allowed."""
+    return Table(caption, columns, [[value_of(value) for value in row] for row in rows], folded)
 
 
 def column(key: str, values: pd.Series) -> Column:
@@ -183,27 +150,32 @@ def column(key: str, values: pd.Series) -> Column:
     if stem in ORDINALS:
         return Column(name, spec=".0f")
     if stem in UNITS:
-        unit, spec = UNITS[stem]
-        return Column(name, unit, spec)
-    if "macs" in stem.split("_"):
-        size, prefix = units.scale_of(float(values.abs().max()) if len(values) else 0.0)
-        each = " per image" if stem.endswith("per_image") else ""
+        return Column(name, *UNITS[stem])
+    words, largest = stem.split("_"), float(values.abs().max()) if len(values) else 0.0
+    each = " per image" if stem.endswith("per_image") else ""
+    if "macs" in words:
+        size, prefix = units.scale_of(largest)
         return Column(name.replace(" macs per image", ""), f"{prefix}MACs{each}", ".2f", 1 / size)
-    if "seconds" in stem.split("_"):
-        each = " per image" if stem.endswith("per_image") else ""
-        name = name.removesuffix(" per image")
-        small = bool(len(values)) and float(values.abs().max()) < 1
-        return Column(name, f"ms{each}", ".3f", 1000.0) if small else Column(name, f"s{each}", ".3f")
+    if "seconds" in words:
+        unit, scale = ("ms", 1000.0) if len(values) and largest < 1 else ("s", 1.0)
+        return Column(name.removesuffix(" per image"), f"{unit}{each}", ".3f", scale)
     if stem.endswith("_share") or "_share_" in stem or stem in SHARES:
         return Column(name.replace(" share", ""), "%", ".1f", 100.0)
-    if "ratio" in stem.split("_"):
+    if "ratio" in words:
         return Column(name, "of static MACs", ".3f")
     whole = bool(((values.dropna() % 1) == 0).all())
     return Column(name, "count" if whole else "no unit", ",.0f" if whole else ".4g")
 
 
-def value_of(value: Any) -> Single:
-    """What a cell holds: a number, a text, or nothing."""
+def value_of(value: Any) -> Value:
+    """What a cell holds: a number, a text, nothing, or a pair of them."""
+    if isinstance(value, tuple):
+        mean, spread = value
+        return _single(mean), _single(spread)
+    return _single(value)
+
+
+def _single(value: Any) -> Single:
     if value is None or (isinstance(value, float) and math.isnan(value)):
         return None
     if hasattr(value, "item"):
@@ -223,8 +195,3 @@ def shown(value: Value, column: Column) -> str:
     if isinstance(value, str):
         return value
     return format(value * column.scale, column.spec) if column.spec else f"{value:g}"
-
-
-def facts_table(caption: str, columns: Sequence[Column], rows: Sequence[Sequence[Any]]) -> Table:
-    """A table whose columns are told, missing values allowed."""
-    return Table(caption, columns, [[value_of(value) for value in row] for row in rows])

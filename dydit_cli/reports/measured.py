@@ -2,177 +2,132 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-from typing import Any
+from dataclasses import asdict
 
-from dydit_cli.artifacts.losses import Losses, read_losses
-from dydit_cli.reports.commands import SAMPLING, command, sampling
-from dydit_cli.reports.format import NAMES, UNITS, facts_table, protocol, scrubbed
-from dydit_cli.reports.pictures import drawn_of, pictures_of, read_values
-from dydit_cli.reports.section import TIMES, Column, Gallery, Key, Section, Table
+from dydit_cli.artifacts.bench import BenchResult
+from dydit_cli.artifacts.evaluation import Evaluation
+from dydit_cli.artifacts.losses import Losses
+from dydit_cli.artifacts.samples import SampleFolder
+from dydit_cli.reports.format import NAMES, UNITS, protocol, table
+from dydit_cli.reports.pictures import pictures_of, svg_figures
+from dydit_cli.reports.reproduce import how_made, into_file
+from dydit_cli.reports.section import TIMES, Column, Gallery, Metric, Section, Table
+from dydit_cli.reports.words import words
 
 LOSSES = (
-    "data",
-    "held_out",
-    "images",
-    "timesteps",
-    "map_model",
-    "map_timesteps",
-    "map_noises",
-    "seed",
-    "dtype",
-    "device",
-    "loss",
-)
+    "data", "held_out", "images", "timesteps", "map_model", "map_timesteps", "map_noises", "seed", "dtype", "device", "loss",
+)  # fmt: skip
 
-DRAWN = ("checkpoint", "classes", *SAMPLING, "vae", "device")
-
-SPREAD = ("median", "lower quartile", "upper quartile")
+SAMPLES = (
+    "checkpoint", "classes", "sampler", "steps", "cfg", "cfg_channels", "cfg_interval", "spacing", "execution", "tome", "dtype",
+    "seed", "vae", "device",
+)  # fmt: skip
 
 
-def sample_sections(folder: Path, place: str) -> list[Section]:
+def sample_sections(samples: SampleFolder, name: str, id_prefix: str) -> list[Section]:
     """Images that `dydit sample` drew, as pictures or as one array."""
-    values, pictures = read_values(folder / "samples.json"), pictures_of(folder)
-    images, name = values.get("images", len(pictures)), folder.resolve().name
-    time = f", {values['seconds_per_image']:.3g} s per image" if "seconds_per_image" in values else ""
-    array = True if (folder / "samples.npz").is_file() else None
+    record, pictures = samples.record, pictures_of(samples)
+    images, checkpoint = samples.images, record.get("checkpoint")
     what = f"The first {len(pictures)} of {images:,} samples" if images > len(pictures) else f"{len(pictures)} samples"
+    notes = []
+    if not samples.finished:
+        again = f": {record['command']}" if "command" in record else ""
+        notes = [f"{samples.drawn:,} of {images:,} images are drawn. The same command draws the rest{again}"]
     return [
         Section(
             name=name,
-            about="samples",
-            summary=f"{images:,} images drawn from {values.get('checkpoint')}{time}.",
-            protocol={"images": f"{images:,}", **protocol(values, DRAWN)},
-            galleries=[Gallery(f"{what}, of {values.get('checkpoint')}", pictures)] if pictures else (),
-            commands=[sampling("sample", values, SAMPLING, num=values.get("images"), npz=array, out=name)],
+            about=samples.noun(),
+            summary=words("samples", samples=samples),
+            protocol={"images": f"{images:,}", **protocol(record, SAMPLES)},
+            galleries=[Gallery(f"{what}, of {checkpoint}", pictures)] if pictures else (),
+            notes=notes,
+            origin=how_made(name, record),
         )
     ]
 
 
-def evaluation_sections(path: Path, place: str) -> list[Section]:
+def evaluation_sections(evaluation: Evaluation, name: str, id_prefix: str) -> list[Section]:
     """The JSON file of `dydit evaluate`."""
-    values = read_values(path)
-    facts: dict[str, Any] = values["protocol"]
-    figures = {name: value for name, value in values.items() if name not in ("protocol", "notes")}
-    columns, row, said, keys = (
-        [Column("samples"), Column("images", "count", ",.0f")],
-        [facts["samples"], facts["images"]],
-        [],
-        [],
-    )
-    for figure, value in figures.items():
-        name = NAMES.get(figure, figure.replace("_", " "))
+    facts = evaluation.protocol
+    columns, row = [Column("samples"), Column("images", "count", ",.0f")], [facts["samples"], facts["images"]]
+    said, metrics = [], []
+    for figure, value in evaluation.figures.items():
+        label = NAMES.get(figure, figure.replace("_", " "))
         unit, spec, scale = ("%", ".1f", 100.0) if figure == "recognised" else (*UNITS.get(figure, ("no unit", ".4g")), 1.0)
-        columns.append(Column(name, unit, spec, scale))
+        columns.append(Column(label, unit, spec, scale))
         row.append(value)
         if value is not None:
-            text = format(value * scale, spec)
-            said.append(f"{name} {text}{' %' if unit == '%' else ''}")
+            text = format(value * scale, spec) + (" %" if unit == "%" else "")
+            said.append(f"{label} {text}")
             if figure in ("fid", "frechet", "recognised"):
-                keys.append(Key(name, f"{text} %", "of samples, by the judge") if unit == "%" else Key(name, text, unit))
-    shown = {name: value for name, value in facts.items() if name not in ("torch", "dydit")}
-    again = sampling("evaluate", {"checkpoint": facts["samples"]}, (), features=str(facts.get("features")).split("-")[0],
-                     reference=facts.get("reference"), out=path.name)  # fmt: skip
+                metrics.append(Metric(label, text, "of samples, by the classifier" if unit == "%" else unit))
     return [
         Section(
-            name=path.name,
-            about="evaluation",
-            summary=f"{facts['images']:,} images of {facts['samples']} against {facts.get('reference')}: {', '.join(said)}.",
-            keys=keys,
-            protocol=protocol(shown),
-            tables=[facts_table("How good the samples are", columns, [row])],
-            notes=[str(note) for note in values["notes"]],
-            versions={name: str(facts[name]) for name in ("dydit", "torch") if name in facts},
-            commands=[again],
+            name=name,
+            about=evaluation.noun(),
+            summary=words("evaluation", protocol=facts, figures=said),
+            metrics=metrics,
+            protocol=protocol({key: value for key, value in facts.items() if key not in ("torch", "dydit")}),
+            tables=[table("How good the samples are", columns, [row])],
+            notes=[str(note) for note in evaluation.notes],
+            versions={key: str(facts[key]) for key in ("dydit", "torch") if key in facts},
+            origin=how_made(name, into_file(evaluation.command, name)),
         )
     ]
 
 
-def bench_sections(path: Path, place: str) -> list[Section]:
+def bench_sections(bench: BenchResult, name: str, id_prefix: str) -> list[Section]:
     """The JSON file of `dydit bench --json`."""
-    values = read_values(path)
-    settings = values["settings"]
-    steps = settings["steps"]
-    times = [
-        [kind, *(spread[name] for name in ("median", "low", "high")), 1000 * spread["median"] / steps]
-        for kind, spread in values["seconds"].items()
+    steps, peaks = bench.settings.steps, bench.peak_bytes
+    rows = [
+        [kind, spread.median, spread.low, spread.high, 1000 * spread.median / steps, *([peaks.get(kind)] if peaks else [])]
+        for kind, spread in bench.seconds.items()
     ]
     columns = [
         Column("execution"),
-        *(Column(f"time, {name}", "s", ".3f") for name in SPREAD),
+        *(Column(f"time, {part}", "s", ".3f") for part in ("median", "lower quartile", "upper quartile")),
         Column("time", "ms per step", ".2f"),
+        *([Column("memory, peak", "GB", ".2f", 1e-9)] if peaks else []),
     ]
-    if values.get("peak_bytes"):
-        columns.append(Column("memory, peak", "GB", ".2f", 1e-9))
-        times = [[*row, values["peak_bytes"].get(row[0])] for row in times]
+    timed = "ToMe" if bench.tome else "sparse"
     parts = [
-        [part, both["static"], both["sparse"], both["sparse"] / both["static"] if both["static"] else None]
-        for part, both in values["parts"].items()
+        [part, both["static"], both[bench.timed], both[bench.timed] / both["static"] if both["static"] else None]
+        for part, both in bench.parts.items()
     ]
-    low, high = values["speedup_quartiles"]
-    options = {key: settings.get(key) for key in ("batch", "steps", "repeats", "dtype", "seed")}
-    subject = {"model": values["model"]} if values["model"].startswith("DiT-") else {}
-    again = command("bench", *([] if subject else [values["model"]]), **subject, measure=settings["measured"], **options)
+    part_columns = [Column("part"), Column("static", "s", ".3f"), Column(timed, "s", ".3f"), Column(timed, "of static", ".3f")]
     return [
         Section(
-            name=path.name,
-            about="benchmark",
-            summary=(
-                f"{values['model']} sampled sparsely is {values['speedup']:.2f} times as fast as the static model "
-                f"(quartiles {low:.2f} to {high:.2f}) at a FLOPs ratio of {values['flops_ratio']:.3f}: a realised "
-                f"efficiency of {values['realised_efficiency']:.2f}, where 1 is time saved in proportion to FLOPs. Batch "
-                f"{settings['batch']}, {steps} steps, {values['device']}."
-            ),
-            keys=[
-                Key("speed-up", f"{values['speedup']:.2f} {TIMES}", f"of static, at {values['flops_ratio']:.3f} of its MACs")
+            name=name,
+            about=bench.noun(),
+            summary=words("bench", b=bench),
+            metrics=[
+                Metric("speed-up", f"{bench.speedup.median:.2f} {TIMES}", f"of static, at {bench.flops_ratio:.3f} of its MACs")
             ],
-            protocol=protocol({"model": values["model"], **settings, "device": values["device"]}),
-            figures=drawn_of(path, place),
+            protocol=protocol({"model": bench.model, "tome": bench.tome, **asdict(bench.settings), "device": bench.device}),
+            figures=svg_figures(bench, id_prefix),
             tables=[
-                facts_table(f"Time of a sampling run of {steps} steps, planning included", columns, times),
-                facts_table(
-                    "Where the time goes",
-                    [
-                        Column("part"),
-                        Column("static", "s", ".3f"),
-                        Column("sparse", "s", ".3f"),
-                        Column("sparse", "of static", ".3f"),
-                    ],
-                    parts,
-                ),
+                table(f"Time of a sampling run of {steps} steps, planning included", columns, rows),
+                table("Where the time goes", part_columns, parts),
             ],
-            versions=values.get("versions", {}),
-            commands=[f"{again} --json > {path.name}"],
+            versions=bench.versions,
+            origin=how_made(name, into_file(bench.command, name)),
         )
     ]
 
 
-def loss_sections(folder: Path, place: str) -> list[Section]:
+def loss_sections(losses: Losses, name: str, id_prefix: str) -> list[Section]:
     """Losses over the timesteps and over the patches."""
-    losses = read_losses(folder)
-    values, name = scrubbed(losses.summary), folder.resolve().name
-    means = [float(of_model.mean()) for of_model in losses.mse]
-    said = ", ".join(f"{model} {mean:.4g}" for model, mean in zip(losses.names, means, strict=True))
+    means = [(model, float(mse.mean())) for model, mse in zip(losses.names, losses.mse, strict=True)]
     return [
         Section(
             name=name,
-            about="losses",
-            summary=(
-                f"The mean squared error of the predicted noise, over {values['images']:,} real images and "
-                f"{values['timesteps']:,} timesteps, is for {said}."
-            ),
-            protocol=protocol(values, LOSSES),
-            figures=drawn_of(folder, place),
+            about=losses.noun(),
+            summary=words("losses", s=losses.summary, means=means),
+            protocol=protocol(losses.summary, LOSSES),
+            figures=svg_figures(losses, id_prefix),
             tables=[phases_of(losses)],
-            versions=values["versions"],
-            commands=[
-                command(
-                    "losses",
-                    *(model["checkpoint"] for model in values["models"]),
-                    **{key: values[key] for key in ("data", "images", "timesteps", "seed")},
-                    out=name,
-                )
-            ],
+            versions=losses.summary["versions"],
+            origin=how_made(name, losses.summary),
         )
     ]
 
@@ -185,4 +140,4 @@ def phases_of(losses: Losses) -> Table:
         if within.any():
             rows.append([f"{low + 249} to {low}", *(float(of_model[within].mean()) for of_model in losses.mse)])
     columns = [Column("timesteps"), *(Column(name, "MSE of the noise", ".4g") for name in losses.names)]
-    return facts_table("Loss by phase of the schedule, noisiest first", columns, rows)
+    return table("Loss by phase of the schedule, noisiest first", columns, rows)

@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
 
 from dydit_cli import units
-from dydit_cli.artifacts.run import read_metrics
-from dydit_cli.reports.commands import as_toml, lineage_commands
-from dydit_cli.reports.format import facts_table, protocol
-from dydit_cli.reports.pictures import drawn_of, read_values
-from dydit_cli.reports.section import Column, Key, Section, Table
+from dydit_cli.artifacts.run import CheckpointFolder, Run
+from dydit_cli.reports.format import protocol, table
+from dydit_cli.reports.pictures import svg_figures
+from dydit_cli.reports.reproduce import as_toml, how_made, origin_of_model
+from dydit_cli.reports.section import Column, Metric, Section, Table
+from dydit_cli.reports.words import words
 
 PARTS_OF_A_RUN = 10
 
@@ -27,38 +28,42 @@ TRAINING = (
 ROUTING = ("flops_ratio", "weight", "warmup_steps", "complete_steps", "router_lr", "noise_off_steps", "width", "tokens")
 
 
-def run_sections(folder: Path, place: str) -> list[Section]:
-    """A folder with metrics.jsonl, config.json or both: a training run, or a checkpoint alone."""
-    name = folder.resolve().name
-    config = read_values(folder / "config.json") if (folder / "config.json").is_file() else {}
-    recipe = read_values(folder / "recipe.json") if (folder / "recipe.json").is_file() else None
-    metrics = read_metrics(folder) if (folder / "metrics.jsonl").is_file() else None
-    lineage: list[dict[str, Any]] = config.get("lineage", [])
-    model: dict[str, Any] = config.get("model", {})
-    last = lineage[-1] if lineage else {}
-    settings = {} if recipe is None else {**recipe.get("train", {}), "data": recipe.get("data")}
-    routing = recipe.get("routing") if recipe is not None and model.get("kind") == "dydit" else None
-    recipe_file = None if recipe is None else f"{name}.toml"
+def checkpoint_sections(checkpoint: CheckpointFolder, name: str, id_prefix: str) -> list[Section]:
+    """A checkpoint, and where it is one, the training run beside it."""
+    run = checkpoint if isinstance(checkpoint, Run) else None
+    model, lineage = checkpoint.model, checkpoint.lineage
+    recipe = {} if run is None or run.recipe is None else run.recipe
+    training = {**recipe.get("train", {}), "data": recipe.get("data")}
+    routing = recipe.get("routing", {}) if model.get("kind") == "dydit" else {}
+    begun = None if run is None else run.begun
+    # a run that was killed has no model whose lineage could tell
+    origin = how_made(name, begun) if begun is not None and not lineage else origin_of_model(name, lineage)
     return [
         Section(
             name=name,
-            about="training run" if metrics is not None else "checkpoint",
-            summary=" ".join(sentences(name, model, lineage, metrics)),
-            keys=keys_of(lineage, metrics),
+            about=checkpoint.noun(),
+            summary=words("run", name=name, model=model, lineage=lineage, run=run, **({} if run is None else figures_of(run))),
+            metrics=[] if run is None else metrics_of(run),
             protocol={
                 **({"model": size_of(model)} if model else {}),
-                **{
-                    ("steps" if name == "sampling steps" else name): text for name, text in protocol(settings, TRAINING).items()
-                },
-                **({f"routing: {name}": text for name, text in protocol(routing, ROUTING).items()} if routing else {}),
+                **{label.replace("sampling steps", "steps"): text for label, text in protocol(training, TRAINING).items()},
+                **{f"routing: {label}": text for label, text in protocol(routing, ROUTING).items()},
             },
-            figures=drawn_of(folder, place) if metrics is not None else (),
-            tables=[*([] if metrics is None else [progress_table(metrics)]), *lineage_table(lineage)],
-            versions={"dydit": str(last["dydit"])} if "dydit" in last else {},
-            commands=lineage_commands(lineage, name, recipe_file),
-            files={} if recipe_file is None or recipe is None else {recipe_file: as_toml(recipe)},
+            figures=[] if run is None else svg_figures(run, id_prefix),
+            tables=[*([] if run is None else [progress_table(run.metrics)]), *lineage_table(lineage)],
+            notes=[] if run is None or begun is None else [unfinished(run, begun, name)],
+            versions={"dydit": str(lineage[-1]["dydit"])} if lineage and "dydit" in lineage[-1] else {},
+            origin=origin,
+            files={f"{name}.toml": as_toml(recipe)} if recipe else {},
         )
     ]
+
+
+def unfinished(run: Run, begun: Mapping[str, Any], name: str) -> str:
+    """That steps are missing, and the command that continues."""
+    planned = "" if run.planned_steps is None else f" of {run.planned_steps:,}"
+    command = shlex.join(["dydit", str(begun.get("action", "finetune")), "--resume", name])
+    return f"The run is not finished: {run.steps:,}{planned} steps are done. Continue it with: {command}"
 
 
 def size_of(model: Mapping[str, Any]) -> str:
@@ -71,43 +76,25 @@ def size_of(model: Mapping[str, Any]) -> str:
     )
 
 
-def sentences(
-    name: str, model: Mapping[str, Any], lineage: Sequence[Mapping[str, Any]], metrics: pd.DataFrame | None
-) -> list[str]:
-    """What the checkpoint is and how its training went."""
-    found = []
-    if model:
-        what = "dynamic (DyDiT)" if model.get("kind") == "dydit" else "static (DiT)"
-        found.append(f"{name} is a {what} model of depth {model['depth']}, width {model['hidden_size']}.")
-    steps = [
-        f"{entry.get('action')} ({entry['steps']:,} steps)" if "steps" in entry else str(entry.get("action"))
-        for entry in lineage
-    ]
-    if steps:
-        found.append(f"Its lineage: {', then '.join(steps)}.")
-    if metrics is not None:
-        end = metrics.iloc[-max(1, len(metrics) // PARTS_OF_A_RUN) :]
-        took = f" in {units.seconds(float(metrics['seconds'].iloc[-1]))}" if "seconds" in metrics.columns else ""
-        found.append(
-            f"This run took {int(metrics['step'].iloc[-1]):,} steps{took}; over its last tenth the diffusion loss of a batch "
-            f"was {float((end['mse'] + end['vb']).mean()):.4g} on average"
-            + (
-                f" and the FLOPs ratio, of attention and MLP under the training noise, "
-                f"{float(end['ratio'].astype(float).mean()):.3f} for a target of {float(end['target'].iloc[-1]):g}."
-                if end["target"].notna().all()
-                else "."
-            )
-        )
-    return found
+def figures_of(run: Run) -> dict[str, Any]:
+    """Time, and means over the last tenth of the steps so far."""
+    metrics = run.metrics
+    end = metrics.iloc[-max(1, len(metrics) // PARTS_OF_A_RUN) :]
+    dynamic = bool(end["target"].notna().all())
+    return {
+        "took": f" in {units.seconds(float(metrics['seconds'].iloc[-1]))}" if "seconds" in metrics.columns else "",
+        "loss": float((end["mse"] + end["vb"]).mean()),
+        "ratio": float(end["ratio"].astype(float).mean()) if dynamic else None,
+        "target": float(end["target"].iloc[-1]) if dynamic else None,
+    }
 
 
-def keys_of(lineage: Sequence[Mapping[str, Any]], metrics: pd.DataFrame | None) -> list[Key]:
+def metrics_of(run: Run) -> list[Metric]:
     """How short the fine-tuning was."""
-    before = sum(int(entry.get("steps", 0)) for entry in lineage if entry.get("action") == "pretrain")
-    if metrics is None or not before or lineage[-1].get("action") != "finetune":
+    before = sum(int(entry.get("steps", 0)) for entry in run.lineage if entry.get("action") == "pretrain")
+    if not before or run.lineage[-1].get("action") != "finetune":
         return []
-    share = units.share(int(metrics["step"].iloc[-1]) / before)
-    return [Key("fine-tuning", f"{int(metrics['step'].iloc[-1]):,}", f"steps, {share} of the pre-training")]
+    return [Metric("fine-tuning", f"{run.steps:,}", f"steps, {units.share(run.steps / before)} of the pre-training")]
 
 
 def progress_table(metrics: pd.DataFrame) -> Table:
@@ -133,19 +120,16 @@ def progress_table(metrics: pd.DataFrame) -> Table:
         Column("skipped", "steps", ".0f"),
         Column("time since start", "s", ".1f"),
     ]
-    return facts_table(
-        "The run in ten parts, means over each; ratios are of attention and MLP, under the training noise", columns, rows
-    )
+    caption = "The run in ten parts, means over each; ratios are of attention and MLP, under the training noise"
+    return table(caption, columns, rows)
 
 
 def lineage_table(lineage: Sequence[Mapping[str, Any]]) -> list[Table]:
     """Where the weights come from, step by step."""
-    if not lineage:
-        return []
     rows = []
     for i, entry in enumerate(lineage, 1):
-        facts = {key: value for key, value in entry.items() if key not in ("action", "source")}
+        facts = {key: value for key, value in entry.items() if key not in ("action", "source", "command")}
         details = "; ".join(f"{key} {text}" for key, text in protocol(facts).items()).replace("sampling steps", "steps")
         rows.append([str(i), str(entry.get("action", "?")), entry.get("source"), details])
     columns = [Column("no."), Column("step"), Column("from"), Column("details")]
-    return [facts_table("Lineage: what was done to the weights, in order", columns, rows)]
+    return [table("Lineage: what was done to the weights, in order", columns, rows)] if rows else []

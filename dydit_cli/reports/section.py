@@ -27,7 +27,7 @@ class Column:
 
 @dataclass(frozen=True)
 class Table:
-    """`rows` hold raw values, a place for each column. A `folded` table is long, and opened on demand."""
+    """`rows` hold raw values, one for each column. A `folded` table is long, and opened on demand."""
 
     caption: str
     columns: Sequence[Column]
@@ -36,7 +36,7 @@ class Table:
 
 
 @dataclass(frozen=True)
-class Drawn:
+class SvgFigure:
     """A figure: an `<svg>` element, a heading and a caption."""
 
     svg: str
@@ -46,11 +46,11 @@ class Drawn:
 
 @dataclass(frozen=True)
 class Picture:
-    """A PNG or JPEG file's bytes, and what is to be seen."""
+    """A PNG file's bytes, how many pixels wide it is, and what is to be seen."""
 
     data: bytes
+    width: int
     text: str
-    kind: str = "png"
 
 
 @dataclass(frozen=True)
@@ -62,8 +62,8 @@ class Gallery:
 
 
 @dataclass(frozen=True)
-class Key:
-    """A figure to see first: `recognised`, `99.8 %`, `of 256 samples`. `unit` says what the number is of, or its unit."""
+class Metric:
+    """A number to see first: `recognised`, `99.8 %`, `of 256 samples`. `unit` says what the number is of, or its unit."""
 
     label: str
     text: str
@@ -71,23 +71,33 @@ class Key:
 
 
 @dataclass(frozen=True)
+class Origin:
+    """How something was made: `steps` are the commands that made the model, oldest first, `commands` those that made the
+    rest, and `unstored` names what has none."""
+
+    steps: Sequence[str] = ()
+    commands: Sequence[str] = ()
+    unstored: Sequence[str] = ()
+
+
+@dataclass(frozen=True)
 class Section:
-    """What one input holds. `name` is its folder's or file's name, `about` what it is, `summary` plain sentences;
-    `files` are the texts that `commands` want, by name."""
+    """What one input holds. `name` is its folder's or file's name, `about` what it is, `summary` plain sentences; `files` are
+    recipes by name."""
 
     name: str
     about: str
     summary: str
-    keys: Sequence[Key] = ()
+    metrics: Sequence[Metric] = ()
     protocol: dict[str, str] = field(default_factory=dict)
-    figures: Sequence[Drawn] = ()
+    figures: Sequence[SvgFigure] = ()
     tables: Sequence[Table] = ()
     galleries: Sequence[Gallery] = ()
     notes: Sequence[str] = ()
     versions: dict[str, str] = field(default_factory=dict)
-    commands: Sequence[str] = ()
+    origin: Origin = Origin()
     files: dict[str, str] = field(default_factory=dict)
 
     def as_part(self) -> Section:
-        """Of a folder that belongs to another, whose summary and command speak for it."""
-        return replace(self, summary="", keys=(), commands=(), files={})
+        """Of a folder that belongs to another, whose summary and command cover it."""
+        return replace(self, summary="", metrics=(), origin=Origin(), files={})

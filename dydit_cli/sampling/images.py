@@ -3,32 +3,19 @@
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-from numpy.typing import NDArray
-from torch import Tensor
-
-from dydit_cli.artifacts.samples import RECORD_FILE
+from dydit_cli.artifacts.samples import GRID_FILE, RECORD_FILE, picture_name
 from dydit_cli.checkpoint.options import LoadOptions
 from dydit_cli.checkpoint.read import CheckpointLike, read
 from dydit_cli.devices import world_size
 from dydit_cli.errors import DyditError
 from dydit_cli.files import atomic_folder, check_output, write_json
 from dydit_cli.pixels import make_grid, picture, save_png
+from dydit_cli.provenance import made_by
 from dydit_cli.sampling.options import SamplingConfig
 from dydit_cli.sampling.sampler import OnWork, open_sampler, record_of
-
-
-@dataclass(frozen=True)
-class Samples:
-    """pixels: M S S C uint8; labels: (M,); `summary` is the protocol and the time."""
-
-    pixels: NDArray[np.uint8]
-    labels: Tensor
-    summary: dict[str, Any]
 
 
 def sample_images(
@@ -40,8 +27,8 @@ def sample_images(
     reading: LoadOptions = LoadOptions(),
     force: bool = False,
     on_work: OnWork = lambda images: None,
-) -> Samples:
-    """Samples `num` images into the folder `out`: grid.png, NNNNN-classK.png and samples.json.
+) -> dict[str, Any]:
+    """Samples `num` images into the folder `out`: grid.png, NNNNN-classK.png and samples.json, whose content is returned.
 
     Raises `DyditError` for an existing `out` (without `force`), an unknown class, a latent model without a VAE, or
     several processes.
@@ -52,14 +39,13 @@ def sample_images(
     loaded = read(checkpoint, reading)
     image_sampler = open_sampler(loaded, config)
     start = time.perf_counter()
-    samples, labels = image_sampler.samples(0, num, on_work), image_sampler.labels(0, num)
+    samples = image_sampler.samples(0, num, on_work)
     seconds = time.perf_counter() - start
-    pixels = image_sampler.pixels(samples)
-    summary = {**record_of(loaded, config, num), "seconds": seconds, "seconds_per_image": seconds / num}
+    summary = {**record_of(loaded, config, num), "seconds": seconds, "seconds_per_image": seconds / num, **made_by()}
     with atomic_folder(out) as temporary:
-        pictures = [picture(image) for image in pixels]
-        for i, (image, label) in enumerate(zip(pictures, labels.tolist(), strict=True)):
-            save_png(image, temporary / f"{i:05d}-class{label}.png")
-        save_png(make_grid(pictures), temporary / "grid.png")
+        pictures = [picture(image) for image in image_sampler.pixels(samples)]
+        for i, (image, label) in enumerate(zip(pictures, image_sampler.labels(0, num).tolist(), strict=True)):
+            save_png(image, temporary / picture_name(i, label))
+        save_png(make_grid(pictures), temporary / GRID_FILE)
         write_json(temporary / RECORD_FILE, summary)
-    return Samples(pixels, labels, summary)
+    return summary

@@ -16,18 +16,17 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from dydit_cli.artifacts.samples import ARRAY_FILE, RECORD_FILE, read_npz, rgb, write_npz
+from dydit_cli.artifacts.samples import ARRAY_FILE, ARRAY_FORMAT, RECORD_FILE, SHARDS, read_npz, rgb, write_npz
 from dydit_cli.checkpoint.options import LoadOptions
 from dydit_cli.checkpoint.read import CheckpointLike, read
 from dydit_cli.distributed import share_work
 from dydit_cli.errors import DyditError
 from dydit_cli.files import Resumable, Shards, check_output, locked, sha256, sweep, write_json
+from dydit_cli.provenance import made_by
 from dydit_cli.sampling.options import SamplingConfig
 from dydit_cli.sampling.sampler import ImageSampler, open_sampler, protocol
 
-FORMAT, FORMAT_VERSION = "dydit-npz", 1
-
-SHARDS = "shards"
+FORMAT_VERSION = 1
 
 SHARD_SIZE = 500
 
@@ -75,13 +74,13 @@ def sample_npz(
     start = time.perf_counter()
     folder = Path(out)
     run = ShardedRun(folder / SHARDS, num, shard_size, ".npz")
-    resumable = Resumable(folder, RECORD_FILE, FORMAT, "samples")
+    resumable = Resumable(folder, RECORD_FILE, ARRAY_FORMAT, "samples")
     with share_work(config.device) as team, ExitStack() as stack:
         if not team.main:  # one display is enough
             on_stage, on_progress = (lambda *what: None), (lambda amount: None)
         loaded = read(checkpoint, reading)
         settings = {
-            "format": FORMAT,
+            "format": ARRAY_FORMAT,
             "format_version": FORMAT_VERSION,
             "images": num,
             "shard_size": shard_size,
@@ -107,11 +106,11 @@ def sample_npz(
             )
         team.wait()  # all have looked before anything changes
         if team.main:
-            resumable.begin(settings, force)
+            resumable.begin({**settings, **made_by()}, force)
             if before < num:  # the record last: after a kill in between, this command and the earlier one both continue
                 (folder / ARRAY_FILE).unlink(missing_ok=True)
                 run.extend(before)
-                write_json(folder / RECORD_FILE, settings)
+                write_json(folder / RECORD_FILE, {**settings, **made_by()})
         team.wait()
         joined = (folder / ARRAY_FILE).is_file()
         new = {} if joined else {i: run.items(i)[run.begun(i, config.batch) :] for i in run.missing()}

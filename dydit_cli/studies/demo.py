@@ -12,7 +12,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from dydit_cli.artifacts.profile import SUMMARY_FILE, read_profile
+from dydit_cli import marks
+from dydit_cli.artifacts.demo import PICTURE_FILE, PROFILE_FOLDER, RECIPE_FILE, RUN_FOLDER, write_demo
+from dydit_cli.artifacts.profile import Profile
 from dydit_cli.checkpoint.checkpoint import Checkpoint
 from dydit_cli.checkpoint.native import CONFIG_FILE
 from dydit_cli.checkpoint.read import read
@@ -22,22 +24,23 @@ from dydit_cli.diffusion.generate import Progress
 from dydit_cli.diffusion.options import SamplerSettings
 from dydit_cli.errors import DyditError
 from dydit_cli.evaluate.classifier import classifier, classify_samples
-from dydit_cli.figures.catalogue import FIGURES
+from dydit_cli.figures.base import figures_of
 from dydit_cli.figures.samples import side_by_side
 from dydit_cli.figures.visualize import visualize
 from dydit_cli.files import Resumable, atomic_file, check_output, locked, write_json
 from dydit_cli.pixels import save_png
 from dydit_cli.profiling.profile import profile
+from dydit_cli.provenance import made_by
 from dydit_cli.reports.report import report
 from dydit_cli.train.recipe import Recipe, flat, read_recipe, with_settings
-from dydit_cli.train.run import RECIPE_FILE, finetune
+from dydit_cli.train.run import finetune
 from dydit_cli.train.run_folder import RunFolder
 
 BUNDLED = "digits-dit"
 
 RECIPE = "digits/finetune"
 
-REPORT_FILE, UNFINISHED_FILE, FORMAT = "report.html", "unfinished.json", "dydit-demo"
+REPORT_FILE, UNFINISHED_FILE, FORMAT = "report.html", marks.UNFINISHED_DEMO, "dydit-demo"
 
 PROFILED_IMAGES = 20
 
@@ -92,7 +95,7 @@ def demo(
             unfinished.check(wanted)
         unfinished.begin({"format": FORMAT, **wanted}, force)
         write_json(out / RECIPE_FILE, recipe.model_dump())
-        static, run, profiled = read(BUNDLED), RunFolder(out / "finetuned"), out / "profile"
+        static, run, profiled = read(BUNDLED), RunFolder(out / RUN_FOLDER), out / PROFILE_FOLDER
 
         whole = (out / "converted" / CONFIG_FILE).is_file()
         stage("convert", 1, "model", whole, lambda: convert(BUNDLED, out / "converted", seed=seed))
@@ -113,9 +116,9 @@ def demo(
             options: dict[str, Any] = {"images": PROFILED_IMAGES, "settings": settings, "seed": seed, "device": device}
             profile(run.path, profiled, on_progress=sampled, **options)
 
-        whole = (profiled / SUMMARY_FILE).is_file()
+        whole = Profile.fits(profiled)
         stage("profile", PROFILED_IMAGES * settings.steps, "image-steps", whole, count)
-        measured = read_profile(profiled)
+        measured = Profile.read(profiled)
 
         samples: dict[str, Tensor] = {}
         rows: dict[str, dict[str, float]] = {}
@@ -131,19 +134,20 @@ def demo(
             stage(f"sample {name}", images * settings.steps, "image-steps", file.is_file(), sample)
             with np.load(file) as arrays:
                 samples[name] = torch.from_numpy(arrays["samples"])
-                figures = {figure: float(arrays[figure]) for figure in ("recognised", "seconds")}
+                figures = {name: float(arrays[name]) for name in ("recognised", "seconds")}
             rows[name] = {"macs": measured.summary[f"macs_{name}"], **figures}
 
-        of_profiles = [name for name, figure in FIGURES.items() if figure.takes == "profile"]
-        on_stage("draw", len(of_profiles) + 1, "figures")
-        for name in of_profiles:
-            visualize(measured, name, out / f"{name}.png", force=True)
+        drawn = figures_of(measured)
+        on_stage("draw", len(drawn) + 1, "figures")
+        for figure in drawn:
+            visualize(measured, figure.name, out / f"{figure.name}.png", force=True)
             on_work(1, "")
-        save_png(side_by_side({"static DiT": samples["static"], "DyDiT": samples["dynamic"]}), out / "samples.png")
+        save_png(side_by_side({"static DiT": samples["static"], "DyDiT": samples["dynamic"]}), out / PICTURE_FILE)
         on_work(1, "")
 
         tuned = run.last_metrics()
         result = {
+            **made_by(),
             **rows,
             "ratio": measured.summary["ratio"],
             "flops_ratio": recipe.routing.flops_ratio,
@@ -159,7 +163,7 @@ def demo(
             "device": chosen.type,
             "seconds": time.perf_counter() - start,
         }
-        write_json(out / "demo.json", result)
+        write_demo(result, out)
         on_stage("report", 1, "page")
         report(out, out / REPORT_FILE, force=True)
         on_work(1, "")

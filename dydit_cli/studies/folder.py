@@ -13,11 +13,14 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from dydit_cli.artifacts.base import read_object_if_any
+from dydit_cli.artifacts.study import RECIPE_FILE
 from dydit_cli.errors import DyditError
 from dydit_cli.files import Resumable, atomic_file, check_output, claim, write_json
+from dydit_cli.provenance import made_by
 from dydit_cli.studies.methods import Row
 
-RECIPE_FILE, FORMAT = "recipe.json", "dydit-study"
+FORMAT = "dydit-study"
 
 ROWS, TIMES, CHECKPOINTS, STARTS, CLAIMS = "rows", "times", "checkpoints", "starts", "claims"
 
@@ -46,10 +49,18 @@ class StudyFolder:
                 for file in sorted((self.path / CLAIMS).glob("*")):
                     if not claims.enter_context(claim(file)):
                         raise DyditError(f"{self.path}: another process is at {file.name}, so --force cannot start it anew")
-                study.begin(values, force=True)
+                study.begin({**values, **made_by()}, force=True)
         else:
             study.check(values, free, new)
-            write_json(self.path / RECIPE_FILE, values)
+            before = read_object_if_any(self.path / RECIPE_FILE) or {}
+            # the command that first asked for these settings stays, whichever one goes on with them
+            if {**before, **values} != before:
+                write_json(self.path / RECIPE_FILE, {**values, **made_by()})
+
+    def command(self) -> dict[str, str]:
+        """`{"command": ...}`, the one that first asked for the study as it is; empty where none did."""
+        recipe = read_object_if_any(self.path / RECIPE_FILE) or {}
+        return {"command": recipe["command"]} if "command" in recipe else {}
 
     def checkpoint(self, row: Row) -> Path:
         """Where the row is fine-tuned; kept, or removed when the row is done."""

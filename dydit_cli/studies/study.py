@@ -146,7 +146,7 @@ def study(
     folder, rows = StudyFolder(Path(out)), rows_of(recipe)
     settings, unchanged = settings_of(start)
     folder.open(settings, force, FREE, unchanged)
-    about = facts(start, evaluator)
+    about = {**facts(start, evaluator), **folder.command()}
 
     def write_tables() -> Tables:
         with folder.claim(TABLES, wait=True):

@@ -6,12 +6,11 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-import numpy as np
 import pandas as pd
 
-from dydit_cli.artifacts.study import PROTOCOL_FILE, TABLE_FILE
+from dydit_cli.artifacts.study import StudyTable
 from dydit_cli.figures.tradeoff import row_label
-from dydit_cli.files import atomic_file, write_json, write_text
+from dydit_cli.files import atomic_file, write_text
 from dydit_cli.studies.folder import FORMAT, StudyFolder
 from dydit_cli.studies.methods import STATIC, Row, method_of
 from dydit_cli.studies.recipe import StudyRecipe
@@ -108,7 +107,7 @@ def markdown(summary: pd.DataFrame, protocol: dict[str, Any]) -> str:
     return "\n".join([protocol_line(protocol), "", body[0], f"|{rule}|", *body[1:]]) + "\n"
 
 
-SUMMARY_FILE, MARKDOWN_FILE, SAMPLES_FILE = "summary.csv", "study.md", "samples.npz"
+SUMMARY_FILE, MARKDOWN_FILE = "summary.csv", "study.md"
 
 COLUMNS = ("method", "target", "seed", *FIGURES, "finetune_steps")
 
@@ -129,15 +128,11 @@ class Tables:
     def write(self) -> None:
         """Each file atomically."""
         path = self.folder.path
-        for name, table in ((TABLE_FILE, self.table), (SUMMARY_FILE, self.summary)):
-            with atomic_file(path / name) as temporary:
-                table.to_csv(temporary, index=False)
+        with atomic_file(path / SUMMARY_FILE) as temporary:
+            self.summary.to_csv(temporary, index=False)
         write_text(path / MARKDOWN_FILE, markdown(self.summary, self.protocol))
         samples = {row.what: pixels for row in self.rows if (pixels := self.folder.samples(row)) is not None}
-        if samples:
-            with atomic_file(path / SAMPLES_FILE) as temporary:
-                np.savez_compressed(temporary, **samples)  # type: ignore[arg-type]
-        write_json(path / PROTOCOL_FILE, {**self.protocol, "samples": list(samples)})
+        StudyTable(path, self.table, self.protocol, {}).write(samples)
 
 
 def make_tables(folder: StudyFolder, recipe: StudyRecipe, rows: list[Row], facts: dict[str, Any]) -> Tables:

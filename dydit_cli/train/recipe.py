@@ -8,16 +8,15 @@ from typing import Any, Literal, TypeVar
 
 from pydantic import Field, ValidationError, model_validator
 
-from dydit_cli.diffusion.options import GuidanceChannels, SamplerSettings
+from dydit_cli.diffusion.options import MOST_TIMESTEPS, GuidanceChannels, SamplerSettings
 from dydit_cli.errors import DyditError
 from dydit_cli.recipe_files import Section, Seed, explain, find_recipe, first_fault, parse_setting, read_merged
 
-MOST_STRATA = 1_000  # of timesteps
-
 
 class ModelRecipe(Section):
-    """The static model that `pretrain` starts from random weights; the fields of `ModelConfig`."""
+    """The static model that `pretrain` starts from random weights; `family` is a name in `model.families`."""
 
+    family: str = "dit"
     input_size: int
     patch_size: int
     in_channels: int
@@ -39,7 +38,7 @@ class TrainRecipe(Section):
     weight_decay: float = Field(default=0.0, ge=0)
     ema_decay: float = Field(default=0.9999, ge=0, lt=1)
     label_dropout: float = Field(default=0.1, ge=0, le=1)
-    timestep_strata: int = Field(default=4, ge=1, le=MOST_STRATA)
+    timestep_strata: int = Field(default=4, ge=1, le=MOST_TIMESTEPS)
     min_snr: float | None = Field(
         default=None, gt=0, description="gamma: a timestep's squared noise errors weigh min(SNR, gamma) / SNR"
     )

@@ -12,7 +12,6 @@ from typing import Any
 
 import torch
 
-from dydit_cli.artifacts.run import METRICS_FILE as METRICS_FILE
 from dydit_cli.artifacts.run import StepMetrics
 from dydit_cli.checkpoint import lineage
 from dydit_cli.checkpoint.checkpoint import Checkpoint, with_classes
@@ -29,9 +28,9 @@ from dydit_cli.model.backbone import Backbone
 from dydit_cli.model.config import RoutedConfig
 from dydit_cli.model.families import build_model, families
 from dydit_cli.profiling.calibrate import calibrate
+from dydit_cli.provenance import made_with
 from dydit_cli.train.loop import TrainResult, train
 from dydit_cli.train.recipe import Recipe, read_recipe, with_settings, with_steps
-from dydit_cli.train.run_folder import RECIPE_FILE as RECIPE_FILE
 from dydit_cli.train.run_folder import RunFolder, RunSpec, Saved
 
 
@@ -44,8 +43,12 @@ def random_start(recipe: Recipe) -> RunSpec:
     """Training the recipe's static model from random weights under its seed; raises `DyditError` where it has none."""
     if recipe.model is None:
         raise DyditError("the recipe has no [model] section; pretrain needs one")
+    values = recipe.model.model_dump()
+    family = families().get(values.pop("family"))
+    if family is None:
+        raise DyditError(f"'model.family': {recipe.model.family!r} is no family; choose one of {', '.join(families())}")
     torch.manual_seed(recipe.train.seed)
-    start = Checkpoint.of(build_model(families()["dit"].static_config(**recipe.model.model_dump())), lineage=[])
+    start = Checkpoint.of(build_model(family.static_config(**values)), lineage=[])
     return RunSpec("pretrain", start, recipe, {})
 
 
@@ -204,7 +207,9 @@ def run_training(
                 hooks: dict[str, Any] = {"save": save, "on_step": record, "should_stop": should_stop}
                 result = train(model, data, recipe, processes=processes, resume=saved, **hooks)
             if processes.main:
-                result = write_result(model, spec, result, folder, device, data.class_names)
+                # the command that began the run made it, whichever one ended it
+                with made_with(folder.states.made().get("command")):
+                    result = write_result(model, spec, result, folder, device, data.class_names)
         except OSError as error:
             raise DyditError(f"{out}: cannot be written: {error.strerror or error}; choose another place") from None
         processes.wait()

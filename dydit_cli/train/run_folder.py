@@ -21,20 +21,21 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
-from dydit_cli.artifacts.run import METRICS_FILE, StepMetrics
+from dydit_cli.artifacts.run import BEGUN_FILE, METRICS_FILE, RECIPE_FILE, STATE_FOLDER, StepMetrics
 from dydit_cli.checkpoint.checkpoint import Checkpoint
 from dydit_cli.checkpoint.native import CONFIG_FILE
 from dydit_cli.checkpoint.stream import write_safetensors
 from dydit_cli.distributed import Distributed
 from dydit_cli.errors import DyditError
 from dydit_cli.files import Resumable, atomic_file, atomic_folder, check_output, sweep, write_json
+from dydit_cli.provenance import made_by
 from dydit_cli.train.batch import TrainingBatches
 from dydit_cli.train.recipe import FREE, Recipe, defaults, flat, recipe_from_dict, set_values, why_not_more_steps
 from dydit_cli.train.step import Trainer
 
-STATE_FOLDER, KEPT_FOLDER, RUN_FILE = "state", "last-state", "run.json"
+KEPT_FOLDER = "last-state"
 
-TENSORS_FILE, FACTS_FILE, RECIPE_FILE = "tensors.safetensors", "facts.json", "recipe.json"
+TENSORS_FILE, FACTS_FILE = "tensors.safetensors", "facts.json"
 
 FORMAT, FORMAT_VERSION = "dydit-run", 1
 
@@ -89,27 +90,35 @@ class StateFolder:
     path: Path
 
     def exists(self) -> bool:
-        return (self.path / RUN_FILE).is_file()
+        return (self.path / BEGUN_FILE).is_file()
 
     def begin(self, run: dict[str, Any]) -> None:
         """Writes what the run is, which a resumed one has to repeat."""
-        write_json(self.path / RUN_FILE, {"format": FORMAT, "format_version": FORMAT_VERSION, **run})
+        write_json(self.path / BEGUN_FILE, {"format": FORMAT, "format_version": FORMAT_VERSION, **run})
 
     def read(self) -> dict[str, Any]:
         """What the run is, as written last; raises `DyditError` where that cannot be read."""
         try:
-            values = json.loads((self.path / RUN_FILE).read_text(encoding="utf-8"))
+            values = json.loads((self.path / BEGUN_FILE).read_text(encoding="utf-8"))
         except FileNotFoundError:
             raise DyditError(f"{self.path.parent}: holds no unfinished run to resume") from None
         except (OSError, ValueError) as error:
-            raise DyditError(f"{self.path / RUN_FILE}: cannot be read: {error}; start anew with --force") from None
+            raise DyditError(f"{self.path / BEGUN_FILE}: cannot be read: {error}; start anew with --force") from None
         if not isinstance(values, dict) or (values.get("format"), values.get("format_version")) != (FORMAT, FORMAT_VERSION):
-            raise DyditError(f"{self.path / RUN_FILE}: not written by this version of dydit; start anew with --force")
+            raise DyditError(f"{self.path / BEGUN_FILE}: not written by this version of dydit; start anew with --force")
         return values
+
+    def made(self, more: bool = False) -> dict[str, str]:
+        """`{"command": ...}`, the one that began the run, on a line below it the one that gives it `more` steps; empty where
+        no command began it."""
+        command = self.read().get("command")
+        if command is None:
+            return {}
+        return {"command": "\n".join([command, *(made_by().values() if more else ())])}
 
     def recipe(self) -> Recipe:
         """The run's recipe."""
-        file, values = str(self.path / RUN_FILE), dict[str, Any]()
+        file, values = str(self.path / BEGUN_FILE), dict[str, Any]()
         own = {name: value for name, value in self.read().items() if name.partition(".")[0] in Recipe.model_fields}
         set_values(values, own, file)
         return recipe_from_dict(values, file)
@@ -118,7 +127,7 @@ class StateFolder:
         """Raises `DyditError`, naming the first difference, where the run is another one than `run`, but for values named in
         `free`, and those in `new` that its file lacks."""
         self.read()
-        Resumable(self.path, RUN_FILE, FORMAT, "an unfinished run").check(run, free, new)
+        Resumable(self.path, BEGUN_FILE, FORMAT, "an unfinished run").check(run, free, new)
 
     def steps(self) -> list[int]:
         """The steps at which states were saved, the newest first."""
@@ -229,7 +238,7 @@ class RunFolder:
 
         After `check`. Raises `DyditError` where the run in the folder is another one (without `force`, which starts anew).
         """
-        facts = spec.facts()
+        facts, made = spec.facts(), made_by()
         old = None if force else next((folder for folder in (self.states, self.kept) if folder.exists()), None)
         saved = None
         if old is not None:
@@ -238,6 +247,7 @@ class RunFolder:
             if saved is None and old == self.kept:
                 raise DyditError(f"{old.path}: its state is damaged; start anew with --force")
             self._check_steps(spec, old.recipe().train.steps, 0 if saved is None else saved.step)
+            made = old.made(more=old.recipe().train.steps != spec.recipe.train.steps)
         processes.wait()  # all have looked before anything changes
         if processes.main:
             if old is None:
@@ -245,7 +255,7 @@ class RunFolder:
                 self.kept.remove()
             elif old == self.kept:
                 os.rename(self.kept.path, self.states.path)
-            self.states.begin({**facts, "source": spec.source})  # from here on the folder's model is not this run's
+            self.states.begin({**facts, "source": spec.source, **made})  # from here on the folder's model is not this run's
             write_json(self.path / RECIPE_FILE, spec.recipe.model_dump())
             for folder in (self.path, self.states.path):
                 sweep(folder)
@@ -274,7 +284,8 @@ class RunFolder:
     def _barely_begun(self) -> bool:
         """Whether a kill in the first moment left what is there: nothing is lost where it begins again."""
         names = [path.name for folder in (self.path, self.states.path) if folder.is_dir() for path in folder.iterdir()]
-        ours, half_written = (RECIPE_FILE, STATE_FOLDER, RUN_FILE), (f".{RECIPE_FILE}.", f".{STATE_FOLDER}.", f".{RUN_FILE}.")
+        ours = (RECIPE_FILE, STATE_FOLDER, BEGUN_FILE)
+        half_written = tuple(f".{name}." for name in ours)
         return self.path.is_dir() and all(name in ours or name.startswith(half_written) for name in names)
 
     def _cut_metrics(self, steps: int) -> None:

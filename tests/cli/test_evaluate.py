@@ -50,7 +50,7 @@ def test_pictures_array_and_checkpoint_have_the_same_figures(room: Path) -> None
     results = [figures("evaluate", room / name, *DIGITS) for name in ("pictures", "array", "array/samples.npz")]
     results.append(figures("evaluate", "digits-dit", *DRAWN, *DIGITS))
     for result in results:
-        assert set(result) == {"frechet", "recognised", "precision", "recall", "protocol", "notes"}
+        assert set(result) == {"frechet", "recognised", "precision", "recall", "protocol", "notes", "command"}
         assert result["frechet"] == pytest.approx(results[0]["frechet"], rel=1e-5)
         assert [result[name] for name in ("recognised", "precision", "recall")] == [
             results[0][name] for name in ("recognised", "precision", "recall")

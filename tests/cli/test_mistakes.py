@@ -41,7 +41,10 @@ MISTAKES: dict[str, tuple[str, str]] = {
         "sample {room}/tuned --seed 9223372036854775808 --out {tmp}/out",
         "--seed 9223372036854775808; it must be a whole number from 0 to 9223372036854775807",
     ),
-    "seed of a tuning": ("finetune {room}/converted --seed -1 --out {tmp}/out", "--seed -1; it must be a whole number"),
+    "seed of a tuning": (
+        "finetune {room}/converted --seed -1 --out {tmp}/out",
+        "--seed -1; it must be a whole number from 0 to",
+    ),
     "resume with other weights": (
         "finetune --resume {room}/tuned --weights model",
         "--resume continues a run as it was asked for; leave --weights out",

@@ -9,7 +9,7 @@ import pytest
 import torch
 from typer.testing import CliRunner
 
-from dydit_cli.artifacts.bench import Spread
+from dydit_cli.artifacts.bench import BenchResult, Spread
 from dydit_cli.artifacts.bench_options import BenchSettings
 from dydit_cli.bench.bench import bench
 from dydit_cli.bench.breakdown import PARTS, Stopwatch
@@ -24,6 +24,7 @@ from dydit_cli.figures.visualize import save_as
 from dydit_cli.model.execution import SparseModel, static_twin
 from dydit_cli.model.families.dit import DiT, DiTConfig, DyDiT
 from dydit_cli.model.macs import flops_ratio
+from dydit_cli.model.weight_cache import SliceStats
 from tests.conftest import TINY, inputs
 
 SMALL = DiTConfig(input_size=8, patch_size=1, hidden_size=48, depth=4, num_heads=8, num_classes=10)
@@ -94,6 +95,8 @@ def test_bench_of_a_checkpoint(tmp_path: Path, tiny_dynamic: DyDiT, tiny_static:
     assert sum(work) == 3 * (1 + 2 * 2)
     assert tuple(result.parts) == PARTS
     values = result.to_dict()
+    (tmp_path / "bench.json").write_text(json.dumps(values))
+    assert BenchResult.read(tmp_path / "bench.json") == result
     assert values["realised_efficiency"] == pytest.approx(values["speedup"] * values["flops_ratio"])
     write(Checkpoint.of(tiny_static, []), tmp_path / "static")
     with pytest.raises(DyditError, match="is a static model; convert it first: dydit convert"):
@@ -119,14 +122,10 @@ def test_bench_command(tmp_path: Path, tiny_dynamic: DyDiT) -> None:
 @pytest.mark.parametrize("sparse", [0.1, 1.0, 50.0])
 def test_the_breakdown_is_drawn_whoever_is_faster(tmp_path: Path, sparse: float) -> None:
     """The test run's warnings are errors, and a figure whose text leaves its axes warns."""
-    result = {
-        "parts": {"attention": {"static": 1.0, "sparse": sparse}, "rest": {"static": 0.5, "sparse": 0.1}},
-        "settings": {"steps": 50, "batch": 4, "dtype": "fp32"},
-        "device": "cpu, 2 threads",
-        "model": "DiT-S/2",
-        "flops_ratio": 0.5,
-        "speedup": 1.0,
-        "realised_efficiency": 0.5,
-    }
+    seconds = {"static": [1.5, 1.6], "sparse": [sparse + 0.1] * 2}
+    parts = {"attention": {"static": 1.0, "sparse": sparse}, "rest": {"static": 0.5, "sparse": 0.1}}
+    result = BenchResult.of(
+        "DiT-S/2", BenchSettings(), torch.device("cpu"), seconds, "sparse", 0.5, slices=SliceStats(), peaks={}, parts=parts
+    )
     save_as(lambda: draw_breakdown(result), tmp_path / "time.png")
     assert (tmp_path / "time.png").stat().st_size > 10_000

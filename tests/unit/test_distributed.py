@@ -14,6 +14,7 @@ from typer.testing import CliRunner
 
 from dydit_cli.checkpoint.read import read
 from dydit_cli.cli.app import app
+from dydit_cli.files import locked
 from tests.kill_resume import make_start
 from tests.processes import start_two
 
@@ -93,6 +94,17 @@ def test_a_signal_to_one_process_stops_all_and_one_can_finish(start: Path, tmp_p
     assert finished.exit_code == 0, finished.output
     assert f"after step {there} of 80" in finished.stderr
     assert_same(tmp_path / "one", tmp_path / "two")
+
+
+def test_a_run_that_another_command_writes_is_refused_by_all(start: Path, tmp_path: Path) -> None:
+    with locked(tmp_path / "two"):
+        processes = start_two(arguments(start, tmp_path / "two"))
+        ended = [process.communicate(timeout=120) for process in processes]
+    assert [process.returncode for process in processes] == [2, 2], ended
+    (_, first), (_, second) = ended
+    assert "two: another process of dydit is writing it; wait for that one, or choose another place" in first
+    assert second == "error: process 1 of 2: another one has ended, whose own message says why\n"
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_several_processes_need_accelerate(start: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -197,12 +197,14 @@ class FeatureExtractorInceptionV3(nn.Module):
 
 @pytest.fixture
 def fidelity(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A small torch-fidelity whose __init__ wants torchvision, as the real one's does, and its weights file."""
+    """A small torch-fidelity and its weights file."""
     package = tmp_path / "site" / "torch_fidelity"
     package.mkdir(parents=True)
-    (package / "__init__.py").write_text("raise ImportError('No module named torchvision')")
+    (package / "__init__.py").touch()
     (package / "feature_extractor_inceptionv3.py").write_text(FIDELITY)
     monkeypatch.syspath_prepend(str(tmp_path / "site"))
+    for name in ("torch_fidelity", "torch_fidelity.feature_extractor_inceptionv3"):
+        monkeypatch.delitem(sys.modules, name, raising=False)
     generator = torch.Generator().manual_seed(0)
     weights = {"Mixed_6d.branch1x1.weight": torch.randn(9, 3, 1, 1, generator=generator)}
     torch.save(weights, tmp_path / WEIGHTS_FILE)
@@ -221,7 +223,6 @@ def test_inception_features_are_in_adms_order(fidelity: Path) -> None:
     assert features.probabilities is not None
     np.testing.assert_allclose(features.probabilities.sum(axis=1), 1, rtol=1e-5)
     assert len(extractor.facts["features_sha256"]) == 64
-    assert "torch_fidelity" not in sys.modules
     assert extract_features(extractor, [x]).spatial is not None
 
 
@@ -243,9 +244,11 @@ def test_mistakes_with_inception(fidelity: Path, tmp_path: Path, monkeypatch: py
     torch.save(ArrayImages, tmp_path / "code.pth")
     with pytest.raises(DyditError, match=r"code.pth: refused: its pickle wants dydit_cli.evaluate.images.ArrayImages"):
         inception_extractor(tmp_path / "code.pth", CPU)
-    monkeypatch.setitem(sys.modules, "torch_fidelity", None)
-    with pytest.raises(DyditError, match=r"--features inception needs torch-fidelity: pip install 'dydit\[evaluate\]'"):
-        inception_extractor(fidelity, CPU)
+    needed = r"--features inception needs torch-fidelity: pip install 'dydit\[evaluate\]' \(.*torch_fidelity.*\)"
+    for name in ("torch_fidelity.feature_extractor_inceptionv3", "torch_fidelity"):
+        monkeypatch.setitem(sys.modules, name, None)
+        with pytest.raises(DyditError, match=needed):
+            inception_extractor(fidelity, CPU)
 
 
 @pytest.mark.skipif(importlib.util.find_spec("torch_fidelity") is None, reason="torch-fidelity is not installed")

@@ -13,8 +13,9 @@ import pytest
 from PIL import Image
 from typer.testing import CliRunner
 
+from dydit_cli.artifacts.base import kinds
 from dydit_cli.artifacts.bench_options import BenchSettings
-from dydit_cli.artifacts.profile import Profile, read_profile
+from dydit_cli.artifacts.profile import Profile
 from dydit_cli.bench.bench import bench
 from dydit_cli.checkpoint.checkpoint import Checkpoint
 from dydit_cli.checkpoint.native import write
@@ -23,10 +24,11 @@ from dydit_cli.diffusion.options import SamplerSettings
 from dydit_cli.errors import DyditError
 from dydit_cli.evaluate.options import LossSettings
 from dydit_cli.evaluate.timestep_loss import measure_losses
-from dydit_cli.figures.catalogue import FIGURES, SOURCES, figures_of
+from dydit_cli.figures import base as figures_base
+from dydit_cli.figures.base import all_figures, figure, figures_of
 from dydit_cli.figures.losses import normalised
-from dydit_cli.figures.samples import read_rows, samples_table
-from dydit_cli.figures.style import styled
+from dydit_cli.figures.samples import SampleRows, rows_of, samples_table
+from dydit_cli.figures.style import new_figure, styled
 from dydit_cli.figures.tokens import SHARE, spans
 from dydit_cli.figures.visualize import load, visualize
 from dydit_cli.model.families.dit import DiT, DiTConfig, DyDiT, DyDiTConfig
@@ -35,6 +37,7 @@ from dydit_cli.sampling.images import sample_images
 from dydit_cli.sampling.options import SamplingConfig
 from tests.conftest import randomize
 
+FIGURES = all_figures()
 DIGITS = DiTConfig(input_size=8, patch_size=2, in_channels=1, hidden_size=24, depth=2, num_heads=3, num_classes=10)
 LOSSES = LossSettings(images=4, timesteps=5, maps_at=(600, 100), map_images=2, map_noises=2)
 
@@ -64,7 +67,6 @@ def inputs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
         "bench": room / "bench.json",
         "run": room / "run",
         "study": room / "study",
-        "samples": room / "study",
     }
 
 
@@ -99,6 +101,10 @@ def a_study(folder: Path, **columns: Callable[[float, int], float] | None) -> Pa
     return folder
 
 
+def sample_rows(*folders: Path) -> SampleRows:
+    return rows_of(load("samples", folders))
+
+
 def drawn(figure: str, source: Path | Profile) -> Any:
     loaded = load(figure, source)
     with styled():
@@ -109,7 +115,7 @@ def drawn(figure: str, source: Path | Profile) -> Any:
 def test_every_figure_with_its_numbers(inputs: dict[str, Path], tmp_path: Path, figure: str) -> None:
     """PNG and SVG, the same bytes each time, and a CSV that is the figure's table."""
     kind = FIGURES[figure]
-    source = inputs[kind.takes]
+    source = inputs[kind.takes[0]]
     visualize(source, figure, tmp_path / "a.png", data=True)
     first, again = (visualize(source, figure, tmp_path / name).read_bytes() for name in ("a.svg", "b.svg"))
     assert first.startswith(b"<?xml")
@@ -119,7 +125,7 @@ def test_every_figure_with_its_numbers(inputs: dict[str, Path], tmp_path: Path, 
         assert len(np.unique(np.asarray(picture.convert("L")))) > 8
     written, table = pd.read_csv(tmp_path / "a.csv"), kind.table(load(figure, source))
     pd.testing.assert_frame_equal(written, table, check_dtype=False)
-    assert figure in figures_of(source)
+    assert kind in figures_of(kinds()[kind.takes[0]].read(source))
     assert kind.caption.endswith(".")
     assert not kind.title.endswith(".")
 
@@ -127,7 +133,7 @@ def test_every_figure_with_its_numbers(inputs: dict[str, Path], tmp_path: Path, 
 @pytest.mark.parametrize("figure", FIGURES)
 def test_axes_say_what_they_measure(inputs: dict[str, Path], figure: str) -> None:
     """Where there is an axis with numbers it has a label, or a neighbour that it shares them with."""
-    figure_drawn = drawn(figure, inputs[FIGURES[figure].takes])
+    figure_drawn = drawn(figure, inputs[FIGURES[figure].takes[0]])
     words = [figure_drawn.get_supxlabel()] + [text for ax in figure_drawn.axes for text in (ax.get_xlabel(), ax.get_ylabel())]
     wanted = {
         "architecture": ["active [%]", "timestep t"],
@@ -145,7 +151,7 @@ def test_axes_say_what_they_measure(inputs: dict[str, Path], figure: str) -> Non
 
 
 def test_the_numbers_are_the_profiles(inputs: dict[str, Path]) -> None:
-    loaded = read_profile(inputs["profile"])
+    loaded = Profile.read(inputs["profile"])
     masks = FIGURES["architecture"].table(loaded).set_index(["part", "step", "block", "number"])["active"]
     assert masks["attention head", 4, 1, 2] == loaded.record.heads[4, 1, 2]
     assert masks["channel group"].to_numpy().tolist() == loaded.record.groups.ravel().tolist()
@@ -219,8 +225,8 @@ def test_a_study_without_a_measure_has_fewer_panels(tmp_path: Path) -> None:
 
 
 def test_of_a_studys_samples_those_at_like_macs(inputs: dict[str, Path]) -> None:
-    rows = read_rows([inputs["study"]])
-    assert [(row.label, row.ratio, int(row.pixels[0, 0, 0, 0])) for row in rows.rows] == [
+    rows = sample_rows(inputs["study"])
+    assert [(row.label, row.ratio, int(row.pixels[0][0, 0, 0])) for row in rows.rows] == [
         ("static DiT", 1.0, 0),
         ("static DiT, fine-tuned as long", 1.0, 1),
         ("DyDiT, lambda 0.5", pytest.approx(0.52), 2),
@@ -235,12 +241,12 @@ def test_samples_are_from_all_over_many_classes(tmp_path: Path) -> None:
     protocol = json.loads((folder / "study.json").read_text())
     (folder / "study.json").write_text(json.dumps({**protocol, "classes": list(range(62))}))
     np.savez(folder / "samples.npz", static=np.arange(100, dtype=np.uint8).reshape(100, 1, 1, 1))
-    rows = read_rows([folder])
+    rows = sample_rows(folder)
     wanted = [0, 6, 12, 18, 24, 31, 37, 43, 49, 55]
-    assert rows.classes == rows.rows[0].pixels.flatten().tolist() == wanted
-    assert samples_table(rows)["image"].to_list() == wanted
+    assert rows.classes == np.ravel(rows.rows[0].pixels).tolist() == wanted
+    assert samples_table(load("samples", folder))["image"].to_list() == wanted
     (folder / "study.json").write_text(json.dumps({**protocol, "classes": list(range(10))}))
-    assert read_rows([folder]).classes == list(range(10))
+    assert sample_rows(folder).classes == list(range(10))
 
 
 def test_sample_folders_side_by_side(inputs: dict[str, Path], tmp_path: Path) -> None:
@@ -252,10 +258,10 @@ def test_sample_folders_side_by_side(inputs: dict[str, Path], tmp_path: Path) ->
     table = pd.read_csv(tmp_path / "s.csv")
     assert table["model"].to_list() == ["small"] * 4 + ["large"] * 4
     assert table["class"].to_list() == [0, 1, 2, 3] * 2
-    rows = read_rows([room / "samples-small", room / "samples-large"])
+    rows = sample_rows(room / "samples-small", room / "samples-large")
     with Image.open(room / "samples-large" / "00002-class2.png") as picture:
         assert np.array_equal(rows.rows[1].pixels[2][..., 0], np.asarray(picture))
-    same = read_rows([room / "samples-small", room / "samples-small"])
+    same = sample_rows(room / "samples-small", room / "samples-small")
     assert [row.label for row in same.rows] == ["samples-small"] * 2
 
 
@@ -267,7 +273,7 @@ def test_samples_drawn_otherwise_are_not_set_side_by_side(inputs: dict[str, Path
     with pytest.raises(
         DyditError, match=r"other: drawn with seed 1, .*samples-large with 0; sample both with the same settings"
     ):
-        read_rows([room / "samples-large", tmp_path / "other"])
+        sample_rows(room / "samples-large", tmp_path / "other")
 
 
 def test_maps_run_from_their_least_to_their_greatest() -> None:
@@ -280,13 +286,17 @@ def test_maps_run_from_their_least_to_their_greatest() -> None:
     [
         ("tokens", "large", "not a profile: it has no profile.json"),
         ("training", "losses", "not a training run: it has no metrics.jsonl"),
-        ("loss-gap", "study", "not a folder of losses: it has no losses.json; make one with: dydit losses"),
+        ("loss-gap", "study", "not losses: it has no losses.json; make one with: dydit losses"),
         ("tradeoff", "losses", "not a study: it has no study.csv; make one with: dydit study"),
-        ("samples", "losses", "has no samples to show: neither a study.csv of dydit study nor a samples.json of dydit sample"),
-        ("time", "nowhere.json", "nowhere.json: no such file; write one with: dydit bench --json"),
-        ("time", "study/study.json", "study.json: not a bench's JSON: it has no 'parts'"),
-        ("time", "study/study.csv", "not readable as a bench's JSON"),
-        ("time", "study", "study: not a bench's JSON file"),
+        (
+            "samples",
+            "losses",
+            r"losses: neither a study \(study.csv\) nor samples \(samples.json\); make one with: dydit study",
+        ),
+        ("time", "nowhere.json", "nowhere.json: no such file; make one with: dydit bench --json"),
+        ("time", "study/study.json", "study.json: not a benchmark: it has no 'device'; make one with: dydit bench --json"),
+        ("time", "study/study.csv", r"study.csv: not a benchmark: not readable as JSON \("),
+        ("time", "study", "study: not a benchmark: Is a directory; make one with"),
     ],
 )
 def test_the_wrong_source_is_named(inputs: dict[str, Path], tmp_path: Path, figure: str, source: str, message: str) -> None:
@@ -299,7 +309,7 @@ def test_what_does_not_fit_is_named(inputs: dict[str, Path], tmp_path: Path) -> 
     with pytest.raises(DyditError, match="the flops figure is drawn of one source and 2 were named; name one"):
         visualize([inputs["profile"], inputs["profile"]], "flops", tmp_path / "a.png")
     with pytest.raises(DyditError, match=r"the time figure is drawn from what `dydit bench.*` writes, not from a profile"):
-        load("time", read_profile(inputs["profile"]))
+        load("time", Profile.read(inputs["profile"]))
     (tmp_path / "a.csv").write_text("mine")
     with pytest.raises(DyditError, match=r"a.csv: already exists"):
         visualize(inputs["profile"], "flops", tmp_path / "a.png", data=True)
@@ -324,18 +334,49 @@ def test_damaged_samples_are_named(tmp_path: Path) -> None:
     folder = a_study(tmp_path / "study")
     (folder / "samples.npz").write_bytes(b"PK")
     with pytest.raises(DyditError, match=r"samples.npz: not readable as samples"):
-        read_rows([folder])
+        sample_rows(folder)
     np.savez(folder / "samples.npz", other=np.zeros((1, 2, 2, 1), dtype=np.uint8))
     with pytest.raises(DyditError, match=r"samples.npz: holds none of the rows of study.csv"):
-        read_rows([folder])
+        sample_rows(folder)
     np.savez(folder / "samples.npz", static=np.zeros((1, 2, 2)))
     with pytest.raises(DyditError, match=r"not readable as samples \(static is float64 of shape \(1, 2, 2\)\)"):
-        read_rows([folder])
+        sample_rows(folder)
     (folder / "samples.npz").unlink()
     with pytest.raises(DyditError, match=r"this study kept no samples: it has no samples.npz"):
-        read_rows([folder])
+        sample_rows(folder)
 
 
 def test_every_source_says_how_it_is_made() -> None:
-    assert {kind.takes for kind in FIGURES.values()} == set(SOURCES)
-    assert all(source.made_by.startswith("dydit ") for source in SOURCES.values())
+    every = kinds()
+    for kind in FIGURES.values():
+        assert all(every[name].made_by.startswith("dydit ") for name in kind.takes)
+
+
+def test_a_figure_of_ones_own_is_one_function(inputs: dict[str, Path], tmp_path: Path) -> None:
+    """Registered, it is known to the command, its help and its errors, and to what a profile allows."""
+
+    def steps(profile: Profile) -> pd.DataFrame:
+        return profile.table[["step", "timestep"]]
+
+    @figure("toy", "profile", title="Steps", caption="Each step.", table=steps)
+    def draw(profile: Profile) -> Any:
+        canvas = new_figure(9.0, 2.0)
+        canvas.subplots().plot(steps(profile)["timestep"])
+        return canvas
+
+    try:
+        arguments = ["visualize", str(inputs["profile"]), "--figure", "toy", "--data", "--out", str(tmp_path / "toy.png")]
+        result = CliRunner().invoke(app, arguments)
+        assert result.exit_code == 0, result.output
+        assert pd.read_csv(tmp_path / "toy.csv")["step"].to_list() == list(range(6))
+        assert "toy" in [one.name for one in figures_of(Profile.read(inputs["profile"]))]
+        assert "toy" in CliRunner().invoke(app, ["visualize", "--help"]).output
+        with pytest.raises(DyditError, match=r"choose one of .*toy"):
+            visualize(inputs["profile"], "pie", tmp_path / "pie.png")
+    finally:
+        del figures_base._figures["toy"]
+
+
+def test_the_commands_help_names_every_figure() -> None:
+    words = " ".join(CliRunner().invoke(app, ["visualize", "--help"], env={"COLUMNS": "200"}).output.split())
+    assert f"{', '.join(sorted(FIGURES)[:-1])} or {max(FIGURES)}." in words

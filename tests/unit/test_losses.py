@@ -11,7 +11,7 @@ import pytest
 import torch
 from typer.testing import CliRunner
 
-from dydit_cli.artifacts.losses import Losses, mean_and_error, read_losses
+from dydit_cli.artifacts.losses import Losses, mean_and_error
 from dydit_cli.checkpoint.checkpoint import Checkpoint
 from dydit_cli.checkpoint.native import write
 from dydit_cli.cli.app import app
@@ -106,7 +106,7 @@ def test_images_of_different_classes_come_first() -> None:
 
 
 def test_files_come_back(measured: Losses, tmp_path: Path) -> None:
-    again = read_losses(tmp_path / "losses")
+    again = Losses.read(tmp_path / "losses")
     assert again.summary["data"] == "digits"
     assert again.summary["held_out"] is True
     assert np.array_equal(again.mse, measured.mse)
@@ -119,17 +119,17 @@ def test_files_come_back(measured: Losses, tmp_path: Path) -> None:
 def test_what_is_no_folder_of_losses_is_named(measured: Losses, tmp_path: Path) -> None:
     folder = tmp_path / "losses"
     (folder / "losses.npz").write_bytes(b"PK")
-    with pytest.raises(DyditError, match=r"losses: damaged losses \(.*\); measure again"):
-        read_losses(folder)
+    with pytest.raises(DyditError, match=r"losses: damaged losses \(.*\); make it anew: dydit losses"):
+        Losses.read(folder)
     (folder / "losses.json").write_text(json.dumps({"format": "dydit-losses", "format_version": 9}))
-    with pytest.raises(DyditError, match="losses of version 9, this dydit reads 1; measure again"):
-        read_losses(folder)
+    with pytest.raises(DyditError, match="losses of version 9, this dydit reads 1; make it anew: dydit losses"):
+        Losses.read(folder)
     (folder / "losses.json").write_text("{}")
-    with pytest.raises(DyditError, match=r"losses.json: not losses of dydit; make one with: dydit losses"):
-        read_losses(folder)
+    with pytest.raises(DyditError, match=r"losses.json: not losses: its format is None; make one with: dydit losses"):
+        Losses.read(folder)
     (folder / "losses.csv").unlink()
-    with pytest.raises(DyditError, match=r"not a folder of losses: it has no losses.csv"):
-        read_losses(folder)
+    with pytest.raises(DyditError, match=r"not losses: it has no losses.csv"):
+        Losses.read(folder)
 
 
 def test_what_cannot_be_measured_is_named(static: Path, tmp_path: Path) -> None:
@@ -157,7 +157,7 @@ def test_the_command(static: Path, dynamic: Path, tmp_path: Path) -> None:
     result = CliRunner().invoke(app, [*arguments, *quick, "--json"])
     assert result.exit_code == 0, result.output
     summary = json.loads(result.stdout)
-    assert summary["mse"]["static"] == pytest.approx(float(read_losses(tmp_path / "out").mse[1].mean()))
+    assert summary["mse"]["static"] == pytest.approx(float(Losses.read(tmp_path / "out").mse[1].mean()))
     assert (summary["seed"], summary["map_timesteps"], summary["device"]) == (0, [10, 20], "cpu")
     again = CliRunner().invoke(app, [*arguments, *quick])
     assert (again.exit_code, "already exists" in again.stderr) == (2, True)

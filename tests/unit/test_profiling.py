@@ -11,20 +11,22 @@ import pytest
 import torch
 from PIL import Image
 
-from dydit_cli.artifacts.profile import FILES, Profile, phase_table, read_profile
+from dydit_cli.artifacts.comparison import Comparison
+from dydit_cli.artifacts.profile import Profile, phase_table
 from dydit_cli.checkpoint.checkpoint import Checkpoint
 from dydit_cli.checkpoint.native import write
 from dydit_cli.checkpoint.read import read
 from dydit_cli.diffusion.generate import cycle_labels, generate
 from dydit_cli.diffusion.options import SamplerSettings
 from dydit_cli.errors import DyditError
-from dydit_cli.figures.catalogue import FIGURES
-from dydit_cli.figures.tokens import displayable, token_share
+from dydit_cli.figures.base import all_figures
+from dydit_cli.figures.maps import displayable
+from dydit_cli.figures.tokens import token_share
 from dydit_cli.figures.visualize import visualize
 from dydit_cli.model import macs as analytic
 from dydit_cli.model.families.dit import DiT, DyDiT
 from dydit_cli.pixels import make_grid, picture, to_pixels
-from dydit_cli.profiling.profile import compare_table, names_of, profile
+from dydit_cli.profiling.profile import names_of, profile
 from dydit_cli.profiling.width import profile_width
 from tests.conftest import TINY
 
@@ -68,7 +70,7 @@ def test_table_counts_the_record(profiled: Profile, tiny_dynamic: DyDiT) -> None
     for step in range(4):
         macs = analytic.total_macs(profiled.record.routing(step), tiny_dynamic.config)
         assert table.loc[step, "dynamic_macs"] == macs.double().mean().item()
-    parts = table.filter(regex="^(attention|mlp|routers|modulation|norms|frame)_macs$")
+    parts = table.filter(regex="^(attention|mlp|routers|modulation|norms|embed_and_head)_macs$")
     assert parts.sum(axis=1).to_list() == pytest.approx(table["dynamic_macs"].to_list())
     summary = profiled.summary
     assert summary["ratio"] == pytest.approx(summary["macs_dynamic"] / summary["macs_static"])
@@ -85,7 +87,7 @@ def test_phases_average_over_quarters_of_the_schedule() -> None:
 
 
 def test_profile_on_disk_round_trips_and_is_deterministic(profiled: Profile, checkpoint: Path, tmp_path: Path) -> None:
-    back = read_profile(tmp_path / "profile")
+    back = Profile.read(tmp_path / "profile")
     assert back.summary == profiled.summary
     assert np.array_equal(back.record.tokens, profiled.record.tokens)
     assert np.array_equal(back.samples, profiled.samples)
@@ -93,7 +95,7 @@ def test_profile_on_disk_round_trips_and_is_deterministic(profiled: Profile, che
     pd.testing.assert_frame_equal(back.blocks, pd.read_csv(tmp_path / "profile" / "blocks.csv"))
     pd.testing.assert_frame_equal(back.images, pd.read_csv(tmp_path / "profile" / "images.csv"))
     profile(checkpoint, tmp_path / "again", images=5, settings=SHORT, batch=2, device="cpu")
-    for name in FILES:
+    for name in Profile.files:
         assert (tmp_path / "again" / name).read_bytes() == (tmp_path / "profile" / name).read_bytes()
 
 
@@ -113,9 +115,12 @@ def test_without_guidance_there_is_one_half(checkpoint: Path) -> None:
     ("damage", "message"),
     [
         ({"timesteps.csv": None}, "not a profile: it has no timesteps.csv; make one with: dydit profile"),
-        ({"profile.json": "{}"}, "not a dydit profile"),
+        ({"profile.json": "{}"}, "profile.json: not a profile: its format is None; make one with: dydit profile"),
         ({"profile.json": "{"}, "damaged profile"),
-        ({"profile.json": '{"format": "dydit-profile", "format_version": 1}'}, "profile version 1, this dydit reads 2"),
+        (
+            {"profile.json": '{"format": "dydit-profile", "format_version": 1}'},
+            "profile of version 1, this dydit reads 2",
+        ),
         ({"routing.npz": "zip"}, "damaged profile"),
         ({"timesteps.csv": ""}, "damaged profile"),
     ],
@@ -125,7 +130,7 @@ def test_damaged_profiles_are_named(profiled: Profile, tmp_path: Path, damage: d
         path = tmp_path / "profile" / name
         path.unlink() if text is None else path.write_text(text)
     with pytest.raises(DyditError) as error:
-        read_profile(tmp_path / "profile")
+        Profile.read(tmp_path / "profile")
     assert message in str(error.value)
     assert "\n" not in str(error.value)
 
@@ -168,13 +173,13 @@ def test_blocks_and_images_add_up_to_the_timesteps(profiled: Profile, tiny_dynam
     assert by_step.to_list() == pytest.approx(table["dynamic_macs"].to_list())
     assert images["macs_per_image"].sum() == pytest.approx(table["dynamic_macs"].sum() * 2 * 5)
     assert images["ratio"].mean() == pytest.approx(profiled.summary["ratio"])
-    halves = table[["dynamic_macs_labelled", "dynamic_macs_unlabelled"]].mean(axis=1)
+    halves = table[["dynamic_macs_cond", "dynamic_macs_uncond"]].mean(axis=1)
     assert halves.to_list() == pytest.approx(table["dynamic_macs"].to_list())
     assert (table["dynamic_macs_min"] <= table["dynamic_macs"]).all()
     assert (table["dynamic_macs"] <= table["dynamic_macs_max"]).all()
     tokens = profiled.record.tokens.sum(axis=4)  # T L G M, every image's masks being kept
     assert np.array_equal(tokens, profiled.record.token_counts)
-    one = blocks[(blocks["step"] == 2) & (blocks["block"] == 1) & (blocks["half"] == "unlabelled")].iloc[0]
+    one = blocks[(blocks["step"] == 2) & (blocks["block"] == 1) & (blocks["half"] == "uncond")].iloc[0]
     assert one["active_tokens_mean"] == tokens[2, 1, 1].mean()
     assert one["active_tokens_max"] == tokens[2, 1, 1].max()
 
@@ -217,12 +222,12 @@ def test_width_of_a_static_model_is_refused(tmp_path: Path, tiny_static: DiT) ->
 
 
 def test_profiles_side_by_side(profiled: Profile) -> None:
-    table = compare_table([profiled, profiled])
+    table = Comparison.of({"a": profiled, "a-2": profiled}).table
     assert table["dynamic_macs"].to_list() == [profiled.summary["macs_dynamic"]] * 2
     assert names_of(["runs/a", "b/a", "c.pt", "a"]) == ["a", "a-2", "c", "a-3"]
 
 
-@pytest.mark.parametrize("figure", [name for name, kind in FIGURES.items() if kind.takes == "profile"])
+@pytest.mark.parametrize("figure", [name for name, one in all_figures().items() if "profile" in one.takes])
 @pytest.mark.parametrize("ending", ["png", "svg", "pdf"])
 def test_figures_in_every_format(profiled: Profile, tmp_path: Path, figure: str, ending: str) -> None:
     path = visualize(tmp_path / "profile", figure, tmp_path / f"figure.{ending}")
@@ -238,7 +243,7 @@ def test_figures_in_every_format(profiled: Profile, tmp_path: Path, figure: str,
 
 def test_figures_refuse_what_they_cannot_do(profiled: Profile, tmp_path: Path) -> None:
     for figure, out, message in (
-        ("pie", "a.png", "no figure 'pie'; choose one of architecture, tokens, flops"),
+        ("pie", "a.png", "no figure 'pie'; choose one of architecture, flops, loss-gap"),
         ("flops", "a.gif", r"a.gif: a figure's name ends in .png, .svg or .pdf"),
         ("flops", "profile", "a figure's name ends in"),
     ):

@@ -323,7 +323,8 @@ def test_mistakes_are_one_line_and_nothing_is_written(static_folder: Path, tmp_p
         ({"method": "diff", "timesteps": 1001}, "1001 timesteps; choose 1 to 1000"),
         ({"method": "diff", "threshold": 1.5}, "threshold 1.5; it is a share of the largest loss, from 0 to 1"),
         ({"method": "taylor", "data": "cats"}, "no data set 'cats'"),
-        ({"method": "taylor"}, "the model has no record of what it was trained on; name data with --data"),
+        ({"method": "taylor"}, "the model has no record of what it was trained on; name data with --data: digits, fashion, "),
+        ({"method": "taylor", "data": "digits"}, "data set digits has 8 pixels a side and the model 4"),
     ):
         with pytest.raises(DyditError) as error:
             prune(static_folder, out, **arguments)

@@ -14,7 +14,7 @@ from torch import Tensor
 
 import dydit_cli
 from dydit_cli.artifacts.bench_options import BenchSettings
-from dydit_cli.artifacts.profile import read_profile
+from dydit_cli.artifacts.profile import Profile
 from dydit_cli.bench.bench import bench_tome
 from dydit_cli.bench.breakdown import TOME_PARTS
 from dydit_cli.checkpoint.checkpoint import Checkpoint
@@ -220,7 +220,7 @@ def test_profile_counts_what_ran(static: Path, tmp_path: Path) -> None:
     assert summary["executed_macs"] == {"steps": 3 * 3 * 2 * macs}
     assert (summary["tome"], summary["tokens_in_attention"]) == (0.5, 8)
     assert summary["static_seconds"] > 0 < summary["speedup"]
-    back = read_profile(tmp_path / "out")
+    back = Profile.read(tmp_path / "out")
     assert back.record.merging == merging
     pd.testing.assert_frame_equal(back.blocks, pd.read_csv(tmp_path / "out" / "blocks.csv"))
     assert set(back.images["macs_per_image"]) == {macs * 3 * 2}

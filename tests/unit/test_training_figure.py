@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 from typer.testing import CliRunner
 
-from dydit_cli.artifacts.run import read_metrics
+from dydit_cli.artifacts.run import Run
 from dydit_cli.cli.app import app
 from dydit_cli.errors import DyditError
 from dydit_cli.figures.training import draw_training
@@ -42,7 +42,7 @@ def labels(ax: Any) -> list[str]:
 
 
 def test_ratio_target_and_loss_are_drawn(tmp_path: Path) -> None:
-    figure = draw_training(read_metrics(a_run(tmp_path / "run")))
+    figure = draw_training(Run.read(a_run(tmp_path / "run")))
     above, below = figure.axes
     assert labels(above) == ["achieved, under the training noise", "target"]
     assert labels(below) == ["diffusion loss", "2 steps skipped by the gradient guard"]
@@ -52,21 +52,21 @@ def test_ratio_target_and_loss_are_drawn(tmp_path: Path) -> None:
 
 
 def test_a_static_run_has_its_loss_alone(tmp_path: Path) -> None:
-    figure = draw_training(read_metrics(a_run(tmp_path / "run", ratio=None, target=None, skipped=False)))
+    figure = draw_training(Run.read(a_run(tmp_path / "run", ratio=None, target=None, skipped=False)))
     (only,) = figure.axes
     assert labels(only) == ["diffusion loss"]
 
 
 def test_the_complete_models_loss_joins_the_steps_that_have_one(tmp_path: Path) -> None:
     run = a_run(tmp_path / "run", complete_loss=lambda step: 0.3 if step % 2 and step < 100 else None)
-    below = draw_training(read_metrics(run)).axes[1]
+    below = draw_training(Run.read(run)).axes[1]
     (line,) = [line for line in below.get_lines() if "complete" in str(line.get_label())]
     assert len(np.asarray(line.get_xdata())) == 50
 
 
 def test_losses_that_are_not_finite_do_not_stop_it(tmp_path: Path) -> None:
     run = a_run(tmp_path / "run", mse=lambda step: float("nan") if step < 3 else 0.1)
-    low, high = draw_training(read_metrics(run)).axes[1].get_ylim()
+    low, high = draw_training(Run.read(run)).axes[1].get_ylim()
     assert 0 <= low < 0.11 < high < 1
 
 
@@ -93,4 +93,4 @@ def test_what_is_no_run_is_named(tmp_path: Path, content: str | None, message: s
     if content is not None:
         (tmp_path / "metrics.jsonl").write_text(content)
     with pytest.raises(DyditError, match=message):
-        read_metrics(tmp_path)
+        Run.read(tmp_path)

@@ -49,7 +49,7 @@ def bench(
                 checkpoint, model=model, flops_ratio=flops_ratio, settings=settings, device=device, on_work=work.advance
             )
     if figure is not None:
-        save_as(lambda: draw_breakdown(result.to_dict()), figure)
+        save_as(lambda: draw_breakdown(result), figure)
     if json:
         console.as_json(result.to_dict())
     else:

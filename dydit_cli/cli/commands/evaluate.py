@@ -20,7 +20,7 @@ from dydit_cli.options import Arg, Opt
 from dydit_cli.sampling.options import SamplingConfig
 
 if TYPE_CHECKING:
-    from dydit_cli.evaluate.evaluate import Evaluation
+    from dydit_cli.artifacts.evaluation import Evaluation
 
 # what images that are there already are evaluated with; all else is for a checkpoint to sample from
 OF_IMAGES = ("SAMPLES", "--reference", "--features", "--inception", "--out", "--batch", "--device", "--force", "--json")
@@ -66,7 +66,7 @@ def evaluate(
     from dydit_cli.evaluate.evaluate import find_extractor, find_images
     from dydit_cli.evaluate.images import GeneratedImages
     from dydit_cli.evaluate.reference import open_reference
-    from dydit_cli.files import check_output, write_json
+    from dydit_cli.files import check_output
 
     if out is not None:
         if out.suffix != ".json":
@@ -87,9 +87,9 @@ def evaluate(
             images, against, extractor, batch=config.batch, device=config.device, on_stage=work.begin, on_work=work.advance
         )
     if out is not None:
-        write_json(out, result.to_dict())
+        result.write(out)
     if json:
-        console.as_json(result.to_dict())
+        console.as_json(result.to_json())
     else:
         show(result)
 

@@ -29,7 +29,7 @@ PARTS = {
     "routers": "routers",
     "modulation": "adaLN",
     "norms": "LayerNorms",
-    "frame": "embedders, final layer",
+    "embed_and_head": "embedders, final layer",
 }
 
 Unit = Literal["mac", "flop"]
@@ -73,8 +73,9 @@ def profile(
         show_width(work, out, loading, unit, force, json)
         return
 
+    from dydit_cli.artifacts.comparison import Comparison
     from dydit_cli.files import check_output
-    from dydit_cli.profiling.profile import add_to_card, write_comparison
+    from dydit_cli.profiling.profile import add_to_card
     from dydit_cli.profiling.profile import profile as run
 
     check_output(out, force)
@@ -93,7 +94,7 @@ def profile(
         if card:
             add_to_card(checkpoint, results[-1])
     if len(results) > 1:
-        write_comparison(results, out)
+        Comparison.of({folder.name: result for (_, folder), result in zip(work, results, strict=True)}).write(out)
         if json:
             console.as_json({"profiles": [result.summary for result in results]})
         else:

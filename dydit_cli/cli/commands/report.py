@@ -27,10 +27,10 @@ def report(
     force: options.Force = False,
     json: options.Json = False,
 ) -> None:
-    from dydit_cli.reports.report import report as run
+    from dydit_cli.reports.report import make_report
 
-    page = run(runs, out, title=title, force=force)
+    page = make_report(runs, out, title=title, force=force)
     if json:
-        console.as_json({"out": str(page), "runs": [str(path) for path in runs], "bytes": page.stat().st_size})
+        console.as_json({**page.to_dict(), "runs": [str(path) for path in runs]})
     else:
-        console.say(str(page))
+        console.say(str(page.path))

@@ -60,8 +60,7 @@ def write_pictures(loaded: Checkpoint, out: Path, config: SamplingConfig, num: i
 
     with console.stages() as work:
         work.begin("sample", num, "images", config.settings.steps)
-        result = sample_images(loaded, out, config, num=num, force=force, on_work=work.advance)
-    summary = result.summary
+        summary = sample_images(loaded, out, config, num=num, force=force, on_work=work.advance)
     if json:
         console.as_json(summary)
     else:

@@ -13,6 +13,13 @@ from dydit_cli.cli import console, options
 from dydit_cli.options import Arg, Opt
 
 
+def figure_names() -> list[str]:
+    """Those that are registered."""
+    from dydit_cli.figures.base import all_figures
+
+    return sorted(all_figures())
+
+
 def visualize(
     sources: Annotated[
         Sequence[Path],
@@ -24,9 +31,7 @@ def visualize(
         ),
     ],
     out: Annotated[Path, Opt("The picture: .png, .svg or .pdf.", ("--out", "-o"), metavar="FILE")],
-    figure: Annotated[
-        str, Opt("architecture, tokens, flops, training, loss-gap, loss-maps, tradeoff, samples or time.")
-    ] = "architecture",
+    figure: Annotated[str, Opt("Which one.", metavar="NAME", choices=figure_names)] = "architecture",
     data: Annotated[bool, Opt("Also write what is drawn as CSV, beside the picture.")] = False,
     force: options.Force = False,
 ) -> None:

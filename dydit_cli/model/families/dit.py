@@ -12,7 +12,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
 import torch
@@ -147,9 +147,6 @@ class DiTConfig(ModelConfig):
             if values[name] is None:
                 del values[name]
         return values
-
-    def static(self) -> DiTConfig:
-        return DiTConfig(**{f.name: getattr(self, f.name) for f in fields(DiTConfig)})
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,0 +1,58 @@
+"""Images in a column, and beside each of them maps of its patches or tokens."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+from numpy.typing import NDArray
+
+from dydit_cli.figures.style import HEAT, bare, new_figure
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+
+def draw_maps(
+    images: NDArray[np.float32],
+    labels: NDArray[np.int64],
+    maps: NDArray[np.float64],
+    titles: Sequence[str],
+    notes: Sequence[Sequence[str]],
+    *,
+    limits: tuple[float, float],
+    scale: str,
+    title: str,
+) -> Figure:
+    """A row for each of the images (R C P P): its class, the image, then its maps (A R S S) under their `titles`, a note of
+    `notes` (A lists of R) below each; colours run between the `limits`, and `scale` names what they stand for."""
+    rows, columns = len(images), 1 + len(maps)
+    figure = new_figure(max(4.6, 0.9 + 0.82 * columns), (115 + 10 * len(scale.splitlines())) / 100 + 0.92 * rows)
+    axes = figure.subplots(rows, columns, squeeze=False)
+    for row in range(rows):
+        first, *others = axes[row]
+        first.imshow(displayable(images[row]), cmap="gray", vmin=0, vmax=1, interpolation="nearest")
+        first.set_ylabel(f"class {labels[row]}", rotation=0, ha="right", va="center", fontsize=8)
+        for ax, values, note in zip(others, maps, notes, strict=True):
+            heat = ax.imshow(values[row], cmap=HEAT, vmin=limits[0], vmax=limits[1], interpolation="nearest")
+            ax.set_xlabel(note[row], fontsize=8, labelpad=2)
+    for ax, text in zip(axes[0], ["image", *titles], strict=True):
+        ax.set_title(text, fontsize=8)
+    for ax in axes.flat:
+        bare(ax)
+    figure.colorbar(heat, ax=axes, location="bottom", shrink=0.8, aspect=40, pad=0.02).set_label(scale)
+    figure.suptitle(title)
+    return figure
+
+
+def displayable(sample: NDArray[np.float32]) -> NDArray[np.float64]:
+    """A sample C S S as S S (one channel) or S S 3, from 0 to 1. A latent shows its first three channels, stretched."""
+    image = sample.astype(np.float64)
+    if image.shape[0] in (1, 3):
+        image = (image.clip(-1, 1) + 1) / 2
+    else:
+        image = image[:3]
+        low, high = np.percentile(image, [1, 99])
+        image = ((image - low) / max(high - low, 1e-9)).clip(0, 1)
+    return image[0] if len(image) == 1 else image.transpose(1, 2, 0)
