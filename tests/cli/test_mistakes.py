@@ -141,7 +141,7 @@ MISTAKES: dict[str, tuple[str, str]] = {
     ),
     "unknown figure": (
         "visualize {room}/profile --figure pie --out {tmp}/out.png",
-        "no figure 'pie'",
+        "Invalid value for '--figure': 'pie' is not one of 'architecture', 'flops', ",
     ),
     "unknown ending": (
         "visualize {room}/profile --out {tmp}/out.gif",
