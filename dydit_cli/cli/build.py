@@ -22,7 +22,9 @@ class Typed:
         self.options = [
             param.opts[0] if param.opts[0].startswith("-") else getattr(param, "metavar", None) or param.opts[0]
             for param in context.command.params
-            if (source := context.get_parameter_source(str(param.name))) is not None and source.name == "COMMANDLINE"
+            if (source := context.get_parameter_source(str(param.name))) is not None
+            and source.name == "COMMANDLINE"
+            and context.params.get(str(param.name)) not in ((), [])
         ]
         self.again = as_command(context.find_root().obj, without={"--force"})  # which would begin anew
 
