@@ -2,6 +2,16 @@
 
 from __future__ import annotations
 
+# a model's MACs by part, as tables call them
+PARTS = {
+    "attention": "attention",
+    "mlp": "MLP",
+    "routers": "routers",
+    "modulation": "adaLN",
+    "norms": "LayerNorms",
+    "embed_and_head": "embedders, final layer",
+}
+
 SCALES = ((1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k"))
 
 

@@ -27,15 +27,6 @@ MOST_ROWS = 300
 
 ACTIVE = ["active_heads_share", "active_groups_share", "active_tokens_share"]
 
-PARTS = {
-    "attention": "attention",
-    "mlp": "MLP",
-    "routers": "routers",
-    "modulation": "adaLN",
-    "norms": "LayerNorms",
-    "embed_and_head": "embedders, final layer",
-}
-
 
 def profile_sections(profile: Profile, name: str, id_prefix: str) -> list[Section]:
     """A profile's folder."""
@@ -75,9 +66,9 @@ def tables_of(profile: Profile) -> list[Table]:
     means = table.mean()
     parts = pd.DataFrame(
         {
-            "part": list(PARTS.values()),
-            "dynamic_macs": [means[f"{part}_macs"] for part in PARTS],
-            "of dynamic_share": [means[f"{part}_macs"] / means["dynamic_macs"] for part in PARTS],
+            "part": list(units.PARTS.values()),
+            "dynamic_macs": [means[f"{part}_macs"] for part in units.PARTS],
+            "of dynamic_share": [means[f"{part}_macs"] / means["dynamic_macs"] for part in units.PARTS],
         }
     )
     blocks = profile.blocks.drop(columns=["step", "timestep", "half"]).groupby("block").mean().reset_index()

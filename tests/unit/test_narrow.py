@@ -43,7 +43,6 @@ def test_a_narrow_configuration_comes_back() -> None:
     assert (NARROW.head_dim, NARROW.attention_hidden, NARROW.mlp_hidden) == (8, 16, 50)
     assert config_from_dict(json.loads(json.dumps(NARROW.to_dict()))) == NARROW
     dynamic = DyDiTConfig.from_static(NARROW)
-    assert dynamic.group_width == 25
     assert config_from_dict(dynamic.to_dict()) == dynamic
     assert dynamic.static() == NARROW
 

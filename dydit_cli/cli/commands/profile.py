@@ -23,15 +23,6 @@ from dydit_cli.profiling.options import ProfileOptions
 if TYPE_CHECKING:
     from dydit_cli.artifacts.profile import Profile
 
-PARTS = {
-    "attention": "attention",
-    "mlp": "MLP",
-    "routers": "routers",
-    "modulation": "adaLN",
-    "norms": "LayerNorms",
-    "embed_and_head": "embedders, final layer",
-}
-
 Unit = Literal["mac", "flop"]
 
 
@@ -119,7 +110,7 @@ def show(result: Profile, unit: str) -> None:
         ["", units.name(unit), "share"],
         [
             [name, units.work(means[f"{part}_macs"], unit), units.share(means[f"{part}_macs"] / means["dynamic_macs"])]
-            for part, name in PARTS.items()
+            for part, name in units.PARTS.items()
         ],
     )
     console.say(

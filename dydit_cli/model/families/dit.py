@@ -166,11 +166,6 @@ class DyDiTConfig(RoutedConfig, DiTConfig):
                 f"model configuration: the MLP's {self.mlp_hidden} channels cannot be cut into {self.num_heads} equal groups"
             )
 
-    @property
-    def group_width(self) -> int:
-        """MLP channels in one group."""
-        return self.mlp_hidden // self.num_heads
-
 
 def modulate(x: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
     """x: B N C; shift, scale: B C (adaLN, DiT section 3.2)."""
