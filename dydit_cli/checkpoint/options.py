@@ -19,7 +19,8 @@ class LoadOptions:
     """What a reader is told beside the path.
 
     `weights` chooses among a training checkpoint's two sets; `num_heads` and `input_size` are for weights that do not
-    tell them; `timestep_variant` says which code the weights were trained with where their format would say otherwise.
+    tell them; `timestep_variant` says which code the weights were trained with where their format would say otherwise;
+    `family` is a name in `model.families`.
     """
 
     weights: Annotated[WhichWeights, Opt("Which weights of a training checkpoint.")] = "ema"
@@ -33,6 +34,7 @@ class LoadOptions:
             default="what the format implies",
         ),
     ] = None
+    family: Annotated[str | None, Opt("The family of the weights, where they could be several's.", metavar="NAME")] = None
 
     def __post_init__(self) -> None:
         if self.weights not in get_args(WhichWeights):

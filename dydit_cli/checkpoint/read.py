@@ -110,7 +110,7 @@ def _from_state_dict(weights: Weights, format: str, hints: Hints, reading: LoadO
         hints = Hints(hints.num_heads, hints.input_size, variant, 1e-5 if variant == "diffusers" else 1e-6)
         weights = from_diffusers(weights)
         notes.append(f"timestep sinusoid and norm2 eps are the {variant} ones (--timestep-variant says which)")
-    family = recognise(weights)
+    family = recognise(weights, reading.family)
     inferred = family.infer(weights, hints)
     weights = family.fill(weights, inferred.config)
     if inferred.config.dynamic:

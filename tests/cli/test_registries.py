@@ -26,6 +26,7 @@ from dydit_cli.model.config import RoutedConfig
 from dydit_cli.model.families.dit import FAMILY as DIT
 from dydit_cli.model.families.dit import DiTConfig, DyDiTConfig
 from dydit_cli.model.routers import WIDTH_ROUTERS, WidthRouter
+from dydit_cli.model.sites import Weights
 from tests.processes import dydit
 
 FAST = ["--device", "cpu", "--json"]
@@ -98,6 +99,27 @@ def test_every_command_takes_a_registered_family(family: str, tmp_path: Path) ->
     assert set(families.named_sizes()) > {"Toy-S/4", "DiT-XL/2"}
     unknown = dydit("pretrain", "digits/pretrain", "--set", "model.family=cube", "--out", tmp_path / "no")
     assert unknown.stderr == "error: 'model.family': 'cube' is no family; choose one of dit, toy\n"
+
+
+def test_weights_that_could_be_several_familys_are_read_as_the_one_asked_for(tmp_path: Path, family: str) -> None:
+    """Files of the toy family have the names of a DiT's."""
+
+    def infer(weights: Weights, hints: families.Hints) -> families.Inferred:
+        found = DIT.infer(weights, hints)
+        return replace(found, config=ToyConfig(**vars(found.config)))
+
+    families.register(replace(families.families()[family], matches=DIT.matches, infer=infer))
+    static = pretrained(tmp_path / "static", "model.family=toy")
+    weights = (static / "model.safetensors").rename(tmp_path / "bare.safetensors")
+    two = "could be of family dit or toy; say which with --family"
+    refused = dydit("inspect", weights, "--num-heads", 2, "--json")
+    assert (refused.exit_code, refused.stderr) == (2, f"error: {weights}: {two}\n")
+    for name, kind in (("toy", "toy"), ("dit", "dit")):
+        told = dydit("inspect", weights, "--num-heads", 2, "--family", name, "--json")
+        assert told.exit_code == 0, told.output
+        assert json.loads(told.stdout)["model"]["kind"] == kind
+    refused = dydit("inspect", weights, "--family", "cube")
+    assert refused.stderr == f"error: {weights}: no family 'cube'; choose one of dit, toy\n"
 
 
 class DeepRouter(WidthRouter):

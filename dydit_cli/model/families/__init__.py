@@ -88,9 +88,15 @@ def family_of(config: ModelConfig) -> Family:
     return families()[config.family]
 
 
-def recognise(names: Collection[str], usual: str = "dit") -> Family:
-    """The family that the names of weights are of, the `usual` one where they are nobody's; raises `DyditError` where they
-    could be several's."""
+def recognise(names: Collection[str], asked: str | None = None, usual: str = "dit") -> Family:
+    """The family that the names of weights are of, or the one `asked` for, and the `usual` one where they are nobody's.
+
+    Raises `DyditError` where they could be several's, or no family has the name.
+    """
+    if asked is not None:
+        if asked not in families():
+            raise DyditError(f"no family {asked!r}; choose one of {', '.join(families())}")
+        return families()[asked]
     able = [family for family in families().values() if family.matches(names)]
     if len(able) > 1:
         raise DyditError(f"could be of family {' or '.join(family.name for family in able)}; say which with --family")
