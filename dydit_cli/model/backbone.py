@@ -8,6 +8,7 @@ Legend: B batch, N tokens, C width, L depth, H heads (and channel groups).
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, Literal, Protocol, cast, overload
 
@@ -52,7 +53,7 @@ class RoutedBlock(Protocol):
         """Adds the block's work to x (B N C) in place, `parts` being the weights of what is on. Returns the token mask, B N."""
 
 
-class Backbone(nn.Module):
+class Backbone(nn.Module, ABC):
     """A static model. It predicts what its process says (noise, a velocity, ...) from a noisy input, a timestep and a class."""
 
     config: ModelConfig
@@ -65,21 +66,21 @@ class Backbone(nn.Module):
 
     # what a family gives
 
+    @abstractmethod
     def embed(self, x: Tensor) -> Tensor:
         """B C S S -> B N C, positions added."""
-        raise NotImplementedError
 
+    @abstractmethod
     def embed_timestep(self, t: Tensor) -> Tensor:
         """(B,) -> B C: what width routers see."""
-        raise NotImplementedError
 
+    @abstractmethod
     def condition(self, e: Tensor, y: Tensor) -> Tensor:
         """The timestep embedding (... C) with the labels (...) added: what adaLN sees."""
-        raise NotImplementedError
 
+    @abstractmethod
     def head(self, h: Tensor, c: Tensor) -> Tensor:
         """B N C, B C -> B Cout S S."""
-        raise NotImplementedError
 
     # what all have
 

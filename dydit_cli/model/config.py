@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from abc import ABC, abstractmethod
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass, fields
 from typing import TYPE_CHECKING, Any, ClassVar, get_args
@@ -40,7 +41,7 @@ def check_choice(values: Any, name: str, choices: Any) -> None:
 
 
 @dataclass(frozen=True, kw_only=True)
-class ModelConfig:
+class ModelConfig(ABC):
     """What a model of any family is. Sizes are in tokens, channels and pixels of what the model takes.
 
     `kind` is the stored name; `family` the family's; `dynamic` whether there are routers, whose modules are `routers`.
@@ -93,12 +94,13 @@ class ModelConfig:
         return self.num_classes
 
     @property
+    @abstractmethod
     def size_name(self) -> str:
-        raise NotImplementedError
+        """As the papers write it, for instance DiT-XL/2."""
 
+    @abstractmethod
     def sites(self, block: int) -> tuple[Site, ...]:
         """Where the width of block number `block` can be cut."""
-        raise NotImplementedError
 
     def site(self, structure: str, block: int = 0) -> Site:
         """The site of `heads` or of `groups`."""
@@ -125,31 +127,31 @@ class ModelConfig:
         """Channels of an MLP."""
         return self.site("groups").units
 
+    @abstractmethod
     def narrowed(self, heads: int, channels: int) -> ModelConfig:
         """A static configuration with so many heads and MLP channels in every block."""
-        raise NotImplementedError
 
+    @abstractmethod
     def num_parameters(self) -> int:
         """Of the static model, as the papers count, in closed form."""
-        raise NotImplementedError
 
     # what a forward pass costs beside its sites, in MACs
 
+    @abstractmethod
     def timestep_macs(self) -> int:
         """The timestep embedder, for one timestep."""
-        raise NotImplementedError
 
+    @abstractmethod
     def embed_and_head_macs(self) -> int:
         """What surrounds the blocks, per sample: the embedders, the timestep's among them, and the final layer."""
-        raise NotImplementedError
 
+    @abstractmethod
     def modulation_macs(self) -> int:
         """adaLN of one block, per sample."""
-        raise NotImplementedError
 
+    @abstractmethod
     def norm_macs(self) -> int:
         """One norm of a block, per token."""
-        raise NotImplementedError
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values for JSON, `kind` among them; `families.config_from_dict` is the inverse."""
