@@ -75,7 +75,10 @@ def result_of(out: Path) -> tuple[bytes, list[dict[str, Any]]]:
 
 
 def kill_and_resume(kills: int, folder: Path, seed: int = 0) -> dict[str, Any]:
-    """Kills `kills` times in `folder`; raises AssertionError where a run ends otherwise than the calm one."""
+    """Kills at least `kills` times in `folder`, once or more after a state was saved, however slow the machine becomes.
+
+    Raises AssertionError where a run ends otherwise than the calm one.
+    """
     chance = random.Random(seed)
     start = make_start(folder / "start")
     attempt(start, folder / "warm", None)  # also starts the server
@@ -84,9 +87,9 @@ def kill_and_resume(kills: int, folder: Path, seed: int = 0) -> dict[str, Any]:
     takes = time.perf_counter() - began
     wanted, done, runs, resumed = result_of(folder / "calm"), 0, 0, 0
     out = folder / "killed"
-    while done < kills or out.exists():
+    while done < kills or not resumed or out.exists():
         # an attempt that is faster than its limit ends, and is no kill; once there were enough of them it may end anyway
-        limit = chance.uniform(0, takes) if done < kills else None
+        limit = chance.uniform(0, takes * max(1, done / kills)) if done < kills or not resumed else None
         ended = attempt(start, out, limit)
         done += not ended
         resumed += not ended and any((out / "state").glob("step-*"))

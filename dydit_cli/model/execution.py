@@ -6,6 +6,7 @@ Legend: B batch, N tokens, C width, L depth.
 from __future__ import annotations
 
 import os
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from typing import Literal, Protocol, get_args, overload
 
@@ -63,7 +64,7 @@ class Executable(Protocol):
     def __call__(self, x: Tensor, t: Tensor, y: Tensor, *, return_routing: Literal[True]) -> tuple[Tensor, Routing]: ...
 
 
-class Wrapper(nn.Module):
+class Wrapper(nn.Module, ABC):
     """An executable around a `model`: what it does not do otherwise is the model's own."""
 
     def __init__(self, model: Backbone) -> None:
@@ -109,9 +110,9 @@ class Wrapper(nn.Module):
         out, routing = self.run(x, t, y)
         return (out, routing) if return_routing else out
 
+    @abstractmethod
     def run(self, x: Tensor, t: Tensor, y: Tensor) -> tuple[Tensor, Routing]:
         """The output and what was switched on."""
-        raise NotImplementedError
 
 
 class SparseModel(Wrapper):

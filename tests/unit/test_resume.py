@@ -446,6 +446,6 @@ def test_mistakes_with_resume(start: Path, calm: Path, tmp_path: Path) -> None:
 
 def test_five_kills(tmp_path: Path) -> None:
     result = kill_and_resume(5, tmp_path)
-    assert result["kills"] == 5
+    assert result["kills"] >= 5
     assert result["killed_with_a_state"] >= 1
     assert json.dumps(result)
