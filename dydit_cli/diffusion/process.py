@@ -14,6 +14,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from dydit_cli.diffusion.flow import FlowMatching
 from dydit_cli.diffusion.objective import LossTerms, loss_terms
 from dydit_cli.diffusion.options import TRAIN_STEPS, spaced_timesteps
 from dydit_cli.diffusion.schedule import linear_schedule
@@ -137,7 +138,10 @@ class GaussianDiffusion:
         return signal * self.to_noise(output, x_t, t) - sigma * self.to_x0(output, x_t, t)
 
 
-PROCESSES: dict[str, Callable[[ModelConfig], Process]] = {"gaussian": lambda config: GaussianDiffusion()}
+PROCESSES: dict[str, Callable[[ModelConfig], Process]] = {
+    "gaussian": lambda config: GaussianDiffusion(),
+    "flow": FlowMatching.of,  # type: ignore[dict-item]
+}
 
 
 def process_of(config: ModelConfig) -> Process:

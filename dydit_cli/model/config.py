@@ -6,7 +6,7 @@ import re
 from abc import ABC, abstractmethod
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass, fields
-from typing import TYPE_CHECKING, Any, ClassVar, get_args
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, get_args
 
 from dydit_cli.errors import DyditError
 
@@ -34,10 +34,11 @@ def check_flag(values: Any, name: str) -> None:
 
 
 def check_choice(values: Any, name: str, choices: Any) -> None:
-    """Raises `DyditError` where an attribute is none of the words of a `Literal` of two."""
-    first, second = get_args(choices)
-    if getattr(values, name) not in (first, second):
-        raise DyditError(f"model configuration: {name} is {getattr(values, name)!r}; use {first!r} or {second!r}")
+    """Raises `DyditError` where an attribute is none of a `Literal`'s values."""
+    *others, last = get_args(choices)
+    if getattr(values, name) not in (*others, last):
+        known = ", ".join(map(repr, others))
+        raise DyditError(f"model configuration: {name} is {getattr(values, name)!r}; use {known} or {last!r}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -160,6 +161,34 @@ class ModelConfig(ABC):
     def static(self) -> ModelConfig:
         """This configuration without routers."""
         return self
+
+
+FlowPath = Literal["linear", "gvp", "vp"]
+FlowPrediction = Literal["velocity", "score", "noise"]
+FlowWeight = Literal["none", "velocity", "likelihood"]
+FlowEnd = Literal[0, 1]
+
+
+@dataclass(frozen=True, kw_only=True)
+class FlowConfig(ModelConfig):
+    """What a model of flow matching was trained to predict: a base to put before a family's static configuration.
+
+    t runs from 0 to 1; `noise_at` is the end that is pure noise. `path` is how noise and data are mixed between the ends,
+    `prediction` what the output means, `loss_weight` how squared errors of a score or of noise are weighed by t (SiT,
+    arXiv 2401.08740).
+    """
+
+    path: FlowPath = "linear"
+    prediction: FlowPrediction = "velocity"
+    loss_weight: FlowWeight = "none"
+    noise_at: FlowEnd = 0
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for name, choices in (
+            ("path", FlowPath), ("prediction", FlowPrediction), ("loss_weight", FlowWeight), ("noise_at", FlowEnd),
+        ):  # fmt: skip
+            check_choice(self, name, choices)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,0 +1,69 @@
+"""SiT (arXiv 2401.08740): DiT's weights, trained by flow matching."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields
+from typing import ClassVar
+
+from torch import Tensor
+
+from dydit_cli.model.backbone import DynamicBackbone
+from dydit_cli.model.config import FlowConfig, RoutedConfig
+from dydit_cli.model.families import Family, Hints, Inferred, dit
+from dydit_cli.model.families.dit import DiT, DiTConfig, DyDiT, DyDiTConfig
+from dydit_cli.model.sites import Weights
+
+
+@dataclass(frozen=True, kw_only=True)
+class SiTConfig(FlowConfig, DiTConfig):
+    """A static SiT. With `learn_sigma` the final layer has rows for a variance that the forward pass leaves out."""
+
+    kind: ClassVar[str] = "sit"
+    family: ClassVar[str] = "sit"
+    title: ClassVar[str] = "SiT"
+
+
+@dataclass(frozen=True, kw_only=True)
+class DySiTConfig(DyDiTConfig, SiTConfig):
+    """A SiT with routers (arXiv 2504.06803)."""
+
+    kind: ClassVar[str] = "dysit"
+
+
+class SiT(DiT):
+    """Predicts a velocity (or a score, or noise), B C S S, from a noisy input, a timestep in [0, 1] and a class."""
+
+    config: SiTConfig
+
+    def head(self, h: Tensor, c: Tensor) -> Tensor:
+        return super().head(h, c)[:, : self.config.in_channels]
+
+
+class DySiT(DynamicBackbone, SiT):
+    """A Dynamic SiT."""
+
+    config: DySiTConfig
+    make_block = DyDiT.make_block
+
+
+def infer(weights: Weights, hints: Hints) -> Inferred:
+    """As a DiT's, whose names and shapes they are."""
+    found = dit.infer(weights, hints)
+    values = {f.name: getattr(found.config, f.name) for f in fields(found.config)}
+    of = DySiTConfig if isinstance(found.config, RoutedConfig) else SiTConfig
+    return Inferred(of(**values), found.notes)
+
+
+FAMILY = Family(
+    name="sit",
+    static_config=SiTConfig,
+    dynamic_config=DySiTConfig,
+    static_model=SiT,
+    dynamic_model=DySiT,
+    sizes={name.replace("DiT", "SiT"): size for name, size in dit.FAMILY.sizes.items()},
+    published_giga={"SiT-XL/2": 118.64},
+    process="flow",
+    matches=lambda names: False,  # a state dict cannot tell a SiT from a DiT: it is asked for by name
+    infer=infer,
+    fill=dit.fill,
+)
