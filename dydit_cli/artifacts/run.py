@@ -12,6 +12,8 @@ import pandas as pd
 from dydit_cli import marks
 from dydit_cli.artifacts.base import Artifact, read_object, read_object_if_any
 from dydit_cli.errors import DyditError
+from dydit_cli.model.config import ModelConfig
+from dydit_cli.model.families import config_from_dict
 
 CONFIG_FILE, METRICS_FILE, RECIPE_FILE = marks.CHECKPOINT, marks.METRICS, marks.RECIPE
 
@@ -63,6 +65,11 @@ class CheckpointFolder(Artifact):
     def model(self) -> dict[str, Any]:
         """The model's configuration."""
         return self.config.get("model", {})
+
+    @property
+    def model_config(self) -> ModelConfig | None:
+        """The same, checked; None where there is none yet. Raises `DyditError` for a family that this dydit does not know."""
+        return config_from_dict(self.model) if self.model else None
 
     @property
     def lineage(self) -> list[dict[str, Any]]:

@@ -7,6 +7,7 @@ from typing import Any
 
 from dydit_cli.checkpoint.options import LoadOptions
 from dydit_cli.checkpoint.read import read
+from dydit_cli.diffusion.process import process_of
 from dydit_cli.model.macs import static_macs
 
 
@@ -23,6 +24,8 @@ def inspect(path: str | Path, reading: LoadOptions = LoadOptions()) -> dict[str,
         "found": checkpoint.found,
         "notes": list(checkpoint.notes),
         "kind": config.kind,
+        "family": config.family,
+        "process": process_of(config).describe(),
         "size": config.size_name,
         "parameters": sum(w.numel() for w in weights.values()),
         "router_parameters": sum(w.numel() for name, w in weights.items() if config.is_router(name)),

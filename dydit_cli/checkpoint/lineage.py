@@ -37,15 +37,14 @@ def entry(action: str, source: Checkpoint | None = None, **facts: Any) -> dict[s
 def write_card(checkpoint: Checkpoint) -> str:
     """README.md of a checkpoint folder."""
     config = checkpoint.config
-    what = "A Dynamic Diffusion Transformer (DyDiT)" if config.kind == "dydit" else "A static Diffusion Transformer (DiT)"
+    what = f"A {'Dynamic' if config.dynamic else 'static'} Diffusion Transformer ({config.model_name})"
     count = sum(w.numel() for w in checkpoint.weights.values())
     return "\n".join(
         [
             f"# {config.size_name}",
             "",
             f"{what} of {count:,} parameters: depth {config.depth}, width {config.hidden_size}, {config.num_heads} heads, "
-            f"{config.num_tokens} tokens (patches of {config.patch_size} in {config.in_channels} x {config.input_size} x "
-            f"{config.input_size}), {config.num_classes} classes. With everything on it costs "
+            f"{config.num_tokens} tokens ({config.patches}), {config.classes}. With everything on it costs "
             f"{macs(static_macs(config))} per forward and image.",
             "",
             "Written by dydit; `dydit inspect` on this folder tells more, `dydit sample` draws from it.",

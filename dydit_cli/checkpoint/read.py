@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import os
+from argparse import Namespace
 from dataclasses import replace
 from pathlib import Path
-from typing import get_args
+from typing import Any, get_args
 
 from dydit_cli.bundled import MODELS, WEIGHTS
 from dydit_cli.checkpoint.checkpoint import Checkpoint
@@ -17,9 +18,10 @@ from dydit_cli.devices import pick_device
 from dydit_cli.errors import DyditError, naming
 from dydit_cli.files import read_json
 from dydit_cli.hub import download, may_be_hub_id
+from dydit_cli.model.config import FlowConfig
 from dydit_cli.model.execution import Executable, executor
 from dydit_cli.model.families import Hints, recognise
-from dydit_cli.model.families.dit import from_diffusers, is_diffusers
+from dydit_cli.model.families.dit import FAMILY, from_diffusers, is_diffusers
 from dydit_cli.model.options import Execution, TimestepVariant
 
 CheckpointLike = str | Path | Checkpoint
@@ -34,15 +36,17 @@ def load(
     num_heads: int | None = None,
     input_size: int | None = None,
     timestep_variant: TimestepVariant | None = None,
+    family: str | None = None,
     tome: float | None = None,
+    **more: Any,
 ) -> Executable:
     """The model of any checkpoint that `read` takes, in evaluation mode on `device`, float32.
 
     `execution` is how a DyDiT runs: `masked` (a `DyDiT`, differentiable), `sparse` (the skipped work left out) or
     `complete` (everything on). `tome` is the share of its tokens that a static model merges before attention (a
-    `MergedModel`). The rest is as in `LoadOptions`. Raises `DyditError` where it cannot be read.
+    `MergedModel`). The rest, and `more`, is as in `LoadOptions`. Raises `DyditError` where it cannot be read.
     """
-    checkpoint = read(path, LoadOptions(weights, num_heads, input_size, timestep_variant))
+    checkpoint = read(path, LoadOptions(weights, num_heads, input_size, timestep_variant, family, **more))
     return executor(checkpoint.build().float().to(pick_device(device)), execution, tome=tome)
 
 
@@ -91,40 +95,54 @@ def _read_file(file: Path, reading: LoadOptions) -> Checkpoint:
         # a weights file inside a folder whose config.json describes it
         return _read_folder(file.parent, reading)
     notes: list[str] = []
-    hints = Hints(reading.num_heads, reading.input_size, reading.timestep_variant)
+    trained: dict[str, Any] = {}
     if file.suffix in PICKLES:
-        weights, format = _from_pickle(file, reading, notes)
+        weights, format, trained = _from_pickle(file, reading, notes)
     elif is_index(file) or file.suffix == ".safetensors":
         weights, format = read_tensors(file), "sharded .safetensors" if is_index(file) else ".safetensors"
     else:
         raise DyditError(f"{file}: not a checkpoint; give a folder, a .pt or a .safetensors file")
     with naming(file):
-        return replace(_from_state_dict(weights, format, hints, reading, notes), file=file)
+        return replace(_from_state_dict(weights, format, trained, reading, notes), file=file)
 
 
-def _from_state_dict(weights: Weights, format: str, hints: Hints, reading: LoadOptions, notes: list[str]) -> Checkpoint:
-    names = "DiT"
+def _from_state_dict(
+    weights: Weights, format: str, trained: dict[str, Any], reading: LoadOptions, notes: list[str]
+) -> Checkpoint:
+    variant, eps, asked, origin = reading.timestep_variant, None, reading.family, ""
     if is_diffusers(set(weights)):
-        names = "diffusers DiT"
-        variant = reading.timestep_variant or "diffusers"
-        hints = Hints(hints.num_heads, hints.input_size, variant, 1e-5 if variant == "diffusers" else 1e-6)
+        origin, asked, variant = "diffusers ", asked or FAMILY.name, variant or "diffusers"
+        eps = 1e-5 if variant == "diffusers" else 1e-6
         weights = from_diffusers(weights)
         notes.append(f"timestep sinusoid and norm2 eps are the {variant} ones (--timestep-variant says which)")
-    family = recognise(weights, reading.family)
-    inferred = family.infer(weights, hints)
-    weights = family.fill(weights, inferred.config)
-    if inferred.config.dynamic:
-        names = "DyDiT"
-    return Checkpoint(inferred.config, weights, [], f"{names} weights ({format})", (*notes, *inferred.notes)).check()
+    family = recognise(weights, asked, str(trained.get("model")))
+    flow = (reading.flow_path, reading.prediction, reading.noise_at)
+    inferred = family.infer(weights, Hints(reading.num_heads, reading.input_size, variant, eps, *flow, trained))
+    config = inferred.config
+    if not isinstance(config, FlowConfig) and any(said is not None for said in flow):
+        raise DyditError(
+            f"a {config.model_name} is trained by Gaussian diffusion: --flow-path, --prediction and --noise-at are for flow "
+            "matching (say another family with --family)"
+        )
+    weights = family.fill(weights, config)
+    found = f"{origin}{config.model_name} weights ({format})"
+    return Checkpoint(config, weights, [], found, (*notes, *inferred.notes)).check()
 
 
-def _from_pickle(file: Path, reading: LoadOptions, notes: list[str]) -> tuple[Weights, str]:
-    """The weights in a pickle, plain or in a training script's dict {model, ema, opt, args}."""
+def _from_pickle(file: Path, reading: LoadOptions, notes: list[str]) -> tuple[Weights, str, dict[str, Any]]:
+    """The weights in a pickle, plain or in a training script's dict {model, ema, opt, args}, and what it says of itself."""
     value = read_pickle(file)
     if not isinstance(value, dict) or not any(isinstance(value.get(part), dict) for part in get_args(WhichWeights)):
-        return state_dict_in(value, file), file.suffix
+        return state_dict_in(value, file), file.suffix, {}
     part = reading.weights
     if not isinstance(value.get(part), dict):
         raise DyditError(f"{file}: a training checkpoint without {part!r} weights; it has {', '.join(sorted(value))}")
     notes.append(f"the {part} weights of a training checkpoint (--weights says which)")
-    return state_dict_in(value[part], file), f"{file.suffix}, training checkpoint"
+    return state_dict_in(value[part], file), f"{file.suffix}, training checkpoint", trained_with(value)
+
+
+def trained_with(value: dict[str, Any]) -> dict[str, Any]:
+    """The options of a training script, which it stored beside the weights: `args`, or the sections of a `config`."""
+    args, config = value.get("args"), value.get("config")
+    sections = [part for part in config.values() if isinstance(part, dict)] if isinstance(config, dict) else []
+    return {**vars(args)} if isinstance(args, Namespace) else {name: one for part in sections for name, one in part.items()}

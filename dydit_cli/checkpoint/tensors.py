@@ -103,14 +103,19 @@ def read_pickle(path: Path) -> Any:
             raise DyditError(f"{path}: {_why_not(path, error)}") from None
 
 
-def write_pickle(path: Path, weights: Weights) -> None:
-    """Writes a state dict as PyTorch's .pt, the same bytes each time; raises OSError where the system cannot."""
+def write_pickle(path: Path, weights: Mapping[str, Any]) -> None:
+    """Writes a state dict, or a dict of them, as PyTorch's .pt, the same bytes each time; raises OSError where the system
+    cannot."""
     try:
         with open(path, "wb") as file:  # given a path, torch would write its name into the file
-            torch.save({name: w.contiguous() for name, w in weights.items()}, file)
+            torch.save(_contiguous(weights), file)
     except RuntimeError as error:
         # the archive cannot be ended either, on a full disk above all
         raise error.__context__ if isinstance(error.__context__, OSError) else error from None
+
+
+def _contiguous(value: Any) -> Any:
+    return value.contiguous() if isinstance(value, Tensor) else {name: _contiguous(part) for name, part in value.items()}
 
 
 def _can_be_mapped(path: Path) -> bool:

@@ -6,7 +6,7 @@ Legend: B batch, C channels, S size.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import cast
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -22,13 +22,21 @@ class FlowMatching:
     """t runs over [0, 1] and is noise at `noise_at`; the loss is the mean squared error of the velocity."""
 
     noise_at: int = 0
+    path: str = "linear"
+    prediction: str = "velocity"
     span: tuple[float, float] = (0.0, 1.0)
 
     @classmethod
     def of(cls, config: ModelConfig) -> FlowMatching:
         """The process of a family's configuration."""
         flow = cast(FlowConfig, config)
-        return cls(noise_at=flow.noise_at)
+        return cls(flow.noise_at, flow.path, flow.prediction)
+
+    def describe(self) -> dict[str, Any]:
+        """What there is to know of it, in a few words."""
+        return {
+            "name": "flow matching", "predicts": self.prediction, "path": self.path, "t": "0 to 1", "noise_at": self.noise_at,
+        }  # fmt: skip
 
     def draw(self, count: int, strata: int, generator: torch.Generator) -> Tensor:
         return ((torch.arange(count) % strata) + torch.rand(count, generator=generator)) / strata

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -31,6 +31,9 @@ class Process(Protocol):
 
     @property
     def span(self) -> tuple[float, float]: ...
+
+    def describe(self) -> dict[str, Any]:
+        """What there is to know of it, in a few words."""
 
     def draw(self, count: int, strata: int, generator: torch.Generator) -> Tensor:
         """(count,) timesteps, sample i from stratum i mod `strata`, so that every batch covers the schedule."""
@@ -83,6 +86,9 @@ class GaussianDiffusion:
 
     span: tuple[float, float] = (0, TRAIN_STEPS - 1)
     schedule = linear_schedule()
+
+    def describe(self) -> dict[str, Any]:
+        return {"name": "Gaussian diffusion", "predicts": "noise", "t": f"0 to {TRAIN_STEPS - 1}", "noise_at": TRAIN_STEPS - 1}
 
     def draw(self, count: int, strata: int, generator: torch.Generator) -> Tensor:
         edges = torch.linspace(0, TRAIN_STEPS, strata + 1).long()

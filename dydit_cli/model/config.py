@@ -6,9 +6,10 @@ import re
 from abc import ABC, abstractmethod
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass, fields
-from typing import TYPE_CHECKING, Any, ClassVar, Literal, get_args
+from typing import TYPE_CHECKING, Any, ClassVar, get_args
 
 from dydit_cli.errors import DyditError
+from dydit_cli.model.options import FlowEnd, FlowPath, FlowPrediction, FlowWeight
 
 if TYPE_CHECKING:
     from typing import Self
@@ -45,8 +46,8 @@ def check_choice(values: Any, name: str, choices: Any) -> None:
 class ModelConfig(ABC):
     """What a model of any family is. Sizes are in tokens, channels and pixels of what the model takes.
 
-    `kind` is the stored name; `family` the family's; `dynamic` whether there are routers, whose modules are `routers`.
-    A family adds its fields, and the MACs of what surrounds its sites.
+    `kind` is the stored name; `family` the family's, and `title` that of the papers; `dynamic` whether there are routers,
+    whose modules are `routers`. A family adds its fields, and the MACs of what surrounds its sites.
     """
 
     input_size: int = 32
@@ -61,6 +62,7 @@ class ModelConfig(ABC):
 
     kind: ClassVar[str]
     family: ClassVar[str]
+    title: ClassVar[str]
     dynamic: ClassVar[bool] = False
     routers: ClassVar[tuple[str, ...]] = ()
     label_table: ClassVar[str] = "y_embedder.embedding_table.weight"
@@ -86,6 +88,16 @@ class ModelConfig(ABC):
         return (self.in_channels, self.input_size, self.input_size)
 
     @property
+    def patches(self) -> str:
+        """What is cut into tokens, in words."""
+        return f"patches of {self.patch_size} x {self.patch_size} in {' x '.join(map(str, self.sample_shape))}"
+
+    @property
+    def classes(self) -> str:
+        """How many, in words."""
+        return f"{self.num_classes} classes"
+
+    @property
     def out_channels(self) -> int:
         return self.in_channels * (2 if self.learn_sigma else 1)
 
@@ -93,6 +105,11 @@ class ModelConfig(ABC):
     def null_class(self) -> int:
         """The last row of the label table, which stands for "no class" (classifier-free guidance)."""
         return self.num_classes
+
+    @property
+    def model_name(self) -> str:
+        """DiT or DyDiT, say."""
+        return f"Dy{self.title}" if self.dynamic else self.title
 
     @property
     @abstractmethod
@@ -161,12 +178,6 @@ class ModelConfig(ABC):
     def static(self) -> ModelConfig:
         """This configuration without routers."""
         return self
-
-
-FlowPath = Literal["linear", "gvp", "vp"]
-FlowPrediction = Literal["velocity", "score", "noise"]
-FlowWeight = Literal["none", "velocity", "likelihood"]
-FlowEnd = Literal[0, 1]
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,4 +1,4 @@
-"""What options say about how a model is run."""
+"""What options say about a model and how it is run."""
 
 from __future__ import annotations
 
@@ -7,6 +7,14 @@ from typing import Annotated, Literal
 from dydit_cli.options import Opt
 
 TimestepVariant = Literal["original", "diffusers"]
+
+FlowPath = Literal["linear", "gvp", "vp"]
+
+FlowPrediction = Literal["velocity", "score", "noise"]
+
+FlowWeight = Literal["none", "velocity", "likelihood"]
+
+FlowEnd = Literal[0, 1]  # of t
 
 Execution = Literal["sparse", "masked", "complete"]
 

@@ -39,7 +39,7 @@ def profile_sections(profile: Profile, name: str, id_prefix: str) -> list[Sectio
             metrics=metrics_of(summary),
             protocol={"size": profile.config.size_name, **protocol(summary, PROTOCOL)},
             # everything is on in a static model: there is nothing to see
-            figures=svg_figures(profile, id_prefix) if summary["model"]["kind"] == "dydit" else (),
+            figures=svg_figures(profile, id_prefix) if profile.config.dynamic else (),
             tables=tables_of(profile),
             notes=notes_of(summary),
             versions=summary["versions"],

@@ -31,10 +31,10 @@ ROUTING = ("flops_ratio", "weight", "warmup_steps", "complete_steps", "router_lr
 def checkpoint_sections(checkpoint: CheckpointFolder, name: str, id_prefix: str) -> list[Section]:
     """A checkpoint, and where it is one, the training run beside it."""
     run = checkpoint if isinstance(checkpoint, Run) else None
-    model, lineage = checkpoint.model, checkpoint.lineage
+    model, config, lineage = checkpoint.model, checkpoint.model_config, checkpoint.lineage
     recipe = {} if run is None or run.recipe is None else run.recipe
     training = {**recipe.get("train", {}), "data": recipe.get("data")}
-    routing = recipe.get("routing", {}) if model.get("kind") == "dydit" else {}
+    routing = recipe.get("routing", {}) if config is not None and config.dynamic else {}
     begun = None if run is None else run.begun
     # a run that was killed has no model whose lineage could tell
     origin = how_made(name, begun) if begun is not None and not lineage else origin_of_model(name, lineage)
@@ -45,7 +45,7 @@ def checkpoint_sections(checkpoint: CheckpointFolder, name: str, id_prefix: str)
             summary=words("run", name=name, model=model, lineage=lineage, run=run, **({} if run is None else figures_of(run))),
             metrics=[] if run is None else metrics_of(run),
             protocol={
-                **({"model": size_of(model)} if model else {}),
+                **({} if config is None else {"model": size_of(config)}),
                 **{label.replace("sampling steps", "steps"): text for label, text in protocol(training, TRAINING).items()},
                 **{f"routing: {label}": text for label, text in protocol(routing, ROUTING).items()},
             },
@@ -66,13 +66,11 @@ def unfinished(run: Run, begun: Mapping[str, Any], name: str) -> str:
     return f"The run is not finished: {run.steps:,}{planned} steps are done. Continue it with: {command}"
 
 
-def size_of(model: Mapping[str, Any]) -> str:
+def size_of(config: Any) -> str:
     """A configuration in a line."""
-    kind = "DyDiT" if model["kind"] == "dydit" else "DiT"
-    side, patch, channels = model["input_size"], model["patch_size"], model["in_channels"]
     return (
-        f"{kind}: depth {model['depth']}, width {model['hidden_size']}, {model['num_heads']} heads, patches of {patch} in "
-        f"{channels} x {side} x {side}, {model['num_classes']} classes"
+        f"{config.model_name}: depth {config.depth}, width {config.hidden_size}, {config.num_heads} heads, {config.patches}, "
+        f"{config.classes}"
     )
 
 

@@ -82,7 +82,7 @@ def protocol(loaded: Checkpoint, config: SamplingConfig) -> dict[str, Any]:
         "cfg_channels": settings.cfg_channels,
         "cfg_interval": list(settings.cfg_interval),
         "spacing": settings.timestep_spacing,
-        "execution": config.execution if loaded.config.kind == "dydit" else "static",
+        "execution": config.execution if loaded.config.dynamic else "static",
         "tome": config.tome or None,
         "dtype": config.dtype,
         "seed": config.seed,

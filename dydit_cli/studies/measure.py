@@ -88,7 +88,7 @@ def measure(loaded: Checkpoint, row: Row, evaluator: Evaluator, work: RowWork) -
         {
             "macs": macs,
             "ratio": macs / evaluator.macs,
-            "routed_ratio": summary["routed_ratio"] if loaded.config.kind == "dydit" else None,
+            "routed_ratio": summary["routed_ratio"] if loaded.config.dynamic else None,
             # what the features of the digits call Fréchet distance, Inception's call FID
             "frechet": figures.get("frechet", figures.get("fid")),
             "recognised": figures.get("recognised"),

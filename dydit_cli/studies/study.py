@@ -139,7 +139,7 @@ def study(
         raise DyditError("several processes share a study by the same command, started several times without a launcher")
     device = pick_device(device).type
     static = read(recipe.model)
-    if static.config.kind != "dit":
+    if static.config.dynamic:
         raise DyditError(f"{recipe.model}: is a DyDiT; a study begins with the static model")
     load_data(recipe.data, static.config).check(static.config)
     start, evaluator = Start.of(static, recipe, device), make_evaluator(recipe, static, device)

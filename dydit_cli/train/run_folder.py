@@ -193,7 +193,7 @@ class RunSpec:
 
     @property
     def dynamic(self) -> bool:
-        return self.start.config.kind == "dydit"
+        return self.start.config.dynamic
 
     def facts(self) -> dict[str, Any]:
         """What a resumed run has to repeat, flat: `train.lr` and so on."""

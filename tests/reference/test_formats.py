@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import pickle
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,8 @@ from dydit_cli.model.families.dit import DiT, DiTConfig, DyDiT, DyDiTConfig
 from tests.conftest import TINY, inputs, randomize
 from tests.reference.test_models import largest_difference
 
-HEADS_A, HEADS_B = LoadOptions(num_heads=4), LoadOptions(num_heads=3)
+DIT = LoadOptions(family="dit")
+HEADS_A, HEADS_B = replace(DIT, num_heads=4), replace(DIT, num_heads=3)
 
 
 def same_weights(a: Checkpoint, b: Checkpoint) -> bool:
@@ -60,12 +62,12 @@ def test_a_training_scripts_args_do_not_tell_the_heads(golden: Path) -> None:
 @pytest.mark.parametrize("execution", ["masked", "sparse", "complete"])
 def test_dydit_file(golden: Path, execution: Any) -> None:
     """Heads come from the routers' rows; nothing else needs saying."""
-    checkpoint = read(golden / "dydit_masked_a.pt")
+    checkpoint = read(golden / "dydit_masked_a.pt", DIT)
     facts = json.loads((golden / "dydit_masked.json").read_text())["cases"]["a"]
     assert checkpoint.config == DyDiTConfig(**facts["config"])
     assert "4 heads from 3 router rows" in checkpoint.notes
     io = load_file(golden / "dydit_masked_a.safetensors")
-    model = load(golden / "dydit_masked_a.pt", execution=execution)
+    model = load(golden / "dydit_masked_a.pt", family="dit", execution=execution)
     with torch.inference_mode():
         out = model(io["mixed.x"], io["mixed.t"], io["mixed.y"])
     assert largest_difference(out, io["mixed.out_complete" if execution == "complete" else "mixed.out"]) < 1e-5
@@ -76,18 +78,18 @@ def test_older_dydit_release_routes_every_head(tmp_path: Path) -> None:
     model = randomize(DyDiT(config))
     path = tmp_path / "old.pt"
     torch.save(model.state_dict(), path)
-    for reading in (LoadOptions(num_heads=3),):
+    for reading in (HEADS_B,):
         checkpoint = read(path, reading)
         assert checkpoint.config == config
         assert "3 heads from 3 router rows (the older release: no head is always on)" in checkpoint.notes
     x, t, y = inputs(TINY, 8)
     with torch.no_grad():
-        masked, routing = load(path, num_heads=3)(x, t, y, return_routing=True)
-        sparse = load(path, num_heads=3, execution="sparse")(x, t, y)
+        masked, routing = load(path, family="dit", num_heads=3)(x, t, y, return_routing=True)
+        sparse = load(path, family="dit", num_heads=3, execution="sparse")(x, t, y)
     assert routing.heads[..., 0].mean() < 1
     assert (masked - sparse).abs().max() < 1e-5
     with pytest.raises(DyditError, match="has 3 rows: 4 heads, or 3 in the older release; say which with --num-heads N"):
-        read(path)
+        read(path, DIT)
 
 
 STATIC_PATHS = [["dit"], ["native"], ["dit", "native", "dit"]]
@@ -112,9 +114,9 @@ def test_round_trips_are_bit_exact(tmp_path: Path, kind: str, formats: list[Any]
     here = tmp_path / "start"
     for i, format in enumerate(formats):
         there = tmp_path / (f"{i}.pt" if format in ("dit", "dydit") else f"{i}")
-        export(here, there, format=format, reading=LoadOptions(num_heads=3))
+        export(here, there, format=format, reading=HEADS_B)
         here = there
-    assert same_weights(start, read(here, LoadOptions(num_heads=3)))
+    assert same_weights(start, read(here, HEADS_B))
 
 
 def test_dtype_of_an_export(tmp_path: Path, tiny_static: DiT) -> None:
@@ -139,14 +141,14 @@ def test_a_dydit_has_no_place_in_a_static_format(tmp_path: Path, tiny_dynamic: D
     export(tmp_path / "dynamic", tmp_path / "all-on.pt", format="dit", complete=True)
     x, t, y = inputs(TINY)
     with torch.no_grad():
-        static = load(tmp_path / "all-on.pt", num_heads=3)(x, t, y)
+        static = load(tmp_path / "all-on.pt", family="dit", num_heads=3)(x, t, y)
         assert torch.equal(static, tiny_dynamic(x, t, y, complete=True))
 
 
 def test_bare_safetensors_and_shards(tmp_path: Path, tiny_static: DiT) -> None:
     weights = tiny_static.state_dict()
     save_file(weights, tmp_path / "one.safetensors")
-    assert read(tmp_path / "one.safetensors", LoadOptions(num_heads=3)).config == TINY
+    assert read(tmp_path / "one.safetensors", HEADS_B).config == TINY
     names = sorted(weights)
     files = {name: f"part-{i % 3}.safetensors" for i, name in enumerate(names)}
     (tmp_path / "shards").mkdir()
@@ -154,7 +156,7 @@ def test_bare_safetensors_and_shards(tmp_path: Path, tiny_static: DiT) -> None:
         save_file({name: weights[name] for name in names if files[name] == file}, tmp_path / "shards" / file)
     (tmp_path / "shards" / "dit.safetensors.index.json").write_text(json.dumps({"weight_map": files}))
     for path in (tmp_path / "shards", tmp_path / "shards" / "dit.safetensors.index.json"):
-        checkpoint = read(path, LoadOptions(num_heads=3))
+        checkpoint = read(path, HEADS_B)
         assert checkpoint.found == "DiT weights (sharded .safetensors)"
         assert all(torch.equal(checkpoint.weights[name], w) for name, w in weights.items())
 
@@ -162,7 +164,7 @@ def test_bare_safetensors_and_shards(tmp_path: Path, tiny_static: DiT) -> None:
 @pytest.mark.parametrize("prefix", ["module.", "_orig_mod.", "module._orig_mod."])
 def test_wrappers_prefixes_are_taken_off(tmp_path: Path, tiny_static: DiT, prefix: str) -> None:
     torch.save({prefix + name: w for name, w in tiny_static.state_dict().items()}, tmp_path / "wrapped.pt")
-    assert read(tmp_path / "wrapped.pt", LoadOptions(num_heads=3)).config == TINY
+    assert read(tmp_path / "wrapped.pt", HEADS_B).config == TINY
 
 
 class Evil:
@@ -216,7 +218,7 @@ def test_only_an_allowed_namespace_is_read(golden: Path) -> None:
 def test_pickles_that_are_no_checkpoint(tmp_path: Path, value: Any, message: str) -> None:
     torch.save(value, tmp_path / "thing.pt")
     with pytest.raises(DyditError) as error:
-        read(tmp_path / "thing.pt")
+        read(tmp_path / "thing.pt", DIT)
     assert message in str(error.value)
     assert str(tmp_path / "thing.pt") in str(error.value)
 
@@ -246,16 +248,16 @@ def damaged(weights: dict[str, Tensor], name: str, change: Any) -> dict[str, Ten
 def test_shapes_that_are_no_dit(tmp_path: Path, tiny_static: DiT, name: str, change: Any, message: str) -> None:
     torch.save(damaged(tiny_static.state_dict(), name, change), tmp_path / "thing.pt")
     with pytest.raises(DyditError) as error:
-        read(tmp_path / "thing.pt", LoadOptions(num_heads=3))
+        read(tmp_path / "thing.pt", HEADS_B)
     assert message in str(error.value)
 
 
 def test_heads_are_asked_for_with_the_divisors(tmp_path: Path, tiny_static: DiT) -> None:
     torch.save(tiny_static.state_dict(), tmp_path / "thing.pt")
     with pytest.raises(DyditError, match="say them with --num-heads N, one of 1, 2, 3, 4, 6, 8, 12, 24"):
-        read(tmp_path / "thing.pt")
+        read(tmp_path / "thing.pt", DIT)
     with pytest.raises(DyditError, match="hidden_size 24 must be a multiple of num_heads 5"):
-        read(tmp_path / "thing.pt", LoadOptions(num_heads=5))
+        read(tmp_path / "thing.pt", replace(DIT, num_heads=5))
 
 
 def test_published_sizes_tell_their_heads(tmp_path: Path) -> None:
@@ -263,7 +265,7 @@ def test_published_sizes_tell_their_heads(tmp_path: Path) -> None:
     with torch.device("meta"):
         shapes = DiT(config).state_dict()
     torch.save({name: torch.zeros(w.shape, dtype=torch.bfloat16) for name, w in shapes.items()}, tmp_path / "s.pt")
-    checkpoint = read(tmp_path / "s.pt")
+    checkpoint = read(tmp_path / "s.pt", DIT)
     assert checkpoint.config == config
     assert "6 heads as DiT-S has" in checkpoint.notes
     assert "input size 4 from 4 positions" in checkpoint.notes

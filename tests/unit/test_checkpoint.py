@@ -80,7 +80,7 @@ DAMAGE: dict[str, tuple[Callable[[Path], object], str]] = {
     "no weights": (lambda f: (f / "model.safetensors").unlink(), "not a whole checkpoint: it has no model.safetensors"),
     "no config": (
         lambda f: (f / "config.json").unlink(),
-        "weights do not tell the heads: say them with --num-heads N, one of 1, 2, 3",
+        "could be of family dit or sit: say which with --family dit|sit",
     ),
     "cut weights": (cut("model.safetensors"), "model.safetensors: damaged"),
     "cut config": (cut("config.json"), "config.json: not readable as JSON"),

@@ -8,7 +8,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated
 
-from dydit_cli.checkpoint.options import FormatName, LoadOptions
+from dydit_cli.checkpoint.options import LoadOptions
 from dydit_cli.cli import console, options
 from dydit_cli.options import Arg, DtypeName, Opt
 
@@ -16,7 +16,7 @@ from dydit_cli.options import Arg, DtypeName, Opt
 def export(
     checkpoint: options.Ckpt,
     destination: Annotated[Path, Arg("DST", "A .pt file, or a folder (diffusers, native).")],
-    format: Annotated[FormatName, Opt("dit or dydit (the public .pt files), diffusers, or native.")],
+    format: Annotated[str, Opt("A family's own .pt (dit, sit), dydit (with routers), diffusers or native.", metavar="WORD")],
     *,
     dtype: Annotated[DtypeName | None, Opt("fp32, bf16 or fp16.", default="as it is")] = None,
     complete: Annotated[bool, Opt("Of a DyDiT: its all-on static model.")] = False,

@@ -81,7 +81,7 @@ def finetune(
         )
         resolved = with_settings(resolved, {**values, **at_end}, "options")
         folder, spec = out, tuned_start(start, resolved, loading, num_classes)
-    if spec.start.config.kind == "dit" and is_main():
+    if not spec.start.config.dynamic and is_main():
         console.note(
             f"{checkpoint or folder} is a static model: tuning it as it is, without a FLOPs target "
             "(dydit convert makes it dynamic)"

@@ -20,19 +20,20 @@ def inspect(
 ) -> None:
     from dydit_cli.checkpoint.inspect import inspect as run
     from dydit_cli.checkpoint.lineage import describe
+    from dydit_cli.model.families import config_from_dict
 
     report = run(path, loading)
     if json:
         console.as_json(report)
         return
-    model = report["model"]
+    model, config = report["model"], config_from_dict(report["model"])
     shown = {
         "found": report["found"] + "".join(f"; {note}" for note in report["notes"]),
-        "kind": {"dit": "DiT (static)", "dydit": "DyDiT (dynamic)"}[report["kind"]],
+        "kind": f"{config.model_name} ({'dynamic' if config.dynamic else 'static'})",
+        "process": ", ".join(f"{name.replace('_', ' ')} {value}" for name, value in report["process"].items()),
         "size": f"{report['size']}: depth {model['depth']}, width {model['hidden_size']}, {model['num_heads']} heads",
         "parameters": f"{report['parameters']:,} ({report['bytes'] / 1e6:.1f} MB, {report['dtype']})",
-        "tokens": f"{report['tokens']}: patches of {model['patch_size']} x {model['patch_size']} in "
-        f"{model['in_channels']} x {model['input_size']} x {model['input_size']}",
+        "tokens": f"{report['tokens']}: {config.patches}",
         "classes": f"{model['num_classes']} and the null class",
         "class names": f"{len(report['labels'])}, such as {next(iter(report['labels'].values()))!r}"
         if report["labels"]

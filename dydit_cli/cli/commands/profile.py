@@ -132,7 +132,7 @@ def show(result: Profile, unit: str) -> None:
             f"ToMe {summary['tome']:g}: every attention sees {summary['tokens_in_attention']} of "
             f"{result.config.num_tokens} tokens, every MLP all; the matching is counted as attention's"
         )
-    elif summary["model"]["kind"] != "dydit":
+    elif not result.config.dynamic:
         console.say("a static model does everything at every timestep: its ratio is 1")
 
 

@@ -25,12 +25,20 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Hints:
-    """What is known beside the weights; None is unknown, or the family's usual."""
+    """What is known beside the weights; None is unknown, or the family's usual.
+
+    `flow_path`, `prediction` and `noise_at` are fields of `FlowConfig`; `trained` is what a training script stored beside the
+    weights of its own options, by their names there.
+    """
 
     num_heads: int | None = None
     input_size: int | None = None
     timestep_variant: str | None = None
     norm2_eps: float | None = None
+    flow_path: str | None = None
+    prediction: str | None = None
+    noise_at: int | None = None
+    trained: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass
@@ -47,8 +55,9 @@ class Family:
     `published_giga` their GFLOPs (1 MAC each); `process` is a name in `diffusion.process.PROCESSES`.
 
     `matches(names)` is whether the names of a file's weights can be this family's. `infer(weights, hints)` returns the
-    configuration of a file's weights, or raises `DyditError` where they are not this family's. `fill(weights, config)` adds
-    what a file may leave out because it can be computed.
+    configuration of a file's weights, or raises `DyditError` where they are not this family's. `fill(weights, config)` renames
+    what older files call otherwise, and adds what a file may leave out because it can be computed. `to_public(weights)` is
+    what the family's own code reads from a file.
     """
 
     name: str
@@ -62,6 +71,7 @@ class Family:
     matches: Callable[[Collection[str]], bool]
     infer: Callable[[Weights, Hints], Inferred]
     fill: Callable[[Weights, ModelConfig], Weights] = lambda weights, config: weights
+    to_public: Callable[[Weights], Any] = lambda weights: weights
 
 
 _registered: dict[str, Family] = {}
@@ -88,10 +98,11 @@ def family_of(config: ModelConfig) -> Family:
     return families()[config.family]
 
 
-def recognise(names: Collection[str], asked: str | None = None, usual: str = "dit") -> Family:
+def recognise(names: Collection[str], asked: str | None = None, trained: str = "", usual: str = "dit") -> Family:
     """The family that the names of weights are of, or the one `asked` for, and the `usual` one where they are nobody's.
 
-    Raises `DyditError` where they could be several's, or no family has the name.
+    `trained` is the name of a size that a training script stored with them, such as SiT-XL/2: it decides among several.
+    Raises `DyditError` where they could be several's all the same, or no family has the name.
     """
     if asked is not None:
         if asked not in families():
@@ -99,7 +110,10 @@ def recognise(names: Collection[str], asked: str | None = None, usual: str = "di
         return families()[asked]
     able = [family for family in families().values() if family.matches(names)]
     if len(able) > 1:
-        raise DyditError(f"could be of family {' or '.join(family.name for family in able)}; say which with --family")
+        able = [family for family in able if trained.startswith(f"{family.static_config.title}-")] or able
+    if len(able) > 1:
+        known = [family.name for family in able]
+        raise DyditError(f"could be of family {' or '.join(known)}: say which with --family {'|'.join(known)}")
     return able[0] if able else families()[usual]
 
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
@@ -471,8 +471,19 @@ class DyDiT(DynamicBackbone, DiT):
         return DynamicBlock(self.config)
 
 
+# a weight's name in the public files, with or without routers
+NAMES = re.compile(
+    r"pos_embed|x_embedder\.proj\.\w+|t_embedder\.mlp\.[02]\.\w+|y_embedder\.embedding_table\.weight"
+    r"|final_layer\.(linear|adaLN_modulation\.1)\.\w+|blocks\.\d+\.(attn\.(qkv|proj)|mlp\.fc[12]|adaLN_modulation\.1"
+    r"|(attn|mlp)_rate\.router|token_selection\.mlp_head\.[02])\.\w+"
+)
 ROUTER = "blocks.0.attn_rate.router.weight"
 TOKEN_ROUTER = "blocks.0.token_selection.mlp_head.0.weight"
+
+
+def matches(names: Collection[str]) -> bool:
+    """Whether there is no name but a DiT's."""
+    return "x_embedder.proj.weight" in names and all(map(NAMES.fullmatch, names))
 
 
 def infer(weights: Weights, hints: Hints) -> Inferred:
@@ -693,7 +704,7 @@ FAMILY = Family(
         "DiT-XL/2": 118.64, "DiT-XL/4": 29.05, "DiT-XL/8": 7.39,
     },
     process="gaussian",
-    matches=lambda names: "x_embedder.proj.weight" in names,
+    matches=matches,
     infer=infer,
     fill=fill,
 )  # fmt: skip

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, fields
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from torch import Tensor
 
@@ -51,7 +51,20 @@ def infer(weights: Weights, hints: Hints) -> Inferred:
     found = dit.infer(weights, hints)
     values = {f.name: getattr(found.config, f.name) for f in fields(found.config)}
     of = DySiTConfig if isinstance(found.config, RoutedConfig) else SiTConfig
-    return Inferred(of(**values), found.notes)
+    return Inferred(of(**{**values, **flow_fields(hints)}), found.notes)
+
+
+# the training scripts' words for ours
+WORDS = {"v": "velocity", "cosine": "gvp"}
+
+
+def flow_fields(hints: Hints) -> dict[str, Any]:
+    """The fields of `FlowConfig` that are said, or that a training script stored; the others are usual."""
+    stored = {"path": "path_type", "prediction": "prediction", "loss_weight": "loss_weight"}
+    found = {ours: str(hints.trained[theirs]).lower() for ours, theirs in stored.items() if theirs in hints.trained}
+    said = {"path": hints.flow_path, "prediction": hints.prediction, "noise_at": hints.noise_at}
+    values: dict[str, Any] = {**found, **{name: value for name, value in said.items() if value is not None}}
+    return {name: WORDS.get(value, value) for name, value in values.items()}
 
 
 FAMILY = Family(
@@ -63,7 +76,7 @@ FAMILY = Family(
     sizes={name.replace("DiT", "SiT"): size for name, size in dit.FAMILY.sizes.items()},
     published_giga={"SiT-XL/2": 118.64},
     process="flow",
-    matches=lambda names: False,  # a state dict cannot tell a SiT from a DiT: it is asked for by name
+    matches=dit.matches,  # a state dict cannot tell a SiT from a DiT: it is asked for by name
     infer=infer,
     fill=dit.fill,
 )
