@@ -1,7 +1,9 @@
 """Multiply-accumulates in closed form over a `Routing`, whatever the family: sites times what was on, and what surrounds them.
 
-Conventions are fvcore's: 1 multiply-accumulate counts 1, a LayerNorm without affine weights counts 4 per element, and
-elementwise work (activations, modulation, residuals, softmax) counts 0.
+Conventions are fvcore's: 1 multiply-accumulate counts 1, a LayerNorm without affine weights counts 4 per element and one
+with them 5, and elementwise work (activations, modulation, residuals, softmax, rotary positions) counts 0. fvcore has none for
+an RMSNorm, which counts 4 here, as the LayerNorm in whose place it stands; with a weight or without, since where that is
+multiplied is an executor's choice.
 
 Legend: L depth, B batch, N tokens, C width, H heads, D head width, A attention width.
 """
@@ -57,25 +59,27 @@ def routed_macs(config: ModelConfig) -> int:
 def merged_attention_macs(config: ModelConfig, merging: Merging) -> int:
     """One block's attention over M = N - merged tokens, per sample, and what it costs to match them (ToMe).
 
-    4 M C A + 2 M^2 A; the mean keys N C D, and the similarity of S sources to T destinations S T D.
+    4 M C A + 2 M^2 A, and the norms of queries and keys; the mean keys N C D, and the similarity of S sources to T
+    destinations S T D.
     """
     site, C, M = config.site("heads"), config.hidden_size, merging.kept
     A, D = site.units * site.unit, site.unit
     matching = merging.tokens * C * D + merging.sources * merging.destinations * D
-    return 4 * M * C * A + 2 * M * M * A + matching
+    return 4 * M * C * A + M * site.units * site.norms + 2 * M * M * A + matching
 
 
 def flops_ratio(routing: Routing, config: ModelConfig) -> Tensor:
     """(B,) the differentiable ratio of dynamic to static MACs of attention and MLP in the blocks alone.
 
-    Per block mean(heads) f_attn + mean(groups) mean(tokens) f_mlp, over the sum of f_attn + f_mlp.
+    Per block mean(heads) f_attn + mean(groups) mean(tokens) f_mlp, over the sum of f_attn + f_mlp; the mean over groups is
+    one over channels, where groups have not as many of them.
     """
     attention, mlp = (
         torch.tensor([macs(config, i) for i in range(config.depth)], dtype=torch.float64).to(routing.heads)[:, None]
         for macs in (attention_macs, mlp_macs)
     )  # each L 1
-    heads = routing.heads.mean(dim=2)  # L B
-    hidden = routing.groups.mean(dim=2) * routing.tokens.mean(dim=2)  # L B
+    heads = config.site("heads").active_share(routing.heads)  # L B
+    hidden = config.site("groups").active_share(routing.groups) * routing.tokens.mean(dim=2)  # L B
     return (heads * attention + hidden * mlp).sum(dim=0) / routed_macs(config)
 
 

@@ -21,13 +21,21 @@ Structure = Literal["heads", "groups"]
 Weights = dict[str, Tensor]
 
 
+def per_unit(masks: Tensor, units: int) -> Tensor:
+    """Masks of structures (... count) as masks of their units (... U): as `Site.bounds` has them, the first have one more."""
+    size, more = divmod(units, masks.shape[-1])
+    larger, rest = masks[..., :more], masks[..., more:]
+    return torch.cat([larger.repeat_interleave(size + 1, dim=-1), rest.repeat_interleave(size, dim=-1)], dim=-1)
+
+
 @dataclass(frozen=True)
 class Site:
     """The `count` structures of one kind in one block, and where the weights of their units are.
 
     `inputs` and `output` are names of Linears within the block. A unit has `unit` rows, `repeats` times over all inputs
     together, and `unit` columns. `context` is how many tokens each token attends to; it is 0 where there is no attention.
-    `gate` is which of the block's modulation vectors scales what the site adds.
+    `norms` are the MACs of a unit's own norms (of queries and keys) for one token. `gate` is which of the block's modulation
+    vectors scales what the site adds.
     """
 
     structure: Structure
@@ -39,6 +47,7 @@ class Site:
     unit: int = 1
     repeats: int = 1
     context: int = 0
+    norms: int = 0
     gate: int = 0
 
     @cached_property
@@ -54,19 +63,25 @@ class Site:
 
     @property
     def macs_per_unit(self) -> int:
-        """MACs of one unit for one token: its rows, its part of the attention, its columns."""
-        return self.unit * ((self.repeats + 1) * self.width + 2 * self.context)
+        """MACs of one unit for one token: its rows, its norms, its part of the attention, its columns."""
+        return self.unit * ((self.repeats + 1) * self.width + 2 * self.context) + self.norms
 
     @property
     def macs_per_token(self) -> int:
         """MACs of all units for one token."""
         return self.units * self.macs_per_unit
 
+    def active_share(self, masks: Tensor) -> Tensor:
+        """The share of the units that masks of structures (... count) leave on, differentiable."""
+        if self.units % self.count == 0:
+            return masks.mean(dim=-1)
+        return per_unit(masks, self.units).mean(dim=-1)
+
     def active_units(self, masks: Tensor) -> Tensor:
         """How many units masks of structures (... count) leave on: int64."""
-        if len(set(self.sizes)) == 1:
+        if self.units % self.count == 0:
             return masks.sum(dim=-1).long() * self.sizes[0]
-        return (masks.long() * torch.tensor(self.sizes, device=masks.device)).sum(dim=-1)
+        return per_unit(masks, self.units).long().sum(dim=-1)
 
     def names(self) -> list[str]:
         """The weights and biases that have rows or columns of units, within the block."""

@@ -26,17 +26,24 @@ from dydit_cli.model.weight_cache import Part
 
 @dataclass(frozen=True)
 class Pointwise:
-    """`modulated(x, shift, gain, eps)` is adaLN's LayerNorm(x) * gain + shift, gain being 1 + scale. `gelu(x)` may overwrite
-    x."""
+    """`modulated(x, shift, gain, eps, rms)` is adaLN's norm(x) * gain + shift, the norm being a LayerNorm, or where `rms` an
+    RMSNorm, and the gain 1 + scale times the norm's weight; shift None is none. `gelu(x)`, and `swiglu(gate, value)`, which is
+    silu(gate) * value, may overwrite what they take."""
 
-    modulated: Callable[[Tensor, Tensor, Tensor, float], Tensor]
+    modulated: Callable[[Tensor, Tensor | None, Tensor, float, bool], Tensor]
     gelu: Callable[[Tensor], Tensor]
+    swiglu: Callable[[Tensor, Tensor], Tensor]
 
 
-def modulated(x: Tensor, shift: Tensor, gain: Tensor, eps: float) -> Tensor:
+def normed(x: Tensor, eps: float, rms: bool) -> Tensor:
+    """x: ... C, its LayerNorm or RMSNorm without weights."""
+    return (F.rms_norm if rms else F.layer_norm)(x, x.shape[-1:], eps=eps)
+
+
+def modulated(x: Tensor, shift: Tensor | None, gain: Tensor, eps: float, rms: bool) -> Tensor:
     """x: ... C; shift and gain broadcast to it."""
-    h = F.layer_norm(x, x.shape[-1:], eps=eps)
-    return torch.addcmul(shift, h, gain, out=h)
+    h = normed(x, eps, rms)
+    return h.mul_(gain) if shift is None else torch.addcmul(shift, h, gain, out=h)
 
 
 def gelu_(x: Tensor) -> Tensor:
@@ -45,35 +52,45 @@ def gelu_(x: Tensor) -> Tensor:
     return out
 
 
-def _modulated_to_fuse(x: Tensor, shift: Tensor, gain: Tensor, eps: float) -> Tensor:
-    return F.layer_norm(x, x.shape[-1:], eps=eps) * gain + shift
+def swiglu_(gate: Tensor, value: Tensor) -> Tensor:
+    """In place of the gate."""
+    return F.silu(gate, inplace=True).mul_(value)
+
+
+def _modulated_to_fuse(x: Tensor, shift: Tensor | None, gain: Tensor, eps: float, rms: bool) -> Tensor:
+    h = normed(x, eps, rms) * gain
+    return h if shift is None else h + shift
 
 
 def _gelu_to_fuse(x: Tensor) -> Tensor:
     return F.gelu(x, approximate="tanh")
 
 
-EAGER = Pointwise(modulated, gelu_)
+def _swiglu_to_fuse(gate: Tensor, value: Tensor) -> Tensor:
+    return F.silu(gate) * value
+
+
+EAGER = Pointwise(modulated, gelu_, swiglu_)
 
 
 @cache
 def compiled(backend: str = "inductor") -> Pointwise:
-    """Both functions fused by `backend`; compiled when they first run."""
-    modulated, gelu = (torch.compile(f, dynamic=True, backend=backend) for f in (_modulated_to_fuse, _gelu_to_fuse))
-    return Pointwise(modulated, gelu)
+    """The functions fused by `backend`; compiled when they first run."""
+    fusible = (_modulated_to_fuse, _gelu_to_fuse, _swiglu_to_fuse)
+    return Pointwise(*(torch.compile(f, dynamic=True, backend=backend) for f in fusible))
 
 
-Inner = Callable[[Tensor, Part], Tensor]
+Inner = Callable[[list[Tensor], Part], Tensor]
 
 
 def sparse_linears(parts: Sequence[Part], x: Tensor, bias: Tensor, inner: Inner) -> Tensor:
-    """x: M C -> M C: each part's inputs, `inner` from their rows to the output's columns, and the sum of the outputs.
+    """x: M C -> M C: each part's products, `inner` from their results to the output's columns, and the sum of the outputs.
 
     Without any part it is the output's bias.
     """
     total = bias.expand_as(x)
     for i, part in enumerate(parts):
-        hidden = inner(torch.addmm(part.bias, x, part.inputs.t()), part)  # M Uu
+        hidden = inner([torch.addmm(bias, x, weight.t()) for weight, bias in part.inputs], part)  # M Uu
         total = torch.addmm(total, hidden, part.output.t(), out=total if i else None)
     return total if parts else total.clone()
 
@@ -84,16 +101,16 @@ def sparse_attention(
     """x: B N C -> B N C, the active heads alone; `attend` takes q, k, v (each B h N D) to B h N D."""
     B, N, C = x.shape
 
-    def inner(rows: Tensor, part: Part) -> Tensor:
-        q, k, v = rows.view(B, N, part.units, 3, -1).transpose(1, 2).unbind(3)  # each B h N D
+    def inner(rows: list[Tensor], part: Part) -> Tensor:
+        q, k, v = rows[0].view(B, N, part.units, 3, -1).transpose(1, 2).unbind(3)  # each B h N D
         return attend(q, k, v).transpose(1, 2).reshape(B * N, -1)  # BN hD
 
     return sparse_linears(parts, x.view(-1, C), bias, inner).view(B, N, C)
 
 
-def sparse_mlp(parts: Sequence[Part], x: Tensor, bias: Tensor, activate: Callable[[Tensor], Tensor] = EAGER.gelu) -> Tensor:
-    """x: A C -> A C, the active channel groups alone."""
-    return sparse_linears(parts, x, bias, lambda rows, part: activate(rows))
+def sparse_mlp(parts: Sequence[Part], x: Tensor, bias: Tensor, activate: Callable[..., Tensor] = EAGER.gelu) -> Tensor:
+    """x: A C -> A C, the active channel groups alone; `activate` takes what each product gave, A U."""
+    return sparse_linears(parts, x, bias, lambda rows, part: activate(*rows))
 
 
 def active_tokens(mask: Tensor) -> Tensor:
@@ -104,14 +121,14 @@ def active_tokens(mask: Tensor) -> Tensor:
 def add_to_active(
     x: Tensor,
     active: Tensor,
-    per_sample: tuple[Tensor, Tensor, Tensor],
-    eps: float,
-    pointwise: Pointwise,
+    per_sample: tuple[Tensor | None, Tensor, Tensor],
+    modulated: Callable[[Tensor, Tensor | None, Tensor], Tensor],
     mlp: Callable[[Tensor], Tensor],
 ) -> None:
     """x (B N C) += gate * mlp(modulated x) in place, for the rows `active` of the flattened batch alone.
 
-    `per_sample` are shift, gain and gate, each B C; `mlp` takes A C to A C.
+    `per_sample` are shift, gain and gate, each B C. `modulated` takes B N C and the first two, or A C and each row's own;
+    `mlp` takes A C to A C.
     """
     B, N, C = x.shape
     if len(active) == 0:
@@ -119,15 +136,16 @@ def add_to_active(
     shift, gain, gate = per_sample
     if len(active) == B * N:
         with region(MODULATION):
-            h = pointwise.modulated(x, shift.unsqueeze(1), gain.unsqueeze(1), eps).view(-1, C)  # BN C
+            h = modulated(x, shift, gain).view(-1, C)  # BN C
         x.addcmul_(gate.unsqueeze(1), mlp(h).view(B, N, C))
         return
     flat, sample = x.view(-1, C), active // N  # BN C; A
     with region(GATHER):
         h = flat.index_select(0, active)  # A C
-        shift, gain, gate = (values.index_select(0, sample) for values in per_sample)  # each A C
+        gain, gate = gain.index_select(0, sample), gate.index_select(0, sample)  # each A C
+        shift = None if shift is None else shift.index_select(0, sample)
     with region(MODULATION):
-        h = pointwise.modulated(h, shift, gain, eps)
+        h = modulated(h, shift, gain)
     h = mlp(h).mul_(gate)  # A C
     with region(GATHER):
         flat.index_add_(0, active, h)

@@ -2,8 +2,8 @@
 
 Views cost nothing to plan, and every run of neighbouring structures is a matrix product of its own. A copy makes one large
 product of all runs, which a GPU wants; the copies of a set are made once and kept while there is room. Either way the rows
-of a unit stand together: where they do not (q, k and v of a head), in a second weight that is made once, so that a run is
-one product.
+of a head stand together: where they do not (q, k and v), in a second weight that is made once, so that a run is one product.
+Of channels each repeat (the two halves of a SwiGLU) is a product of its own, so that what meets elementwise is contiguous.
 
 Legend: C width, U units, u rows of a unit, R repeats.
 """
@@ -21,17 +21,20 @@ from dydit_cli.model.options import WeightAccess
 from dydit_cli.model.sites import Site
 
 Runs = tuple[tuple[int, int], ...]
+Products = list[tuple[Tensor, Tensor]]  # weight and bias
 
 
 @dataclass(frozen=True)
 class Part:
-    """Neighbouring structures of a site, `units` units: the inputs' rows unit by unit (URu x C, and their bias), and the
-    output's columns (C x Uu)."""
+    """Neighbouring structures of a site, `units` units: of each of its products the rows and their bias, and the output's
+    columns (C x Uu). The one product of heads has the rows unit by unit (URu x C), those of channels a repeat each (U x C)."""
 
     units: int
-    inputs: Tensor
-    bias: Tensor
+    inputs: Products
     output: Tensor
+
+    def tensors(self) -> list[Tensor]:
+        return [*(tensor for product in self.inputs for tensor in product), self.output]
 
 
 @dataclass
@@ -54,12 +57,12 @@ class WeightSlices:
     stats: SliceStats = field(default_factory=SliceStats)
     _seen: set[tuple[int, str, Runs]] = field(default_factory=set)
     _kept: OrderedDict[tuple[int, str, Runs], tuple[Sequence[Part], int]] = field(default_factory=OrderedDict)
-    _by_unit: dict[tuple[int, str], tuple[Tensor, Tensor]] = field(default_factory=dict)
+    _products: dict[tuple[int, str], Products] = field(default_factory=dict)
 
     def clear(self) -> None:
         """Drops what is kept; the counts go on."""
         self._kept.clear()
-        self._by_unit.clear()
+        self._products.clear()
         self.stats.bytes = 0
 
     def parts(self, i: int, block: nn.Module, site: Site, runs: Runs) -> Sequence[Part]:
@@ -71,15 +74,14 @@ class WeightSlices:
             return self._kept[key][0]
         self.stats.misses += 1
         self._seen.add(key)
-        if key[:2] not in self._by_unit:
-            self._by_unit[key[:2]] = by_unit(block, site)
-        inputs, bias = self._by_unit[key[:2]]
+        if key[:2] not in self._products:
+            self._products[key[:2]] = products(block, site)
         output = block.get_submodule(site.output).get_parameter("weight").detach()
-        parts: Sequence[Part] = [view(site, inputs, bias, output, first, last) for first, last in runs]
+        parts: Sequence[Part] = [view(site, self._products[key[:2]], output, first, last) for first, last in runs]
         size = 0
         if self.access == "copies" and len(parts) > 1:
             parts = [join(parts)]
-            size = sum(t.numel() * t.element_size() for part in parts for t in (part.inputs, part.bias, part.output))
+            size = sum(tensor.numel() * tensor.element_size() for part in parts for tensor in part.tensors())
         self._kept[key] = (parts, size)
         self.stats.bytes += size
         while self.stats.bytes > self.capacity:
@@ -90,31 +92,32 @@ class WeightSlices:
         return parts
 
 
-def by_unit(block: nn.Module, site: Site) -> tuple[Tensor, Tensor]:
-    """The inputs' weight with its rows in the order unit, repeat, row (URu x C), and the bias so too: a copy where the rows
-    of a unit do not stand together already."""
+def products(block: nn.Module, site: Site) -> Products:
+    """The inputs' weights and biases, one pair for each product. Of heads that is one, its rows in the order unit, repeat, row:
+    a copy where the rows of a unit do not stand together already."""
     linears = [block.get_submodule(name) for name in site.inputs]
     weights, biases = ([linear.get_parameter(end).detach() for linear in linears] for end in ("weight", "bias"))
-    if site.repeats == 1:
-        return weights[0], biases[0]
+    rows = site.units * site.unit
+    if site.repeats == 1 or site.unit == 1:
+        return [pair for w, b in zip(weights, biases, strict=True) for pair in zip(w.split(rows), b.split(rows), strict=True)]
     weight, bias = torch.cat(weights), torch.cat(biases)
     shape = (site.repeats, site.units, site.unit)
     C = weight.shape[1]
-    return weight.view(*shape, C).transpose(0, 1).reshape(-1, C), bias.view(shape).transpose(0, 1).flatten()
+    return [(weight.view(*shape, C).transpose(0, 1).reshape(-1, C), bias.view(shape).transpose(0, 1).flatten())]
 
 
-def view(site: Site, inputs: Tensor, bias: Tensor, output: Tensor, first: int, last: int) -> Part:
-    """Structures `first` to `last` - 1 of what `by_unit` returned, without a copy."""
+def view(site: Site, inputs: Products, output: Tensor, first: int, last: int) -> Part:
+    """Structures `first` to `last` - 1 of what `products` returned, without a copy."""
     start, end = site.bounds[first], site.bounds[last]
-    rows = slice(start * site.repeats * site.unit, end * site.repeats * site.unit)
-    return Part(end - start, inputs[rows], bias[rows], output[:, start * site.unit : end * site.unit])
+    rows = len(inputs[0][0]) // site.units  # of a unit
+    parts = [(weight[start * rows : end * rows], bias[start * rows : end * rows]) for weight, bias in inputs]
+    return Part(end - start, parts, output[:, start * site.unit : end * site.unit])
 
 
 def join(parts: Sequence[Part]) -> Part:
     """One part of several: copies."""
-    return Part(
-        sum(part.units for part in parts),
-        torch.cat([part.inputs for part in parts]),
-        torch.cat([part.bias for part in parts]),
-        torch.cat([part.output for part in parts], dim=1),
-    )
+    inputs = [
+        (torch.cat([weight for weight, _ in same]), torch.cat([bias for _, bias in same]))
+        for same in zip(*(part.inputs for part in parts), strict=True)
+    ]
+    return Part(sum(part.units for part in parts), inputs, torch.cat([part.output for part in parts], dim=1))

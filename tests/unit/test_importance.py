@@ -25,7 +25,7 @@ def silenced(head: int, group: int) -> DyDiT:
     H = model.config.num_heads
     with torch.no_grad():
         block.attn.proj.weight.chunk(H, dim=1)[head].zero_()
-        block.mlp.fc2.weight.chunk(H, dim=1)[group].zero_()
+        block.mlp.get_parameter("fc2.weight").chunk(H, dim=1)[group].zero_()
     return model
 
 

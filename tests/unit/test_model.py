@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from dydit_cli.errors import DyditError
-from dydit_cli.model.families import config_from_dict, named_config, named_sizes
+from dydit_cli.model.families import config_from_dict, named_config, named_sizes, with_routers
 from dydit_cli.model.families.dit import DiT, DiTConfig, DyDiT, DyDiTConfig
 from dydit_cli.model.routers import gate
 from tests.conftest import TINY, inputs, randomize
@@ -136,7 +136,7 @@ def test_named_sizes(name: str) -> None:
     config = named_config(name)
     assert config.size_name == name
     assert config_from_dict(config.to_dict()) == config
-    dynamic = DyDiTConfig.from_static(config)
+    dynamic = with_routers(config)
     assert config_from_dict(dynamic.to_dict()) == dynamic
     assert dynamic.static() == config
 
@@ -156,7 +156,7 @@ def bad(**values: object) -> Callable[[], object]:
     ("make", "message"),
     [
         (lambda: named_config("DiT-M/2"), "no model size 'DiT-M/2'; choose one of DiT-S/2"),
-        (bad(kind="unet"), "kind is 'unet'; it must be 'dit' or 'dydit'"),
+        (bad(kind="unet"), "kind is 'unet'; it must be 'dit', 'dydit', "),
         (bad(width=3), "unknown field 'width'; known are class"),
         (bad(depth=0), "depth is 0; it must be a whole number of 1 or more"),
         (bad(depth="3"), "depth is '3'"),

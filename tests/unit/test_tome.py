@@ -72,7 +72,7 @@ def test_which_of_nine_tokens_merge() -> None:
 
 def test_attention_over_merged_tokens_by_hand() -> None:
     """Queries of zero make attention the mean of the values, and values are the tokens: of three, where two are merged."""
-    attention = Attention(4, 1, 4)
+    attention = Attention(replace(TINY, hidden_size=4, num_heads=1))
     with torch.no_grad():
         attention.qkv.weight.copy_(torch.cat([torch.zeros(4, 4), torch.eye(4), torch.eye(4)]))
         attention.proj.weight.copy_(torch.eye(4))

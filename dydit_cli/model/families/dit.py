@@ -11,9 +11,10 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, ClassVar
+from functools import partial
+from typing import Any, ClassVar, cast
 
 import torch
 import torch.nn.functional as F
@@ -28,7 +29,7 @@ from dydit_cli.model.options import TimestepVariant
 from dydit_cli.model.regions import ATTENTION, GATHER, MATCHING, MLP, MODULATION, TOKEN_ROUTERS, region
 from dydit_cli.model.routers import TokenRouter, WidthRouter, token_router, width_router
 from dydit_cli.model.routing import BlockRouting
-from dydit_cli.model.sites import Site, Structure, Weights
+from dydit_cli.model.sites import Site, Structure, Weights, per_unit
 from dydit_cli.model.sparse import Pointwise, active_tokens, add_to_active, sparse_attention, sparse_mlp
 from dydit_cli.model.weight_cache import Part
 
@@ -64,6 +65,13 @@ class DiTConfig(ModelConfig):
     kind: ClassVar[str] = "dit"
     family: ClassVar[str] = "dit"
     title: ClassVar[str] = "DiT"
+    published: ClassVar[Mapping[str, tuple[int, int, int]]] = SIZES
+
+    # what else a block can be made of: a family that has it says so, by a field of the same name
+    rms_norm = False  # RMSNorms with a weight where DiT has LayerNorms without
+    qk_norm = False  # queries and keys are normed, head by head
+    swiglu = False  # a gated MLP, two thirds as wide
+    shift = True  # adaLN shifts before attention and MLP, as the final layer always does
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -80,7 +88,7 @@ class DiTConfig(ModelConfig):
             raise DyditError(f"model configuration: norm2_eps is {self.norm2_eps!r}; it must lie between 0 and 1")
         check_choice(self, "timestep_variant", TimestepVariant)
         # one way to say a width: configurations are compared, and what is whole goes without saying
-        for name, whole in zip(WIDTHS, (self.hidden_size, int(self.hidden_size * self.mlp_ratio)), strict=True):
+        for name, whole in zip(WIDTHS, (self.hidden_size, self.whole_mlp), strict=True):
             if getattr(self, name) == whole:
                 object.__setattr__(self, name, None)
 
@@ -94,8 +102,19 @@ class DiTConfig(ModelConfig):
         return self.attention_hidden // self.num_heads
 
     @property
+    def whole_mlp(self) -> int:
+        """Channels of an MLP of which nothing is pruned."""
+        hidden = int(self.hidden_size * self.mlp_ratio)
+        return int(2 / 3 * hidden) if self.swiglu else hidden
+
+    @property
     def mlp_hidden(self) -> int:
-        return int(self.hidden_size * self.mlp_ratio) if self.mlp_width is None else self.mlp_width
+        return self.whole_mlp if self.mlp_width is None else self.mlp_width
+
+    @property
+    def modulations(self) -> int:
+        """How many vectors adaLN gives a block: shift, scale and gate of both halves."""
+        return 6 if self.shift else 4
 
     @property
     def size_name(self) -> str:
@@ -103,16 +122,21 @@ class DiTConfig(ModelConfig):
         if any(getattr(self, name) is not None for name in WIDTHS):
             left = f"{self.num_heads} heads of {self.head_dim}, MLP {self.mlp_hidden}"
             return f"{self.title}-{self.depth}x{self.hidden_size}/{self.patch_size}, {left}"
-        for size, sizes in SIZES.items():
+        for size, sizes in self.published.items():
             if (self.depth, self.hidden_size, self.num_heads) == sizes:
                 return f"{self.title}-{size}/{self.patch_size}"
         return f"{self.title}-{self.depth}x{self.hidden_size}/{self.patch_size}"
 
     def sites(self, block: int) -> tuple[Site, ...]:
-        C, H = self.hidden_size, self.num_heads
+        C, H, D = self.hidden_size, self.num_heads, self.head_dim
+        half = self.modulations // 2  # its gate is the last
+        norms = 2 * D * (NORM_MACS_PER_ELEMENT + (not self.rms_norm)) if self.qk_norm else 0  # a LayerNorm with weights: 5
+        mlp = Site("groups", ("mlp.fc1",), "mlp.fc2", C, self.mlp_hidden, H, gate=2 * half - 1)
         return (
-            Site("heads", ("attn.qkv",), "attn.proj", C, H, H, unit=self.head_dim, repeats=3, context=self.num_tokens, gate=2),
-            Site("groups", ("mlp.fc1",), "mlp.fc2", C, self.mlp_hidden, H, gate=5),
+            Site(
+                "heads", ("attn.qkv",), "attn.proj", C, H, H, D, repeats=3, context=self.num_tokens, norms=norms, gate=half - 1
+            ),
+            replace(mlp, inputs=("mlp.w12",), output="mlp.w3", repeats=2) if self.swiglu else mlp,
         )
 
     def narrowed(self, heads: int, channels: int) -> DiTConfig:
@@ -128,7 +152,7 @@ class DiTConfig(ModelConfig):
         return patches + self.timestep_macs() + final
 
     def modulation_macs(self) -> int:
-        return 6 * self.hidden_size**2
+        return self.modulations * self.hidden_size**2
 
     def norm_macs(self) -> int:
         return NORM_MACS_PER_ELEMENT * self.hidden_size
@@ -136,10 +160,12 @@ class DiTConfig(ModelConfig):
     def num_parameters(self) -> int:
         """Of the static model as the papers count, the fixed positions included, in closed form."""
         C, A, MLP_WIDTH, N, P = self.hidden_size, self.attention_hidden, self.mlp_hidden, self.num_tokens, self.patch_size
-        block = (3 * A + 6 * C + MLP_WIDTH) * (C + 1) + (A + 1) * C + (MLP_WIDTH + 1) * C
+        rows = 3 * A + self.modulations * C + self.site("groups").repeats * MLP_WIDTH
+        block = rows * (C + 1) + (A + 1) * C + (MLP_WIDTH + 1) * C
+        block += 2 * C * self.rms_norm + 2 * self.head_dim * (2 - self.rms_norm) * self.qk_norm
         patches, labels = (self.in_channels * P * P + 1) * C, (self.num_classes + 1) * C
         timesteps, final = (FREQUENCIES + 1 + C + 1) * C, (C + 1) * (2 * C + P * P * self.out_channels)
-        return self.depth * block + patches + labels + timesteps + final + N * C
+        return self.depth * block + patches + labels + timesteps + final + C * self.rms_norm + N * C
 
     def to_dict(self) -> dict[str, Any]:
         values = super().to_dict()
@@ -153,7 +179,7 @@ class DiTConfig(ModelConfig):
 class DyDiTConfig(RoutedConfig, DiTConfig):
     """A DiT with routers for heads and MLP channel groups (TDW) and for tokens (SDT), arXiv 2410.03456 section 3.
 
-    The MLP's hidden width is cut into `num_heads` contiguous channel groups.
+    The MLP's hidden width is cut into `num_heads` contiguous channel groups; where it does not divide, the first have one more.
     """
 
     kind: ClassVar[str] = "dydit"
@@ -161,15 +187,30 @@ class DyDiTConfig(RoutedConfig, DiTConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.mlp_hidden % self.num_heads:
+        if self.mlp_hidden < self.num_heads:
             raise DyditError(
-                f"model configuration: the MLP's {self.mlp_hidden} channels cannot be cut into {self.num_heads} equal groups"
+                f"model configuration: the MLP's {self.mlp_hidden} channels cannot be cut into {self.num_heads} groups"
             )
 
 
-def modulate(x: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
+def norm(config: DiTConfig, eps: float = 1e-6) -> nn.LayerNorm | nn.RMSNorm:
+    """Of C: a LayerNorm without weights, or an RMSNorm with one, which is computed in float32 at least."""
+    if config.rms_norm:
+        return nn.RMSNorm(config.hidden_size, eps=eps)
+    return nn.LayerNorm(config.hidden_size, eps=eps, elementwise_affine=False)
+
+
+def head_norm(config: DiTConfig) -> nn.Module:
+    """Of the queries or keys of a head, D: as in timm a LayerNorm with weights and 1e-5, or an RMSNorm with 1e-6; or none."""
+    if not config.qk_norm:
+        return nn.Identity()
+    return nn.RMSNorm(config.head_dim, eps=1e-6) if config.rms_norm else nn.LayerNorm(config.head_dim, eps=1e-5)
+
+
+def modulate(x: Tensor, shift: Tensor | None, scale: Tensor) -> Tensor:
     """x: B N C; shift, scale: B C (adaLN, DiT section 3.2)."""
-    return x * (1 + scale.unsqueeze(1)) + shift.unsqueeze(1)
+    h = x * (1 + scale.unsqueeze(1))
+    return h if shift is None else h + shift.unsqueeze(1)
 
 
 def sincos_positions(width: int, side: int) -> Tensor:
@@ -234,13 +275,20 @@ class LabelEmbedder(nn.Module):
 
 
 class Attention(nn.Module):
-    """Multi-head self-attention over all tokens. A masked head is zeroed before the output projection."""
+    """Multi-head self-attention over all tokens. A masked head is zeroed before the output projection.
 
-    def __init__(self, width: int, heads: int, head_dim: int) -> None:
+    `rotate`, where there is one, gives queries and keys (B h N D) their rotary positions; it is no submodule, since what it
+    looks up is the model's.
+    """
+
+    rotate: Callable[[Tensor], Tensor] | None = None
+
+    def __init__(self, config: DiTConfig) -> None:
         super().__init__()
-        self.heads, self.head_dim = heads, head_dim
-        self.qkv = nn.Linear(width, 3 * heads * head_dim)
-        self.proj = nn.Linear(heads * head_dim, width)
+        self.heads, self.head_dim = config.num_heads, config.head_dim
+        self.qkv = nn.Linear(config.hidden_size, 3 * config.attention_hidden)
+        self.q_norm, self.k_norm = head_norm(config), head_norm(config)
+        self.proj = nn.Linear(config.attention_hidden, config.hidden_size)
 
     def forward(self, x: Tensor, head_mask: Tensor | None = None) -> Tensor:
         """x: B N C; head_mask: B H, zeros and ones."""
@@ -254,12 +302,31 @@ class Attention(nn.Module):
 
     def attend(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         """Of any number of heads: each B h N D -> B h N D."""
+        q, k = self.q_norm(q), self.k_norm(k)
+        if self.rotate is not None:
+            q, k = self.rotate(q), self.rotate(k)
         return F.scaled_dot_product_attention(q, k, v)
 
     def mean_key(self) -> tuple[Tensor, Tensor]:
-        """Weight (D x C) and bias (D,) of the mean over heads of a token's keys."""
+        """Weight (D x C) and bias (D,) of the mean over heads of a token's keys, before their norm.
+
+        Raises `DyditError` for rotary positions, which a merged token has not one of.
+        """
+        if self.rotate is not None:
+            raise DyditError("tome: tokens with rotary positions cannot be merged; leave tome out")
         weight, bias = (p.detach().chunk(3)[1] for p in (self.qkv.weight, self.qkv.bias))
         return weight.view(self.heads, self.head_dim, -1).mean(dim=0), bias.view(self.heads, self.head_dim).mean(dim=0)
+
+
+def mask_groups(h: Tensor, group_mask: Tensor | None) -> Tensor:
+    """h (B N F) with the channels of masked groups at zero; group_mask: B G, zeros and ones, or None for all on."""
+    if group_mask is None:
+        return h
+    B, N, channels = h.shape
+    group_mask = group_mask.to(h.dtype)
+    if channels % group_mask.shape[1]:
+        return h * per_unit(group_mask, channels)[:, None]
+    return (h.view(B, N, group_mask.shape[1], -1) * group_mask[:, None, :, None]).view(B, N, -1)
 
 
 class Mlp(nn.Module):
@@ -273,21 +340,42 @@ class Mlp(nn.Module):
     def forward(self, x: Tensor, group_mask: Tensor | None = None) -> Tensor:
         """x: B N C; group_mask: B G, zeros and ones."""
         h = self.fc1(x)  # B N F
-        if group_mask is not None:
-            B, N, _ = h.shape
-            h = (h.view(B, N, group_mask.shape[1], -1) * group_mask[:, None, :, None].to(h.dtype)).view(B, N, -1)
-        y: Tensor = self.fc2(F.gelu(h, approximate="tanh"))
+        y: Tensor = self.fc2(F.gelu(mask_groups(h, group_mask), approximate="tanh"))
         return y  # B N C
+
+    def forward_sparse(self, parts: Sequence[Part], x: Tensor, pointwise: Pointwise) -> Tensor:
+        """x: A C -> A C, by the groups of `parts` alone."""
+        return sparse_mlp(parts, x, self.fc2.bias, pointwise.gelu)
+
+
+class SwiGLU(nn.Module):
+    """w12 gives gate and value, one after the other: w3(silu(gate) * value)."""
+
+    def __init__(self, width: int, hidden: int) -> None:
+        super().__init__()
+        self.w12 = nn.Linear(width, 2 * hidden)
+        self.w3 = nn.Linear(hidden, width)
+
+    def forward(self, x: Tensor, group_mask: Tensor | None = None) -> Tensor:
+        """x: B N C; group_mask: B G, zeros and ones."""
+        gate, value = self.w12(x).chunk(2, dim=2)  # each B N F
+        y: Tensor = self.w3(mask_groups(F.silu(gate) * value, group_mask))
+        return y  # B N C
+
+    def forward_sparse(self, parts: Sequence[Part], x: Tensor, pointwise: Pointwise) -> Tensor:
+        """x: A C -> A C, by the groups of `parts` alone."""
+        return sparse_mlp(parts, x, self.w3.bias, pointwise.swiglu)
 
 
 class FinalLayer(nn.Module):
     """Modulated norm and the projection back to patches: B N C -> B N patch^2 * Cout."""
 
-    def __init__(self, width: int, patch: int, out_channels: int) -> None:
+    def __init__(self, config: DiTConfig) -> None:
         super().__init__()
-        self.norm_final = nn.LayerNorm(width, eps=1e-6, elementwise_affine=False)
-        self.linear = nn.Linear(width, patch * patch * out_channels)
-        self.adaLN_modulation = nn.Sequential(nn.SiLU(), nn.Linear(width, 2 * width))
+        C = config.hidden_size
+        self.norm_final = norm(config)
+        self.linear = nn.Linear(C, config.patch_size**2 * config.out_channels)
+        self.adaLN_modulation = nn.Sequential(nn.SiLU(), nn.Linear(C, 2 * C))
 
     def forward(self, x: Tensor, c: Tensor) -> Tensor:
         shift, scale = self.adaLN_modulation(c).chunk(2, dim=1)  # each B C
@@ -301,16 +389,24 @@ class Block(nn.Module):
     def __init__(self, config: DiTConfig) -> None:
         super().__init__()
         C = config.hidden_size
-        self.norm1 = nn.LayerNorm(C, eps=1e-6, elementwise_affine=False)
-        self.attn = Attention(C, config.num_heads, config.head_dim)
-        self.norm2 = nn.LayerNorm(C, eps=config.norm2_eps, elementwise_affine=False)
-        self.mlp = Mlp(C, config.mlp_hidden)
-        self.adaLN_modulation = nn.Sequential(nn.SiLU(), nn.Linear(C, 6 * C))
+        self.modulations, self.rms_norm = config.modulations, config.rms_norm
+        self.norm1 = norm(config)
+        self.attn = Attention(config)
+        self.norm2 = norm(config, config.norm2_eps)
+        self.mlp: Mlp | SwiGLU = (SwiGLU if config.swiglu else Mlp)(C, config.mlp_hidden)
+        self.adaLN_modulation = nn.Sequential(nn.SiLU(), nn.Linear(C, config.modulations * C))
+
+    def split(self, rows: Tensor) -> tuple[Tensor | None, Tensor, Tensor, Tensor | None, Tensor, Tensor]:
+        """adaLN's rows (M K) as shift, scale and gate of the attention and of the MLP, each M C; None is no shift."""
+        parts: Sequence[Tensor | None] = rows.chunk(self.modulations, dim=1)
+        if self.modulations == 4:
+            parts = (None, *parts[:2], None, *parts[2:])
+        return cast(tuple[Tensor | None, Tensor, Tensor, Tensor | None, Tensor, Tensor], parts)
 
     def forward(self, x: Tensor, c: Tensor, merging: TokenMerging | None = None) -> Tensor:
         """x: B N C. With `merging` the attention sees merged tokens."""
         with region(MODULATION):
-            shift_a, scale_a, gate_a, shift_m, scale_m, gate_m = self.adaLN_modulation(c).chunk(6, dim=1)  # each B C
+            shift_a, scale_a, gate_a, shift_m, scale_m, gate_m = self.split(self.adaLN_modulation(c))  # each B C
             h = modulate(self.norm1(x), shift_a, scale_a)
         x = self.add_attention(x, h, gate_a, merging)
         with region(MODULATION):
@@ -357,10 +453,14 @@ class DynamicBlock(Block):
         return self.token_selection
 
     def modulation(self, c: Tensor) -> Tensor:
-        """c: M C -> M 6C, the two scales as 1 + scale: added once a sample here, not once a token later."""
+        """c: M C -> M K, the two scales as 1 + scale times the norm's weight: once a sample here, not once a token later."""
         with region(MODULATION):
             rows: Tensor = self.adaLN_modulation(c)
-            rows.view(len(rows), 6, -1)[:, 1::3] += 1
+            _, gain_a, _, _, gain_m, _ = self.split(rows)
+            for norm, gain in ((self.norm1, gain_a), (self.norm2, gain_m)):
+                gain.add_(1)
+                if self.rms_norm:
+                    gain.mul_(norm.weight)
         return rows
 
     def forward_routed(
@@ -368,7 +468,7 @@ class DynamicBlock(Block):
     ) -> tuple[Tensor, BlockRouting]:
         """x: B N C; c: B C; e: B C, the timestep embedding alone; noise: a scale, or that of heads, groups, tokens."""
         head_noise, group_noise, token_noise = noise if isinstance(noise, tuple) else (noise, noise, noise)
-        shift_a, scale_a, gate_a, shift_m, scale_m, gate_m = self.adaLN_modulation(c).chunk(6, dim=1)  # each B C
+        shift_a, scale_a, gate_a, shift_m, scale_m, gate_m = self.split(self.adaLN_modulation(c))  # each B C
         heads = self.attn_rate(e, self.temperature, head_noise)  # B H
         groups = self.mlp_rate(e, self.temperature, group_noise)  # B H
         x = x + gate_a.unsqueeze(1) * self.attn(modulate(self.norm1(x), shift_a, scale_a), heads)
@@ -379,10 +479,15 @@ class DynamicBlock(Block):
     def forward_sparse(
         self, x: Tensor, modulation: Tensor, parts: Mapping[Structure, Sequence[Part]], pointwise: Pointwise
     ) -> Tensor:
-        """Adds the block's work to x (B N C) in place; modulation: B 6C. Returns the token mask, B N."""
-        shift_a, gain_a, gate_a, *per_sample = modulation.chunk(6, dim=1)  # each B C
+        """Adds the block's work to x (B N C) in place; modulation: B K. Returns the token mask, B N."""
+        shift_a, gain_a, gate_a, shift_m, gain_m, gate_m = self.split(modulation)  # each B C
+
+        def modulated(norm: nn.LayerNorm | nn.RMSNorm, x: Tensor, *per_sample: Tensor | None) -> Tensor:
+            shift, gain = (v.unsqueeze(1) if v is not None and x.dim() == 3 else v for v in per_sample)
+            return pointwise.modulated(x, shift, cast(Tensor, gain), cast(float, norm.eps), self.rms_norm)
+
         with region(MODULATION):
-            h = pointwise.modulated(x, shift_a.unsqueeze(1), gain_a.unsqueeze(1), self.norm1.eps)  # B N C
+            h = modulated(self.norm1, x, shift_a, gain_a)  # B N C
         with region(ATTENTION):
             h = sparse_attention(parts["heads"], h, self.attn.proj.bias, self.attn.attend)
         x.addcmul_(gate_a.unsqueeze(1), h)
@@ -392,10 +497,9 @@ class DynamicBlock(Block):
 
         def mlp(h: Tensor) -> Tensor:
             with region(MLP):
-                return sparse_mlp(parts["groups"], h, self.mlp.fc2.bias, pointwise.gelu)
+                return self.mlp.forward_sparse(parts["groups"], h, pointwise)
 
-        shift, gain, gate = per_sample
-        add_to_active(x, active, (shift, gain, gate), self.norm2.eps, pointwise, mlp)
+        add_to_active(x, active, (shift_m, gain_m, gate_m), partial(modulated, self.norm2), mlp)
         return mask
 
 
@@ -417,7 +521,7 @@ class DiT(Backbone):
         positions = sincos_positions(C, config.input_size // config.patch_size)
         self.pos_embed = nn.Parameter(positions, requires_grad=False)
         self.blocks = nn.ModuleList(self.make_block(i) for i in range(config.depth))
-        self.final_layer = FinalLayer(C, config.patch_size, config.out_channels)
+        self.final_layer = FinalLayer(config)
         self.reset_parameters()
 
     def make_block(self, i: int) -> nn.Module:
