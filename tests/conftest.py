@@ -7,14 +7,29 @@ import resource
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any, TypeVar
 
 import pytest
 import torch
 
+from dydit_cli.model.backbone import Backbone, DynamicBackbone
+from dydit_cli.model.config import FlowConfig, ModelConfig
+from dydit_cli.model.families import build_model, with_routers
 from dydit_cli.model.families.dit import DiT, DiTConfig, DyDiT, DyDiTConfig
+from dydit_cli.model.families.lightningdit import LightningDiTConfig
 
 ROOT = Path(__file__).parent.parent
-TINY = DiTConfig(input_size=4, patch_size=1, in_channels=1, hidden_size=24, depth=3, num_heads=3, num_classes=10)
+SIZES: dict[str, Any] = {
+    "input_size": 4, "patch_size": 1, "in_channels": 1, "hidden_size": 24, "depth": 3, "num_heads": 3, "num_classes": 10,
+}  # fmt: skip
+TINY = DiTConfig(**SIZES)
+# every family, and what its blocks can be made of; a SwiGLU's 64 channels are groups of 22, 21 and 21
+FAMILIES: dict[str, DiTConfig] = {
+    "dit": TINY,
+    "lightningdit": LightningDiTConfig(**SIZES),
+    "lightningdit with qk-norm, without shift": LightningDiTConfig(**SIZES, qk_norm=True, shift=False),
+    "dit with qk-norm": LightningDiTConfig(**SIZES, learn_sigma=True, qk_norm=True, rms_norm=False, swiglu=False, rope=False),
+}
 
 
 @pytest.fixture(scope="session")
@@ -46,7 +61,10 @@ def no_room(size: int) -> Iterator[None]:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
 
 
-def randomize(model: DiT, seed: int = 0, scale: float = 0.2) -> DiT:
+Model = TypeVar("Model", bound=Backbone)
+
+
+def randomize(model: Model, seed: int = 0, scale: float = 0.2) -> Model:
     """Fills every trainable weight with noise, so that zero-initialised layers take part too."""
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
@@ -55,10 +73,12 @@ def randomize(model: DiT, seed: int = 0, scale: float = 0.2) -> DiT:
     return model.eval()
 
 
-def inputs(config: DiTConfig, batch: int = 4, seed: int = 1) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+def inputs(config: ModelConfig, batch: int = 4, seed: int = 1) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     generator = torch.Generator().manual_seed(seed)
     x = torch.randn(batch, config.in_channels, config.input_size, config.input_size, generator=generator)
     t = torch.randint(0, 1000, (batch,), generator=generator)
+    if isinstance(config, FlowConfig):
+        t = t / 1000
     y = torch.randint(0, config.num_classes + 1, (batch,), generator=generator)
     return x, t, y
 
@@ -71,6 +91,18 @@ def tiny_static() -> DiT:
 @pytest.fixture
 def tiny_dynamic() -> DyDiT:
     """Random routers: about half of everything is on."""
-    model = randomize(DyDiT(DyDiTConfig.from_static(TINY, token_router_reduction=4)))
-    assert isinstance(model, DyDiT)
+    return randomize(DyDiT(DyDiTConfig.from_static(TINY, token_router_reduction=4)))
+
+
+@pytest.fixture(params=FAMILIES)
+def any_static(request: pytest.FixtureRequest) -> Backbone:
+    """As `tiny_static`, of every family."""
+    return randomize(build_model(FAMILIES[request.param]))
+
+
+@pytest.fixture(params=FAMILIES)
+def any_dynamic(request: pytest.FixtureRequest) -> DynamicBackbone:
+    """As `tiny_dynamic`, of every family."""
+    model = randomize(build_model(with_routers(FAMILIES[request.param], token_router_reduction=4)))
+    assert isinstance(model, DynamicBackbone)
     return model

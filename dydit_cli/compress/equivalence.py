@@ -40,8 +40,10 @@ class EquivalenceCheck:
             self._model, dynamic = build_model(config.static()), build_model(config)
         self._blocks = list(zip(self._model.blocks, dynamic.blocks, strict=True))
         names = [name for name in self._model.state_dict() if not config.blocks.match(name)]
-        self._model.blocks = nn.ModuleList()
-        self._model.load_state_dict({name: static.weights[name].float() for name in names}, assign=True)
+        around = {name: static.weights[name].float() for name in names}
+        for model in (self._model, dynamic):  # blocks may look up what is the model's
+            model.blocks = nn.ModuleList()
+            model.load_state_dict(around, assign=True)
         generator, every = torch.Generator().manual_seed(seed), process_of(config).every()
         t = every[torch.linspace(0, len(every) - 1, self.inputs).long()]
         y = torch.randint(0, config.num_classes + 1, (self.inputs,), generator=generator)

@@ -7,6 +7,7 @@ happen, and each distinct function and shapes is handed to fvcore's handle once.
 
 from __future__ import annotations
 
+import math
 import warnings
 from collections import Counter
 from collections.abc import Callable, Mapping
@@ -15,6 +16,8 @@ from typing import Any
 
 import torch
 from torch.overrides import TorchFunctionMode
+
+from dydit_cli.model.config import NORM_MACS_PER_ELEMENT
 
 Shape = tuple[int, ...]
 
@@ -31,7 +34,7 @@ FREE = frozenset({
     "ones_like", "full_like", "empty", "empty_like", "new_empty", "new_zeros", "new_tensor", "cat", "stack", "chunk", "split",
     "unbind", "clone", "detach", "contiguous", "copy_", "cpu", "cuda", "numpy", "view", "reshape", "expand", "expand_as",
     "flatten", "permute", "transpose", "t", "squeeze", "squeeze_", "unsqueeze", "unsqueeze_", "size", "dim", "numel",
-    "stride", "new_ones", "mean",
+    "stride", "new_ones", "mean", "silu_", "neg", "unflatten", "repeat_interleave",
 })  # fmt: skip
 
 
@@ -92,6 +95,9 @@ def macs_of(name: str, inputs: tuple[Shape | None, ...], output: Shape) -> int:
         assert query is not None
         assert key is not None
         return attention_macs_of(query, key)
+    if name == "rms_norm":
+        assert inputs[0] is not None
+        return NORM_MACS_PER_ELEMENT * math.prod(inputs[0])
     if name == "conv2d":  # TorchScript's convolution has twelve arguments
         return _macs(name, [*inputs[:2], *[None] * 10], output)
     if name == "layer_norm":
@@ -100,7 +106,7 @@ def macs_of(name: str, inputs: tuple[Shape | None, ...], output: Shape) -> int:
 
 
 # How many leading tensors a handle needs
-HANDLED = {"linear": 2, "addmm": 3, "matmul": 2, "conv2d": 2, "layer_norm": 1, "scaled_dot_product_attention": 2}
+HANDLED = {"linear": 2, "addmm": 3, "matmul": 2, "conv2d": 2, "layer_norm": 1, "rms_norm": 1, "scaled_dot_product_attention": 2}
 
 SAME = {"mm": "matmul", "bmm": "matmul", "__matmul__": "matmul"}
 

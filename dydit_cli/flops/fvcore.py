@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import warnings
 from collections import Counter
 from typing import Any
@@ -9,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from dydit_cli.model.config import NORM_MACS_PER_ELEMENT
 from dydit_cli.model.execution import Executable
 
 
@@ -17,6 +19,11 @@ def attention_handle(inputs: list[Any], outputs: list[Any]) -> Counter[str]:
     batch, heads, queries, width = inputs[0].type().sizes()
     keys = inputs[1].type().sizes()[2]
     return Counter({"attention": 2 * batch * heads * queries * keys * width})
+
+
+def rms_norm_handle(inputs: list[Any], outputs: list[Any]) -> Counter[str]:
+    """As a LayerNorm without affine weights."""
+    return Counter({"norm": NORM_MACS_PER_ELEMENT * math.prod(inputs[0].type().sizes())})
 
 
 class _WithRouting(nn.Module):
@@ -44,5 +51,6 @@ def count(model: Executable, inputs: tuple[Tensor, Tensor, Tensor]) -> tuple[int
 
         analysis = FlopCountAnalysis(_WithRouting(model), inputs)
         analysis.set_op_handle("aten::scaled_dot_product_attention", attention_handle)
+        analysis.set_op_handle("aten::rms_norm", rms_norm_handle)
         analysis.unsupported_ops_warnings(False).uncalled_modules_warnings(False).tracer_warnings("none")
         return int(analysis.total()), analysis.unsupported_ops()

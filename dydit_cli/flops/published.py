@@ -24,13 +24,13 @@ class StaticCount:
     macs: int
     macs_norms_once: int
     macs_products: int
-    published_giga: float
+    published_giga: float | None
     parts: dict[str, int]
 
 
 def static_table() -> list[StaticCount]:
-    """All published sizes, of every family."""
-    return [count_size(name) for name in named_sizes()]
+    """The sizes, of every family, whose GFLOPs are published."""
+    return [count for count in map(count_size, named_sizes()) if count.published_giga is not None]
 
 
 def count_size(name: str) -> StaticCount:
@@ -48,6 +48,6 @@ def count_size(name: str) -> StaticCount:
         macs=total,
         macs_norms_once=total - norms + norms // NORM_MACS_PER_ELEMENT,
         macs_products=total - norms,
-        published_giga=family_of(config).published_giga[name],
+        published_giga=family_of(config).published_giga.get(name),
         parts={**parts, "frame": total - sum(parts.values())},
     )

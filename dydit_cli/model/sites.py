@@ -23,7 +23,7 @@ Weights = dict[str, Tensor]
 
 def per_unit(masks: Tensor, units: int) -> Tensor:
     """Masks of structures (... count) as masks of their units (... U): as `Site.bounds` has them, the first have one more."""
-    size, more = divmod(units, masks.shape[-1])
+    size, more = divmod(units, int(masks.shape[-1]))  # a tracer's shapes are tensors
     larger, rest = masks[..., :more], masks[..., more:]
     return torch.cat([larger.repeat_interleave(size + 1, dim=-1), rest.repeat_interleave(size, dim=-1)], dim=-1)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Callable
+from dataclasses import replace
 
 import pytest
 import torch
@@ -18,11 +19,13 @@ from dydit_cli.flops.executed import FREE, Executed, count_executed
 from dydit_cli.flops.fvcore import count
 from dydit_cli.flops.published import StaticCount, count_size, static_table
 from dydit_cli.model import macs as analytic
+from dydit_cli.model.backbone import Backbone, DynamicBackbone
+from dydit_cli.model.config import FlowConfig
 from dydit_cli.model.execution import SparseModel
-from dydit_cli.model.families import build_model, named_config
-from dydit_cli.model.families.dit import DiT, DiTConfig, DyDiT, DyDiTConfig
+from dydit_cli.model.families import build_model, named_config, named_sizes, with_routers
+from dydit_cli.model.families.dit import DiTConfig
 from dydit_cli.model.routing import Routing
-from tests.conftest import TINY, inputs, randomize
+from tests.conftest import FAMILIES, TINY, inputs, randomize
 
 
 @pytest.mark.parametrize("count", static_table(), ids=lambda count: count.model)
@@ -33,9 +36,9 @@ def test_static_sizes_match_the_published_table(count: StaticCount) -> None:
     assert sum(count.parts.values()) == count.macs == analytic.static_macs(named_config(count.model))
 
 
-@pytest.mark.parametrize("count", static_table(), ids=lambda count: count.model)
-def test_static_sizes_are_those_of_the_built_models(count: StaticCount) -> None:
-    config = named_config(count.model)
+@pytest.mark.parametrize("name", named_sizes())
+def test_static_sizes_are_those_of_the_built_models(name: str) -> None:
+    config, count = named_config(name), count_size(name)
     with torch.device("meta"):
         assert build_model(config).num_parameters() == count.parameters
     blocks = analytic.block_macs(Routing.all_on(config, 1), config)
@@ -55,15 +58,16 @@ def test_the_published_figures_of_xl() -> None:
 
 
 @pytest.mark.parametrize("batch", [1, 3])
-def test_static_model_equals_fvcore(tiny_static: DiT, batch: int) -> None:
-    total, unsupported = count(tiny_static, inputs(TINY, batch))
-    assert total == batch * analytic.static_macs(TINY)
+def test_static_model_equals_fvcore(any_static: Backbone, batch: int) -> None:
+    total, unsupported = count(any_static, inputs(any_static.config, batch))
+    assert total == batch * analytic.static_macs(any_static.config)
     assert {name.removeprefix("aten::") for name in unsupported} <= FREE
-    assert count_executed(tiny_static, *inputs(TINY, batch)) == (total, Counter())
+    assert count_executed(any_static, *inputs(any_static.config, batch)) == (total, Counter())
 
 
-@settings(max_examples=12, deadline=None)
+@settings(max_examples=24, deadline=None)
 @given(
+    family=st.sampled_from(sorted(FAMILIES)),
     heads=st.sampled_from([2, 3, 4]),
     head_dim=st.sampled_from([4, 8]),
     depth=st.integers(1, 3),
@@ -74,10 +78,11 @@ def test_static_model_equals_fvcore(tiny_static: DiT, batch: int) -> None:
     seed=st.integers(0, 99),
 )
 def test_sparse_model_equals_fvcore_and_torch(
-    heads: int, head_dim: int, depth: int, side: int, patch: int, batch: int, timestep: int, seed: int
+    family: str, heads: int, head_dim: int, depth: int, side: int, patch: int, batch: int, timestep: int, seed: int
 ) -> None:
     """Whatever the routers choose, the closed form over Routing is the integer that fvcore counts of the sparse run."""
-    config = DyDiTConfig(
+    static = replace(
+        FAMILIES[family],
         input_size=side * patch,
         patch_size=patch,
         in_channels=2,
@@ -85,13 +90,13 @@ def test_sparse_model_equals_fvcore_and_torch(
         depth=depth,
         num_heads=heads,
         num_classes=4,
-        token_router_reduction=4,
     )
-    model = randomize(DyDiT(config), seed)
-    assert isinstance(model, DyDiT)
+    config = with_routers(static, token_router_reduction=4)
+    model = randomize(build_model(config), seed)
+    assert isinstance(model, DynamicBackbone)
     sparse = SparseModel(model)
     x, _, y = inputs(config, batch, seed)
-    t = torch.full((batch,), timestep)
+    t = torch.full((batch,), timestep / 1000 if isinstance(config, FlowConfig) else timestep)
     _, routing = sparse(x, t, y, return_routing=True)
     by_formula = analytic.total_macs(routing, config)
     # the timestep embedding and the width routers are the same for the whole batch: run once, counted once a sample
@@ -109,23 +114,26 @@ def test_sparse_model_equals_fvcore_and_torch(
     with FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH):
         sparse(x, t, y)
     norms = analytic.block_macs(routing, config).norms.sum().item()
+    norms += config.num_tokens * config.site("heads").norms * routing.heads.sum().item()  # of queries and keys
     final_norm = batch * 4 * config.num_tokens * config.hidden_size
     assert counter.get_total_flops() == 2 * (total - norms - final_norm)
 
 
-def test_masked_model_with_all_on_equals_fvcore() -> None:
-    config = DyDiTConfig.from_static(TINY)
-    total, _ = count(DyDiT(config).eval(), inputs(config, 2))
-    assert count_executed(DyDiT(config).eval(), *inputs(config, 2)) == (total, Counter())
+@pytest.mark.parametrize("family", FAMILIES)
+def test_masked_model_with_all_on_equals_fvcore(family: str) -> None:
+    config = with_routers(FAMILIES[family])
+    total, _ = count(build_model(config).eval(), inputs(config, 2))
+    assert count_executed(build_model(config).eval(), *inputs(config, 2)) == (total, Counter())
     assert total == analytic.total_macs(Routing.all_on(config, 2), config).sum().item()
 
 
-def test_ratio_of_the_loss_is_that_of_attention_and_mlp(tiny_dynamic: DyDiT) -> None:
-    _, routing = tiny_dynamic(*inputs(TINY, 5), return_routing=True)
-    blocks = analytic.block_macs(routing, tiny_dynamic.config)
-    everything = TINY.depth * (analytic.attention_macs(TINY) + analytic.mlp_macs(TINY))
+def test_ratio_of_the_loss_is_that_of_attention_and_mlp(any_dynamic: DynamicBackbone) -> None:
+    config = any_dynamic.config
+    _, routing = any_dynamic(*inputs(config, 5), return_routing=True)
+    blocks = analytic.block_macs(routing, config)
+    everything = config.depth * (analytic.attention_macs(config) + analytic.mlp_macs(config))
     counted = (blocks.attention + blocks.mlp).sum(dim=0) / everything
-    assert torch.allclose(counted, analytic.flops_ratio(routing, TINY))
+    assert torch.allclose(counted, analytic.flops_ratio(routing, config))
 
 
 def test_everything_on_has_ratio_one() -> None:
@@ -143,6 +151,8 @@ def test_everything_on_has_ratio_one() -> None:
         (lambda: F.conv2d(torch.ones(2, 3, 8, 8), torch.ones(6, 3, 2, 2), stride=2), 2 * 6 * 3 * 2 * 2 * 4 * 4),
         (lambda: F.layer_norm(torch.ones(5, 3), (3,)), 4 * 5 * 3),
         (lambda: F.layer_norm(torch.ones(5, 3), (3,), torch.ones(3), torch.ones(3)), 5 * 5 * 3),
+        (lambda: F.rms_norm(torch.ones(5, 3), (3,)), 4 * 5 * 3),
+        (lambda: F.rms_norm(torch.ones(5, 3), (3,), torch.ones(3)), 4 * 5 * 3),
         (lambda: F.scaled_dot_product_attention(*torch.ones(3, 2, 4, 5, 8)), 2 * 4 * 2 * 5 * 5 * 8),
         (lambda: F.gelu(torch.ones(5, 3) * 2 + 1), 0),
     ],

@@ -322,11 +322,12 @@ def mask_groups(h: Tensor, group_mask: Tensor | None) -> Tensor:
     """h (B N F) with the channels of masked groups at zero; group_mask: B G, zeros and ones, or None for all on."""
     if group_mask is None:
         return h
-    B, N, channels = h.shape
+    B, N, _ = h.shape
+    channels, groups = int(h.shape[2]), int(group_mask.shape[1])  # a tracer's shapes are tensors
     group_mask = group_mask.to(h.dtype)
-    if channels % group_mask.shape[1]:
+    if channels % groups:
         return h * per_unit(group_mask, channels)[:, None]
-    return (h.view(B, N, group_mask.shape[1], -1) * group_mask[:, None, :, None]).view(B, N, -1)
+    return (h.view(B, N, groups, -1) * group_mask[:, None, :, None]).view(B, N, -1)
 
 
 class Mlp(nn.Module):
@@ -583,6 +584,7 @@ NAMES = re.compile(
 )
 ROUTER = "blocks.0.attn_rate.router.weight"
 TOKEN_ROUTER = "blocks.0.token_selection.mlp_head.0.weight"
+HEAD_WIDE = ("blocks.0.attn.q_norm.weight", "feat_rope.freqs_cos")  # as wide as a head, in families that have them
 
 
 def matches(names: Collection[str]) -> bool:
@@ -590,26 +592,40 @@ def matches(names: Collection[str]) -> bool:
     return "x_embedder.proj.weight" in names and all(map(NAMES.fullmatch, names))
 
 
-def infer(weights: Weights, hints: Hints) -> Inferred:
+def infer(
+    weights: Weights,
+    hints: Hints,
+    static: type[DiTConfig] = DiTConfig,
+    routed: type[DyDiTConfig] = DyDiTConfig,
+    **own: Any,
+) -> Inferred:
     """The configuration of weights under our names. Raises `DyditError` in one line where they are no DiT's, or asks
-    for the one number that they do not tell (heads; input size, where there are no positions)."""
+    for the one number that they do not tell (heads; input size, where there are no positions).
+
+    A family that builds on DiT gives its configurations, and as `own` the fields that it read off the weights itself.
+    """
     C, channels, P, _ = shape_of(weights, "x_embedder.proj.weight", 4)
     depth = depth_of(weights, r"blocks\.(\d{1,4})\.")
     rows, _ = shape_of(weights, "y_embedder.embedding_table.weight", 2)
-    hidden, _ = shape_of(weights, "blocks.0.mlp.fc1.weight", 2)
+    if own.get("swiglu"):
+        _, hidden = shape_of(weights, "blocks.0.mlp.w3.weight", 2)
+    else:
+        hidden, _ = shape_of(weights, "blocks.0.mlp.fc1.weight", 2)
     _, attention = shape_of(weights, "blocks.0.attn.proj.weight", 2)
     out, _ = shape_of(weights, "final_layer.linear.weight", 2)
     if out not in (P * P * channels, 2 * P * P * channels):
         raise DyditError(f"final_layer.linear.weight has {out} rows; {P * P * channels} or twice that fit the patches")
     notes: list[str] = []
+    known = _told_heads(weights, attention, hints.num_heads, notes)
+    published = _published(static, depth, C, attention)
     dynamic = any(name.endswith(".router.weight") for name in weights)
-    heads, always_on = _heads(weights, depth, C, attention, hints.num_heads, notes) if dynamic else (None, True)
+    heads, always_on = _heads(weights, attention, known or (published and published[1]), notes) if dynamic else (known, True)
     if heads is None:
-        heads = _static_heads(depth, C, attention, hints.num_heads, notes)
-    if (attention, hidden) != (C, 4 * C):
-        notes.append(f"attention {attention} and MLP {hidden} wide in a model of width {C}")
+        heads = _static_heads(depth, C, attention, published, notes)
+    size: list[str] = []
     values: dict[str, Any] = {
-        "input_size": _input_size(weights, P, hints.input_size, notes),
+        **own,
+        "input_size": _input_size(weights, P, hints.input_size, size),
         "patch_size": P,
         "in_channels": channels,
         "hidden_size": C,
@@ -622,12 +638,15 @@ def infer(weights: Weights, hints: Hints) -> Inferred:
         "timestep_variant": hints.timestep_variant or "original",
         "norm2_eps": 1e-6 if hints.norm2_eps is None else hints.norm2_eps,
     }
+    config = static(**values)
+    if (config.attention_width, config.mlp_width) != (None, None):
+        notes.append(f"attention {attention} and MLP {hidden} wide in a model of width {C}")
     if not dynamic:
-        return Inferred(DiTConfig(**values), notes)
+        return Inferred(config, notes + size)
     router_hidden, _ = shape_of(weights, TOKEN_ROUTER, 2)
     if C // max(1, C // router_hidden) != router_hidden:
         raise DyditError(f"{TOKEN_ROUTER} has {router_hidden} rows, which is no whole fraction of the width {C}")
-    return Inferred(DyDiTConfig(**values, token_router_reduction=C // router_hidden, always_on=always_on), notes)
+    return Inferred(routed(**values, token_router_reduction=C // router_hidden, always_on=always_on), notes + size)
 
 
 def _input_size(weights: Weights, patch: int, hint: int | None, notes: list[str]) -> int:
@@ -646,23 +665,33 @@ def _input_size(weights: Weights, patch: int, hint: int | None, notes: list[str]
     return size
 
 
-def _published(depth: int, width: int, attention: int) -> tuple[str, int] | None:
+def _published(of: type[DiTConfig], depth: int, width: int, attention: int) -> tuple[str, int] | None:
     """The published size of this depth and width, and its heads: of a pruned one those that are left, whole ones."""
-    for size, (size_depth, size_width, heads) in SIZES.items():
+    for size, (size_depth, size_width, heads) in of.published.items():
         head_dim = size_width // heads
         if (size_depth, size_width) == (depth, width) and attention % head_dim == 0:
-            return size, attention // head_dim
+            return f"{of.title}-{size}", attention // head_dim
     return None
 
 
-def _static_heads(depth: int, width: int, attention: int, hint: int | None, notes: list[str]) -> int:
-    """From what is asked for, else from the published size of this depth and width."""
-    if hint is not None:
+def _told_heads(weights: Weights, attention: int, hint: int | None, notes: list[str]) -> int | None:
+    """From a weight that is as wide as a head, else what is asked for."""
+    name = next((name for name in HEAD_WIDE if name in weights), None)
+    if name is None:
         return hint
-    published = _published(depth, width, attention)
+    width = weights[name].shape[-1] if weights[name].dim() else 0
+    if not width or attention % width or hint not in (None, attention // width):
+        heads = "heads" if hint is None else f"{hint} heads"
+        raise DyditError(f"{name} has shape {list(weights[name].shape)}; {heads} that are {attention} wide together do not fit")
+    notes.append(f"{attention // width} heads from {name}")
+    return attention // width
+
+
+def _static_heads(depth: int, width: int, attention: int, published: tuple[str, int] | None, notes: list[str]) -> int:
+    """From the published size of this depth and width."""
     if published is not None:
         size, heads = published
-        notes.append(f"{heads} heads as DiT-{size} has" if attention == width else f"{heads} heads as wide as DiT-{size}'s")
+        notes.append(f"{heads} heads as {size} has" if attention == width else f"{heads} heads as wide as {size}'s")
         return heads
     divisors = ", ".join(str(n) for n in range(1, attention + 1) if attention % n == 0)
     raise DyditError(
@@ -671,11 +700,9 @@ def _static_heads(depth: int, width: int, attention: int, hint: int | None, note
     )
 
 
-def _heads(weights: Weights, depth: int, width: int, attention: int, hint: int | None, notes: list[str]) -> tuple[int, bool]:
+def _heads(weights: Weights, attention: int, known: int | None, notes: list[str]) -> tuple[int, bool]:
     """Heads and whether the first one is always on, from the router's rows: H - 1, or H in the older release."""
     rows, _ = shape_of(weights, ROUTER, 2)
-    published = _published(depth, width, attention)
-    known = hint or (published[1] if published else None)
     candidates = [(heads, heads > rows) for heads in (rows + 1, rows) if attention % heads == 0 and heads > 1]
     fitting = [pair for pair in candidates if known is None or pair[0] == known]
     if len(fitting) == 1:
