@@ -34,8 +34,9 @@ def random_dydit(config: ModelConfig, ratio: float, timesteps: list[int], seed: 
         raise DyditError(f"FLOPs ratio {ratio:g}: {least}")
     torch.manual_seed(seed)
     model = cast(DynamicBackbone, build_model(with_routers(config))).eval()
-    for _, p in model.trainable():
-        nn.init.normal_(p, std=WEIGHT_STD if p.dim() > 1 else 0.0)
+    for name, p in model.trainable():  # biases are 0, and norms' weights 1
+        of_norm = p.dim() == 1 and not name.endswith("bias")
+        nn.init.normal_(p, mean=float(of_norm), std=WEIGHT_STD if p.dim() > 1 else 0.0)
     if ratio == 1:
         model.reset_routers()
         return model

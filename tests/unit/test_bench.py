@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -21,22 +22,26 @@ from dydit_cli.diffusion.options import spaced_timesteps
 from dydit_cli.errors import DyditError
 from dydit_cli.figures.time import draw_breakdown
 from dydit_cli.figures.visualize import save_as
+from dydit_cli.model.backbone import DynamicBackbone
 from dydit_cli.model.execution import SparseModel, static_twin
 from dydit_cli.model.families.dit import DiT, DiTConfig, DyDiT
 from dydit_cli.model.macs import flops_ratio
 from dydit_cli.model.weight_cache import SliceStats
-from tests.conftest import TINY, inputs
+from tests.conftest import inputs
 
-SMALL = DiTConfig(input_size=8, patch_size=1, hidden_size=48, depth=4, num_heads=8, num_classes=10)
+SIZES: dict[str, Any] = {"input_size": 8, "patch_size": 1, "hidden_size": 48, "depth": 4, "num_heads": 8, "num_classes": 10}
+SMALL = DiTConfig(**SIZES)
+GATED = LightningDiTConfig(**SIZES, rope=False, mlp_width=132)  # groups of 17 and 16 channels
 
 
+@pytest.mark.parametrize("config", [SMALL, GATED], ids=lambda config: config.family)
 @pytest.mark.parametrize("ratio", [0.3, 0.5, 0.7, 1.0])
-def test_a_random_model_runs_at_its_ratio(ratio: float) -> None:
+def test_a_random_model_runs_at_its_ratio(config: DiTConfig, ratio: float) -> None:
     timesteps = spaced_timesteps(50)
-    model = SparseModel(random_dydit(SMALL, ratio, timesteps))
-    x, _, y = inputs(SMALL, 2)
+    model = SparseModel(random_dydit(config, ratio, timesteps))
+    x, _, y = inputs(config, 2)
     found = [model(x, torch.full((2,), t), y, return_routing=True)[1] for t in timesteps]
-    ratios = torch.stack([flops_ratio(routing, SMALL).mean() for routing in found])
+    ratios = torch.stack([flops_ratio(routing, config).mean() for routing in found])
     assert ratios.mean().item() == pytest.approx(ratio, abs=0.06)
     if ratio < 1:
         assert len({routing.heads.sum().item() for routing in found}) > 5
@@ -47,10 +52,10 @@ def test_a_ratio_below_the_always_on_head_is_refused() -> None:
         random_dydit(SMALL, 0.1, [0])
 
 
-def test_the_static_twin_is_the_complete_model(tiny_dynamic: DyDiT) -> None:
-    x, t, y = inputs(TINY)
+def test_the_static_twin_is_the_complete_model(any_dynamic: DynamicBackbone) -> None:
+    x, t, y = inputs(any_dynamic.config)
     with torch.no_grad():
-        assert torch.equal(static_twin(tiny_dynamic)(x, t, y), tiny_dynamic(x, t, y, complete=True))
+        assert torch.equal(static_twin(any_dynamic)(x, t, y), any_dynamic(x, t, y, complete=True))
 
 
 def test_a_part_inside_another_is_taken_off_the_outer_one(monkeypatch: pytest.MonkeyPatch) -> None:

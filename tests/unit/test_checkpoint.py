@@ -21,8 +21,11 @@ from dydit_cli.compress.convert import convert, default_biases
 from dydit_cli.compress.structures import rank_block
 from dydit_cli.errors import DyditError
 from dydit_cli.files import atomic_file, atomic_folder, write_text
+from dydit_cli.model.backbone import Backbone
+from dydit_cli.model.config import ModelConfig
 from dydit_cli.model.execution import SparseModel
-from dydit_cli.model.families.dit import DiT, DyDiT, DyDiTConfig
+from dydit_cli.model.families import build_model, with_routers
+from dydit_cli.model.families.dit import DiT, DyDiT
 from dydit_cli.model.routers import WidthRouter
 from tests.conftest import TINY, inputs, no_room
 
@@ -152,19 +155,20 @@ def current_umask() -> int:
     return mask
 
 
-def rank(weights: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+def rank(weights: dict[str, torch.Tensor], config: ModelConfig) -> dict[str, torch.Tensor]:
     """Every block ranked by magnitude."""
     ranked = dict(weights)
-    for i in range(TINY.depth):
-        ranked |= rank_block(weights, i, TINY, "magnitude")
+    for i in range(config.depth):
+        ranked |= rank_block(weights, i, config, "magnitude")
     return ranked
 
 
-def test_ranking_is_a_permutation_in_descending_order(tiny_static: DiT) -> None:
-    weights = tiny_static.state_dict()
-    ranked = rank(weights)
-    for i in range(TINY.depth):
-        heads, channels = (site.magnitude(ranked, f"blocks.{i}") for site in TINY.sites(i))
+def test_ranking_is_a_permutation_in_descending_order(any_static: Backbone) -> None:
+    config = any_static.config
+    weights = any_static.state_dict()
+    ranked = rank(weights, config)
+    for i in range(config.depth):
+        heads, channels = (site.magnitude(ranked, f"blocks.{i}") for site in config.sites(i))
         assert torch.equal(heads, heads.sort(descending=True).values)
         assert torch.equal(channels, channels.sort(descending=True).values)
     for name, weight in weights.items():
@@ -172,19 +176,21 @@ def test_ranking_is_a_permutation_in_descending_order(tiny_static: DiT) -> None:
     assert any(not torch.equal(ranked[name], weights[name]) for name in weights)
 
 
-def test_ranking_preserves_the_function(tiny_static: DiT) -> None:
-    ranked = DiT(TINY)
-    ranked.load_state_dict(rank(tiny_static.state_dict()))
-    x, t, y = inputs(TINY, batch=8)
+def test_ranking_preserves_the_function(any_static: Backbone) -> None:
+    config = any_static.config
+    ranked = build_model(config)
+    ranked.load_state_dict(rank(any_static.state_dict(), config))
+    x, t, y = inputs(config, batch=8)
     with torch.no_grad():
-        assert (ranked.eval()(x, t, y) - tiny_static(x, t, y)).abs().max() < 1e-4
+        assert (ranked.eval()(x, t, y) - any_static(x, t, y)).abs().max() < 1e-4
 
 
-def test_permutations_have_inverses(tiny_static: DiT) -> None:
-    weights = tiny_static.state_dict()
+def test_permutations_have_inverses(any_static: Backbone) -> None:
+    config = any_static.config
+    weights = any_static.state_dict()
     heads = torch.tensor([2, 0, 1])
-    channels = torch.randperm(TINY.mlp_hidden, generator=torch.Generator().manual_seed(0))
-    attention, mlp = TINY.sites(1)
+    channels = torch.randperm(config.mlp_hidden, generator=torch.Generator().manual_seed(0))
+    attention, mlp = config.sites(1)
     moved = {**weights, **attention.select(weights, "blocks.1", heads), **mlp.select(weights, "blocks.1", channels)}
     back = {
         **attention.select(moved, "blocks.1", heads.argsort()),
@@ -194,16 +200,17 @@ def test_permutations_have_inverses(tiny_static: DiT) -> None:
 
 
 @pytest.mark.parametrize("ranking", ["magnitude", "none"])
-def test_conversion_keeps_the_function(static_folder: Path, tmp_path: Path, tiny_static: DiT, ranking: str) -> None:
+def test_conversion_keeps_the_function(tmp_path: Path, any_static: Backbone, ranking: str) -> None:
+    write(Checkpoint.of(any_static, [{"action": "pretrain"}]), tmp_path / "static")
     # the fixture's inputs to the routers are far larger than a trained model's, so the biases are too
-    report = convert(static_folder, tmp_path / "out", ranking=ranking, router_bias=50, token_router_bias=99)
+    report = convert(tmp_path / "static", tmp_path / "out", ranking=ranking, router_bias=50, token_router_bias=99)
     assert report.max_difference < 1e-4
     converted = read(tmp_path / "out")
-    assert isinstance(converted.config, DyDiTConfig)
+    assert converted.config == with_routers(any_static.config)
     assert [entry["action"] for entry in converted.lineage] == ["pretrain", "convert"]
-    x, t, y = inputs(TINY, batch=8)
+    x, t, y = inputs(any_static.config, batch=8)
     with torch.no_grad():
-        assert (converted.build()(x, t, y) - tiny_static(x, t, y)).abs().max() < 1e-4
+        assert (converted.build()(x, t, y) - any_static(x, t, y)).abs().max() < 1e-4
     assert report.parameters_dynamic - report.parameters_static == 3 * (2 * (24 * 2 + 2) + 24 + 1 + 1 + 1)
 
 

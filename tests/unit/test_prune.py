@@ -32,19 +32,25 @@ from dydit_cli.compress.structures import narrowed
 from dydit_cli.data.dataset import ImageData
 from dydit_cli.diffusion.process import GaussianDiffusion
 from dydit_cli.errors import DyditError
+from dydit_cli.model.backbone import Backbone
+from dydit_cli.model.config import ModelConfig
 from dydit_cli.model.families import build_model
 from dydit_cli.model.families.dit import DiT, DiTConfig
+from dydit_cli.model.families.lightningdit import LightningDiTConfig
 from tests.conftest import TINY, inputs, randomize
 
 # one block of two heads of width 2 and three channels
 SMALLEST = DiTConfig(input_size=2, patch_size=1, in_channels=1, hidden_size=4, depth=1, num_heads=2, num_classes=2, mlp_width=3)
+GATED = LightningDiTConfig(
+    input_size=2, in_channels=1, hidden_size=4, depth=1, num_heads=2, num_classes=2, mlp_width=3, rope=False
+)
 NOISE = torch.rand(20, 1, 4, 4, generator=torch.Generator().manual_seed(3)) * 2 - 1
 IMAGES = ImageData("noise", NOISE, torch.arange(20) % 10, 10)
 EVIDENCE = CalibrationData(data=IMAGES, batch_size=4, timesteps=5)
 
 
-def zeros() -> dict[str, Tensor]:
-    return {name: torch.zeros(p.shape) for name, p in structured(DiT(SMALLEST)).items()}
+def zeros(config: ModelConfig = SMALLEST) -> dict[str, Tensor]:
+    return {name: torch.zeros(p.shape) for name, p in structured(build_model(config)).items()}
 
 
 @pytest.mark.parametrize(
@@ -58,12 +64,16 @@ def zeros() -> dict[str, Tensor]:
         ("mlp.fc1.weight", (2, 1), [0, 0], [0, 0, 1]),
         ("mlp.fc1.bias", (0,), [0, 0], [1, 0, 0]),
         ("mlp.fc2.weight", (3, 1), [0, 0], [0, 1, 0]),
+        ("mlp.w12.weight", (2, 1), [0, 0], [0, 0, 1]),  # the gate of channel 2
+        ("mlp.w12.bias", (3,), [0, 0], [1, 0, 0]),  # the value of channel 0
+        ("mlp.w3.weight", (3, 1), [0, 0], [0, 1, 0]),
     ],
 )
 def test_a_weight_belongs_to_one_structure(weight: str, place: tuple[int, ...], heads: list[int], channels: list[int]) -> None:
-    values = zeros()
+    config = GATED if "mlp.w" in weight else SMALLEST
+    values = zeros(config)
     values[f"blocks.0.{weight}"][place] = 1
-    found = structure_sums(values, SMALLEST)
+    found = structure_sums(values, config)
     assert [score.tolist() for score in found] == [[heads], [channels]]
 
 
@@ -238,22 +248,23 @@ def test_what_cannot_be_kept_is_refused() -> None:
 
 
 @pytest.mark.parametrize("method", CRITERIA)
-def test_the_pruned_model_is_the_original_with_the_others_at_zero(method: str) -> None:
-    original = randomize(DiT(TINY)).double()
+def test_the_pruned_model_is_the_original_with_the_others_at_zero(method: str, any_static: Backbone) -> None:
+    original, whole = any_static.double(), any_static.config
     scores = CRITERIA[method].score(original, EVIDENCE)
-    config = narrower(TINY, 0.6)
+    config = narrower(whole, 0.6)
     heads, channels = chosen(scores, config)
     pruned = build_model(config).double().eval()
-    pruned.load_state_dict(narrowed(original.state_dict(), TINY, {"heads": list(heads), "groups": list(channels)}))
+    pruned.load_state_dict(narrowed(original.state_dict(), whole, {"heads": list(heads), "groups": list(channels)}))
+    output = whole.site("groups").output
     with torch.no_grad():
-        for i in range(TINY.depth):
+        for i in range(whole.depth):
             gone = sorted({*range(3)} - {*heads[i].tolist()})
             assert len(gone) == 1
             original.get_parameter(f"blocks.{i}.attn.proj.weight")[:, 8 * gone[0] : 8 * gone[0] + 8] = 0
-            others = sorted({*range(96)} - {*channels[i].tolist()})
-            assert len(others) == 96 - config.mlp_hidden
-            original.get_parameter(f"blocks.{i}.mlp.fc2.weight")[:, others] = 0
-        x, t, y = inputs(TINY, batch=6)
+            others = sorted({*range(whole.mlp_hidden)} - {*channels[i].tolist()})
+            assert len(others) == whole.mlp_hidden - config.mlp_hidden
+            original.get_parameter(f"blocks.{i}.{output}.weight")[:, others] = 0
+        x, t, y = inputs(whole, batch=6)
         expected = original(x.double(), t, y)
         assert (pruned(x.double(), t, y) - expected).abs().max() < 1e-6 * expected.abs().max()
 

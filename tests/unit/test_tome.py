@@ -25,12 +25,12 @@ from dydit_cli.flops.executed import FREE, count_executed
 from dydit_cli.flops.fvcore import count
 from dydit_cli.model import macs as analytic
 from dydit_cli.model.execution import MergedModel, executor
-from dydit_cli.model.families import named_config
+from dydit_cli.model.families import build_model, named_config
 from dydit_cli.model.families.dit import Attention, Block, DiT, DiTConfig, DyDiT, modulate
 from dydit_cli.model.merging import Merging, match, merge, unmerge
 from dydit_cli.model.routing import Routing
 from dydit_cli.profiling.profile import profile
-from tests.conftest import TINY, inputs, randomize
+from tests.conftest import FAMILIES, TINY, inputs, randomize
 
 SHORT = SamplerSettings(steps=3)
 ODD = replace(TINY, input_size=5)
@@ -250,3 +250,14 @@ def test_bench_refuses_before_it_builds(tmp_path: Path, tiny_dynamic: DyDiT) -> 
         bench_tome(0.2, tmp_path / "dynamic", device="cpu")
     with pytest.raises(DyditError, match=r"tome 0\.9: merges 230 of 256 tokens"):
         bench_tome(0.9, model="DiT-XL/2", device="cpu")
+
+
+def test_rotary_positions_are_not_merged() -> None:
+    config = FAMILIES["lightningdit"]
+    with pytest.raises(DyditError, match="tome: tokens with rotary positions cannot be merged; leave tome out"):
+        MergedModel(build_model(config), 0.4)
+    model = randomize(build_model(FAMILIES["dit with qk-norm"]))  # norms alone are
+    x, t, y = inputs(model.config, 2)
+    merged = MergedModel(model, 0.4)
+    _, routing = merged(x, t, y, return_routing=True)
+    assert count_executed(merged, x, t, y) == (merged.macs(routing).sum().item(), Counter())
