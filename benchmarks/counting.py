@@ -34,10 +34,11 @@ from dydit_cli.profiling.record import Recorder
 
 def equality(model: str, flops_ratio: float, steps: int) -> None:
     """Prints a line a step; a difference ends it."""
-    settings = SamplerSettings(steps=steps)
-    sparse = SparseModel(random_dydit(named_config(model), flops_ratio, settings.timesteps))
+    settings = SamplerSettings(steps=steps).for_model(named_config(model))
+    timesteps = settings.timesteps or ()
+    sparse = SparseModel(random_dydit(named_config(model), flops_ratio, timesteps))
     config = sparse.config
-    sparse.plan(settings.timesteps)
+    sparse.plan(timesteps)
     seen = 0
 
     def denoise(x: Tensor, t: Tensor, y: Tensor) -> Tensor:
@@ -67,7 +68,8 @@ def equality(model: str, flops_ratio: float, steps: int) -> None:
 
 def overhead(checkpoint: str, images: int, steps: int, repeats: int) -> None:
     """Prints the seconds of both and their ratio."""
-    loaded, settings = read(checkpoint), SamplerSettings(steps=steps)
+    loaded = read(checkpoint)
+    settings = SamplerSettings(steps=steps).for_model(loaded.config)
     config, model = loaded.config, executor(loaded.build(), "sparse")
     labels = cycle_labels(list(range(config.num_classes)), images)
     seconds: dict[str, list[float]] = {"plain": [], "profiled": []}
@@ -77,7 +79,7 @@ def overhead(checkpoint: str, images: int, steps: int, repeats: int) -> None:
             denoise, see = (model, None) if kind == "plain" else (recorder, recorder.see)
             start = time.perf_counter()
             if kind == "profiled":
-                recorder.plan(settings.timesteps)
+                recorder.plan(settings.timesteps or ())
             generate(denoise, labels, config.sample_shape, settings, null_class=config.null_class, on_progress=see)
             if kind == "profiled":
                 recorder.record()

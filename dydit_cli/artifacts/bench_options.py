@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Annotated, get_args
 
@@ -45,6 +46,6 @@ class BenchSettings:
         """How many timesteps are run."""
         return min(self.measured, self.steps)
 
-    def measured_of(self, every: list[int]) -> list[int]:
+    def measured_of(self, every: Sequence[float]) -> list[float]:
         """Of all sampling timesteps those that are run."""
         return [every[round(i * (len(every) - 1) / max(1, self.count - 1))] for i in range(self.count)]

@@ -1,6 +1,8 @@
 """What `dydit profile` leaves: a sampling run's routing and MACs, as tables and arrays.
 
-Legend: T sampling steps, L depth, H heads (and groups), N tokens, M images, K of them with masks, G guidance halves."""
+Legend: T model calls of a sampling run, L depth, H heads (and groups), N tokens, M images, K of them with masks, G guidance
+halves.
+"""
 
 from __future__ import annotations
 
@@ -15,7 +17,8 @@ from numpy.typing import NDArray
 
 from dydit_cli import marks
 from dydit_cli.artifacts.base import Folder
-from dydit_cli.diffusion.options import MOST_TIMESTEPS
+from dydit_cli.diffusion.process import process_of
+from dydit_cli.diffusion.timeline import Timeline
 from dydit_cli.files import atomic_folder, write_json
 from dydit_cli.model.config import ModelConfig
 from dydit_cli.model.families import config_from_dict
@@ -59,7 +62,12 @@ class Profile(Folder):
 
     @property
     def phases(self) -> pd.DataFrame:
-        return phase_table(self.table)
+        return phase_table(self.table, self.timeline)
+
+    @property
+    def timeline(self) -> Timeline:
+        """The scale of the model's timesteps."""
+        return process_of(self.config).timeline
 
     @property
     def blocks(self) -> pd.DataFrame:
@@ -110,9 +118,9 @@ BoolArray = NDArray[np.bool_]
 @dataclass(frozen=True)
 class RoutingRecord:
     """heads, groups: T L H, the same for every image; token_counts: T L G M; tokens: T L G K N, the masks of the first
-    K images; timesteps: T, the noisiest first. `merging` is what a `MergedModel` did in every attention."""
+    K images; timesteps: T, in the order of the model's calls. `merging` is what a `MergedModel` did in every attention."""
 
-    timesteps: NDArray[np.int64]
+    timesteps: NDArray[Any]
     heads: BoolArray
     groups: BoolArray
     token_counts: NDArray[np.int32]
@@ -143,8 +151,6 @@ class RoutingRecord:
 
 
 PARTS = ("attention", "mlp", "routers", "modulation", "norms")
-
-PHASES = 4
 
 HALVES = ("cond", "uncond")  # of guidance
 
@@ -234,13 +240,12 @@ def image_table(record: RoutingRecord, config: ModelConfig, labels: NDArray[np.i
     )
 
 
-def phase_table(table: pd.DataFrame, train_steps: int = MOST_TIMESTEPS) -> pd.DataFrame:
+def phase_table(table: pd.DataFrame, timeline: Timeline) -> pd.DataFrame:
     """Means of `timestep_table` over four equal phases of the schedule, the noisiest first; `phase` names timesteps."""
-    width = train_steps // PHASES
-    phase = (table["timestep"] // width).clip(upper=PHASES - 1)
-    means = table.drop(columns=["step", "timestep"]).groupby(phase).mean().sort_index(ascending=False)
-    means.insert(0, "phase", [f"{(i + 1) * width - 1} to {i * width}" for i in means.index])
-    means.insert(1, "steps", table.groupby(phase).size().reindex(means.index))
+    phase, names = timeline.phase_of(table["timestep"].to_numpy()), timeline.phases()
+    means = table.drop(columns=["step", "timestep"]).groupby(phase).mean()
+    means.insert(0, "phase", [names[i] for i in means.index])
+    means.insert(1, "steps", table.groupby(phase).size())
     return means.reset_index(drop=True)
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import gc
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -17,7 +17,7 @@ from dydit_cli.bench.breakdown import PARTS, TOME_PARTS, breakdown
 from dydit_cli.bench.random_model import random_dydit
 from dydit_cli.checkpoint.read import CheckpointLike, read
 from dydit_cli.devices import DTYPES, pick_device, synchronize
-from dydit_cli.diffusion.process import process_of
+from dydit_cli.diffusion.process import process_of, times
 from dydit_cli.errors import DyditError
 from dydit_cli.model.backbone import DynamicBackbone
 from dydit_cli.model.config import ModelConfig
@@ -35,7 +35,7 @@ def interleaved(
     variants: Mapping[str, Callable[..., Any]],
     x: Tensor,
     y: Tensor,
-    timesteps: list[int],
+    timesteps: Sequence[float],
     repeats: int,
     device: torch.device,
     on_work: OnWork,
@@ -46,7 +46,7 @@ def interleaved(
     Each runs once beforehand, to be warm and compiled; `begin` is called before every repeat.
     """
     for kind, model in variants.items():
-        model(x, torch.full_like(y, timesteps[len(timesteps) // 2]), y)
+        model(x, times(y, timesteps[len(timesteps) // 2]), y)
         on_work(1, f"warming {kind}")
     means: dict[str, list[float]] = {kind: [] for kind in variants}
     peaks: dict[str, int] = {}
@@ -55,7 +55,7 @@ def interleaved(
         sums = dict.fromkeys(variants, 0.0)
         begin()
         for i, timestep in enumerate(timesteps):
-            t = torch.full_like(y, timestep)
+            t = times(y, timestep)
             shift = (repeat + i) % len(order)
             for kind in order[shift:] + order[:shift]:  # nobody always comes first
                 seconds, peak = _time(variants[kind], (x, t, y), device)
@@ -143,7 +143,7 @@ def _measure(
         totals = {kind: [seconds * settings.steps for seconds in values] for kind, values in means.items()}
         for kind in sparse_variants:
             totals[kind] = [seconds + plan_seconds for seconds in totals[kind]]
-        macs = [total_macs(sparse(x, torch.full_like(y, t), y, return_routing=True)[1], config) for t in timesteps]
+        macs = [total_macs(sparse(x, times(y, t), y, return_routing=True)[1], config) for t in timesteps]
         parts = breakdown({"static": static, "sparse": sparse}, PARTS, x, y, timesteps, settings.steps)
     ratio = torch.stack(macs).double().mean().item() / static_macs(config)
     return BenchResult.of(
@@ -160,9 +160,11 @@ def _measure(
     )
 
 
-def sampling_timesteps(config: ModelConfig, settings: BenchSettings) -> list[int]:
+def sampling_timesteps(config: ModelConfig, settings: BenchSettings) -> Sequence[float]:
     """Of a whole sampling run, the noisiest first."""
-    return process_of(config).grid(settings.steps)[::-1]
+    process = process_of(config)
+    timesteps = process.grid(settings.steps)
+    return timesteps if process.timeline.rising else timesteps[::-1]
 
 
 def make_inputs(

@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import time
 from collections import defaultdict
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 
 import torch
 from torch import Tensor
 
 from dydit_cli.devices import synchronize
+from dydit_cli.diffusion.process import times
 from dydit_cli.model.execution import Executable
 from dydit_cli.model.regions import ATTENTION, GATHER, MATCHING, MLP, MODULATION, SLICING, TOKEN_ROUTERS, listen
 
@@ -51,12 +52,12 @@ class Stopwatch:
 
 
 def breakdown(
-    variants: Mapping[str, Executable], parts: tuple[str, ...], x: Tensor, y: Tensor, timesteps: list[int], steps: int
+    variants: Mapping[str, Executable], parts: tuple[str, ...], x: Tensor, y: Tensor, timesteps: Sequence[float], steps: int
 ) -> dict[str, dict[str, float]]:
     """Seconds by part and variant over a sampling run of `steps`, from one evaluation at each of `timesteps`."""
     watches = {name: Stopwatch(x.device) for name in variants}
     for timestep in timesteps:
-        t = torch.full_like(y, timestep)
+        t = times(y, timestep)
         for name, model in variants.items():
             with listen(watches[name]), watches[name].region(REST):
                 model(x, t, y)

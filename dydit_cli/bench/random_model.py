@@ -5,6 +5,7 @@ Speed does not depend on what the weights are, so no checkpoint is needed to mea
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import cast
 
 import torch
@@ -21,7 +22,7 @@ CALIBRATION_BATCH = 4
 
 
 @torch.no_grad()
-def random_dydit(config: ModelConfig, ratio: float, timesteps: list[int], seed: int = 0) -> DynamicBackbone:
+def random_dydit(config: ModelConfig, ratio: float, timesteps: Sequence[float], seed: int = 0) -> DynamicBackbone:
     """Heads are on for a share `ratio` of the timesteps, channel groups and tokens each for its square root, so that
     attention and MLP both cost `ratio` of what they would.
 
@@ -40,7 +41,7 @@ def random_dydit(config: ModelConfig, ratio: float, timesteps: list[int], seed: 
     if ratio == 1:
         model.reset_routers()
         return model
-    every_e = model.embed_timestep(torch.tensor(timesteps))  # T C
+    every_e = model.embed_timestep(torch.tensor(list(timesteps)))  # T C
     generator = torch.Generator().manual_seed(seed)
     batch = CALIBRATION_BATCH
     t = torch.tensor([timesteps[i * (len(timesteps) - 1) // max(1, batch - 1)] for i in range(batch)])

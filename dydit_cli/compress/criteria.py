@@ -18,7 +18,7 @@ from torch import Tensor
 from dydit_cli.data.dataset import Dataset, batches
 from dydit_cli.diffusion.objective import LossTerms
 from dydit_cli.diffusion.options import MOST_TIMESTEPS
-from dydit_cli.diffusion.process import process_of
+from dydit_cli.diffusion.process import process_of, times
 from dydit_cli.errors import DyditError
 from dydit_cli.model.backbone import Backbone
 from dydit_cli.model.config import ModelConfig
@@ -162,11 +162,11 @@ def diff(model: Backbone, data: CalibrationData) -> Scores:
         errors = []
         with torch.no_grad():
             for t in timesteps:
-                errors.append(losses.at(x0, y, torch.full_like(y, t), noise).mse.mean().item())
+                errors.append(losses.at(x0, y, times(y, t), noise).mse.mean().item())
                 data.on_work(1)
         chosen = contributing(torch.tensor(errors), data.threshold).tolist()
         for i in chosen:
-            losses.at(x0, y, torch.full_like(y, timesteps[i]), noise).loss.mean().backward()
+            losses.at(x0, y, times(y, timesteps[i]), noise).loss.mean().backward()
             data.on_work(1)
         data.on_work(len(timesteps) - len(chosen))
         counted += len(chosen)

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from dydit_cli.diffusion.options import SamplerSettings
+from dydit_cli.diffusion.options import ReadySettings
 from dydit_cli.diffusion.sampler import Denoiser, sample
 from dydit_cli.errors import DyditError
 from dydit_cli.seeds import derived
@@ -16,12 +16,16 @@ from dydit_cli.seeds import derived
 
 @dataclass(frozen=True)
 class Progress:
-    """Before a model evaluation: images `first` to `first + batch - 1`, sampling step `step`, timestep `timestep`."""
+    """Before a model evaluation: images `first` to `first + batch - 1`, the `call`-th of their run, timestep `timestep`.
+
+    `work` is what it is of the run's work, which is `settings.work` an image.
+    """
 
     first: int
     batch: int
-    step: int
-    timestep: int
+    call: int
+    timestep: float
+    work: int
 
 
 def image_generators(seed: int, first: int, count: int) -> list[torch.Generator]:
@@ -34,7 +38,7 @@ def generate(
     model: Denoiser,
     labels: Tensor,
     shape: tuple[int, ...],
-    settings: SamplerSettings,
+    settings: ReadySettings,
     *,
     null_class: int,
     seed: int = 0,
@@ -62,9 +66,10 @@ def generate(
         generators = image_generators(seed, first + start, len(y))
         x = torch.stack([torch.randn(shape, generator=generator) for generator in generators]).to(device)
 
-        def report(step: int, timestep: int, start: int = start, count: int = len(y)) -> None:
+        def report(call: int, timestep: float, start: int = start, count: int = len(y)) -> None:
             if on_progress:
-                on_progress(Progress(first + start, count, step, timestep))
+                counts = settings.calls is not None or call == 0
+                on_progress(Progress(first + start, count, call, timestep, count if counts else 0))
 
         x = sample(denoise, x, y, settings, null_class=null_class, generator=generators, on_step=report)
         parts.append(x.cpu())

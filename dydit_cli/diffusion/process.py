@@ -7,7 +7,7 @@ Legend: B batch, C channels, S size, T timesteps.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -16,8 +16,10 @@ from torch import Tensor
 
 from dydit_cli.diffusion.flow import FlowMatching
 from dydit_cli.diffusion.objective import LossTerms, loss_terms
-from dydit_cli.diffusion.options import TRAIN_STEPS, spaced_timesteps
+from dydit_cli.diffusion.options import TRAIN_STEPS, TimestepDraw, spaced_timesteps
 from dydit_cli.diffusion.schedule import linear_schedule
+from dydit_cli.diffusion.timeline import DDPM_TIMELINE, Timeline
+from dydit_cli.errors import DyditError
 from dydit_cli.model.config import ModelConfig
 from dydit_cli.model.families import family_of
 
@@ -25,9 +27,13 @@ from dydit_cli.model.families import family_of
 class Process(Protocol):
     """Timesteps are scalars of the process's own scale and type, `t` a tensor (B,) of them.
 
-    `span` is their lowest and their highest value; `weigh` weighs squared errors by timestep (Min-SNR's gamma, None for
-    none). Images, noise and outputs are B C S S; an output may have more channels, of which the first C are the prediction.
+    `timeline` is their scale, and `span` the lowest and the highest that a model is trained on; `weigh` weighs squared errors
+    by timestep (Min-SNR's gamma, None for none). Images, noise and outputs are B C S S; an output may have more channels, of
+    which the first C are the prediction.
     """
+
+    @property
+    def timeline(self) -> Timeline: ...
 
     @property
     def span(self) -> tuple[float, float]: ...
@@ -44,10 +50,10 @@ class Process(Protocol):
     def every(self) -> Tensor:
         """All timesteps, ascending; of a continuous schedule a thousand, evenly spaced."""
 
-    def grid(self, count: int) -> list[int]:
+    def grid(self, count: int) -> Sequence[float]:
         """So many timesteps, evenly over the schedule with both ends, ascending."""
 
-    def number(self, timestep: int) -> int:
+    def number(self, timestep: float) -> int:
         """Which of `every` a timestep is, or is nearest to."""
 
     def add_noise(self, x0: Tensor, t: Tensor, noise: Tensor) -> Tensor:
@@ -84,6 +90,7 @@ class GaussianDiffusion:
     t are integers from 0 (nearly clean) to 999 (nearly noise); the loss is DiT's: MSE of the noise, plus the variational term.
     """
 
+    timeline: Timeline = DDPM_TIMELINE
     span: tuple[float, float] = (0, TRAIN_STEPS - 1)
     schedule = linear_schedule()
 
@@ -106,8 +113,8 @@ class GaussianDiffusion:
     def grid(self, count: int) -> list[int]:
         return spaced_timesteps(count)[::-1]
 
-    def number(self, timestep: int) -> int:
-        return timestep
+    def number(self, timestep: float) -> int:
+        return int(timestep)
 
     def add_noise(self, x0: Tensor, t: Tensor, noise: Tensor) -> Tensor:
         return self.schedule.add_noise(x0, t, noise)
@@ -144,12 +151,22 @@ class GaussianDiffusion:
         return signal * self.to_noise(output, x_t, t) - sigma * self.to_x0(output, x_t, t)
 
 
-PROCESSES: dict[str, Callable[[ModelConfig], Process]] = {
-    "gaussian": lambda config: GaussianDiffusion(),
-    "flow": FlowMatching.of,  # type: ignore[dict-item]
-}
+def times(samples: Tensor, timestep: float) -> Tensor:
+    """(B,) one timestep for all of `samples`: int64 where it is a whole number, else float32."""
+    return torch.full((len(samples),), timestep, device=samples.device)
 
 
-def process_of(config: ModelConfig) -> Process:
-    """The process that a model of `config` is trained with: its family's."""
-    return PROCESSES[family_of(config).process](config)
+def _gaussian(config: ModelConfig, timestep_draw: TimestepDraw) -> Process:
+    if timestep_draw != "uniform":
+        raise DyditError(f"timestep_draw {timestep_draw} is for flow matching, and {config.size_name} is none; leave it out")
+    return GaussianDiffusion()
+
+
+# of a model's configuration, and how timesteps are drawn in training
+PROCESSES: dict[str, Callable[[ModelConfig, TimestepDraw], Process]] = {"gaussian": _gaussian, "flow": FlowMatching.of}
+
+
+def process_of(config: ModelConfig, timestep_draw: TimestepDraw = "uniform") -> Process:
+    """The process that a model of `config` is trained with: its family's. Raises `DyditError` for timesteps that it does not
+    draw so."""
+    return PROCESSES[family_of(config).process](config, timestep_draw)

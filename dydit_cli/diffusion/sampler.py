@@ -8,8 +8,10 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from dydit_cli.diffusion.options import SAMPLERS, TRAIN_STEPS, GuidanceChannels, SamplerSettings
+from dydit_cli.diffusion.options import SAMPLERS, TRAIN_STEPS, ReadySettings
+from dydit_cli.diffusion.process import times
 from dydit_cli.diffusion.schedule import BETA_END, BETA_START
+from dydit_cli.model.options import GuidanceChannels
 
 
 class Denoiser(Protocol):
@@ -35,25 +37,33 @@ def guided(
     return torch.cat([eps, with_label[:, count:]], dim=1)
 
 
-Generators = torch.Generator | list[torch.Generator] | None
-Denoise = Callable[[Tensor, int, int], Tensor]  # x at step i and timestep t -> the guided output
+NoiseSource = Callable[[Tensor], Tensor]  # standard normal noise like x, in place of a generator's
+Generators = torch.Generator | list[torch.Generator] | NoiseSource | None
+
+
+class Denoise(Protocol):
+    """The guided output for x at the model call number `call`, at a timestep; `guide_at` is the timestep that decides whether
+    it is guided, where that is another."""
+
+    def __call__(self, x: Tensor, call: int, timestep: float, /, guide_at: float | None = None) -> Tensor: ...
 
 
 # takes x (B C S S, pure noise) to samples, calling the first argument as often as it needs
-Run = Callable[[Denoise, Tensor, SamplerSettings, Generators], Tensor]
+Run = Callable[[Denoise, Tensor, ReadySettings, Generators], Tensor]
 
 
-def with_scheduler(make: Callable[[SamplerSettings, bool], Any], variance: bool = False) -> Run:
+def with_scheduler(make: Callable[[ReadySettings, bool], Any], variance: bool = False) -> Run:
     """A `Run` by one of diffusers' schedulers; `make` takes the settings and whether the model learns its variance,
     which only a scheduler with `variance` sees."""
 
-    def run(denoise: Denoise, x: Tensor, settings: SamplerSettings, generator: Generators) -> Tensor:
-        channels, scheduler = x.shape[1], None
-        for i, timestep in enumerate(settings.timesteps):
+    def run(denoise: Denoise, x: Tensor, settings: ReadySettings, generator: Generators) -> Tensor:
+        channels, scheduler, timesteps = x.shape[1], None, settings.timesteps
+        assert timesteps is not None
+        for i, timestep in enumerate(timesteps):
             out = denoise(x, i, timestep)
             if scheduler is None:
                 scheduler = make(settings, out.shape[1] == 2 * channels)
-                scheduler.set_timesteps(timesteps=settings.timesteps)
+                scheduler.set_timesteps(timesteps=timesteps)
             out = out if variance else out[:, :channels]
             x = scheduler.step(out, timestep, x, generator=generator, return_dict=False)[0]
         return x
@@ -69,7 +79,7 @@ BETAS = {
 }
 
 
-def ddpm_scheduler(settings: SamplerSettings, learn_sigma: bool) -> Any:
+def ddpm_scheduler(settings: ReadySettings, learn_sigma: bool) -> Any:
     """Ancestral sampling, with the learned variance where there is one."""
     from diffusers import DDPMScheduler
 
@@ -77,13 +87,13 @@ def ddpm_scheduler(settings: SamplerSettings, learn_sigma: bool) -> Any:
     return DDPMScheduler(**BETAS, variance_type=variance, clip_sample=settings.clip)
 
 
-def solver_scheduler(order: int) -> Callable[[SamplerSettings, bool], Any]:
+def solver_scheduler(order: int) -> Callable[[ReadySettings, bool], Any]:
     """DPM-Solver++ (arXiv 2211.01095): of order 2 the multistep one with diffusers' defaults. DDIM is its order 1
     (section 3): the same update as DDIM's with eta 0, and unlike diffusers' DDIMScheduler its previous timestep is the one
     that is really next in an uneven spacing.
     """
 
-    def make(settings: SamplerSettings, learn_sigma: bool) -> Any:
+    def make(settings: ReadySettings, learn_sigma: bool) -> Any:
         from diffusers import DPMSolverMultistepScheduler
 
         return DPMSolverMultistepScheduler(**BETAS, solver_order=order, final_sigmas_type="zero")
@@ -100,22 +110,24 @@ def sample(
     model: Denoiser,
     x: Tensor,
     y: Tensor,
-    settings: SamplerSettings,
+    settings: ReadySettings,
     *,
     null_class: int,
     generator: Generators = None,
-    on_step: Callable[[int, int], None] | None = None,
+    on_step: Callable[[int, float], None] | None = None,
 ) -> Tensor:
-    """Denoises x (B C S S, pure noise) to samples of the labels y (B); the generator feeds DDPM's noise.
+    """Denoises x (B C S S, pure noise) to samples of the labels y (B); the generator feeds the noise of a sampler
+    that draws some.
 
-    `on_step(i, t)` is called before step i runs the model at timestep t.
+    `on_step(i, t)` is called before the model runs for the i-th time, at timestep t.
     """
 
-    def denoise(x: Tensor, i: int, timestep: int) -> Tensor:
+    def denoise(x: Tensor, call: int, timestep: float, /, guide_at: float | None = None) -> Tensor:
         if on_step:
-            on_step(i, timestep)
-        t = torch.full((x.shape[0],), timestep, device=x.device, dtype=torch.long)
-        return guided(model, x, t, y, null_class, settings.guidance_at(timestep), settings.cfg_channels)
+            on_step(call, timestep)
+        t = times(x, timestep)
+        scale = settings.guidance_at(timestep if guide_at is None else guide_at)
+        return guided(model, x, t, y, null_class, scale, settings.cfg_channels)
 
     run: Run = SAMPLERS[settings.sampler].load()
     return run(denoise, x, settings, generator)

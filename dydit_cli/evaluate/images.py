@@ -229,7 +229,7 @@ class GeneratedImages(Images):
                 f"WORLD_SIZE={world_size()}: several processes share the sampling only in dydit sample --npz; "
                 "sample so, and evaluate its folder"
             )
-        self.per, self._sampler = config.settings.steps, open_sampler(loaded, config)
+        self.per, self._sampler = config.settings.for_model(loaded.config).work, open_sampler(loaded, config)
         digest = None if loaded.file is None else sha256(loaded.file)
         record = {**record_of(loaded, config, count), "checkpoint_sha256": digest}
         super().__init__(str(loaded.path), count, self._sampler.labels(0, count).numpy(), record)

@@ -20,7 +20,7 @@ from dydit_cli.checkpoint.read import CheckpointLike, read
 from dydit_cli.data.dataset import Dataset
 from dydit_cli.data.load import default_data, load_data, load_held_out
 from dydit_cli.devices import pick_device
-from dydit_cli.diffusion.process import Process, process_of
+from dydit_cli.diffusion.process import Process, process_of, times
 from dydit_cli.errors import DyditError
 from dydit_cli.evaluate.options import LossSettings as LossSettings
 from dydit_cli.files import check_output
@@ -138,7 +138,7 @@ def distinct(labels: Tensor, count: int) -> Tensor:
     return torch.tensor([*first, *(i for i in range(len(classes)) if i not in first)][:count])
 
 
-def ready(model: Checkpoint, place: torch.device, timesteps: list[int]) -> Executable:
+def ready(model: Checkpoint, place: torch.device, timesteps: Sequence[float]) -> Executable:
     """The model as it samples, on its device; a DyDiT's widths at the timesteps are decided ahead."""
     runner = executor(model.build().to(place).float(), "sparse")
     runner.plan(timesteps)
@@ -146,20 +146,20 @@ def ready(model: Checkpoint, place: torch.device, timesteps: list[int]) -> Execu
 
 
 def at_timestep(
-    model: Executable, x0: Tensor, labels: Tensor, timestep: int, settings: LossSettings, on_work: OnWork
+    model: Executable, x0: Tensor, labels: Tensor, timestep: float, settings: LossSettings, on_work: OnWork
 ) -> Tensor:
     """(M,) the images' losses at `timestep`, float32 on the cpu."""
     noise = torch.randn(x0.shape, generator=torch.Generator().manual_seed(noise_seed(model, timestep, settings.seed)))
     return squared_errors(model, x0, labels, timestep, noise, settings.batch, on_work).flatten(1).mean(dim=1)
 
 
-def noise_seed(model: Executable, timestep: int, seed: int) -> int:
+def noise_seed(model: Executable, timestep: float, seed: int) -> int:
     """Of the noise at a timestep, the same whichever model sees it."""
     process = process_of(model.config)
     return derived(seed, len(process.every()), process.number(timestep))
 
 
-def maps_of(model: Executable, x0: Tensor, labels: Tensor, timestep: int, settings: LossSettings, on_work: OnWork) -> Tensor:
+def maps_of(model: Executable, x0: Tensor, labels: Tensor, timestep: float, settings: LossSettings, on_work: OnWork) -> Tensor:
     """R S S, the loss of each patch, mean over the noises."""
     generator = torch.Generator().manual_seed((MAP_SEEDS + noise_seed(model, timestep, settings.seed)) % 2**64)
     total = torch.zeros(())
@@ -172,12 +172,12 @@ def maps_of(model: Executable, x0: Tensor, labels: Tensor, timestep: int, settin
 
 @torch.no_grad()
 def squared_errors(
-    model: Executable, x0: Tensor, labels: Tensor, timestep: int, noise: Tensor, batch: int, on_work: OnWork
+    model: Executable, x0: Tensor, labels: Tensor, timestep: float, noise: Tensor, batch: int, on_work: OnWork
 ) -> Tensor:
     """B C P P: the prediction's squared errors at one timestep, float32 on the cpu."""
     process, found = process_of(model.config), []
     for x, y, eps in zip(x0.split(batch), labels.split(batch), noise.split(batch), strict=True):
-        t = torch.full((len(x),), timestep)
+        t = times(x, timestep)
         x_t = process.add_noise(x, t, eps)
         output = model(x_t.to(model.device), t.to(model.device), y.to(model.device)).float().cpu()
         found.append(process.errors(output, x, x_t, t, eps))

@@ -128,10 +128,10 @@ class Backbone(nn.Module, ABC):
     def merging(self) -> Merging | None:
         return None
 
-    def plan(self, timesteps: Sequence[int]) -> int:
+    def plan(self, timesteps: Sequence[float]) -> int:
         return 0
 
-    def prepare(self, timestep: int, y: Tensor) -> int:
+    def prepare(self, timestep: float, y: Tensor) -> int:
         return 0
 
     def clear(self) -> None:

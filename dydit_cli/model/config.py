@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass, fields
 from typing import TYPE_CHECKING, Any, ClassVar, get_args
 
 from dydit_cli.errors import DyditError
-from dydit_cli.model.options import FlowEnd, FlowPath, FlowPrediction, FlowWeight
+from dydit_cli.model.options import FlowEnd, FlowPath, FlowPrediction, FlowWeight, GuidanceChannels
 
 if TYPE_CHECKING:
     from typing import Self
@@ -47,7 +47,8 @@ class ModelConfig(ABC):
     """What a model of any family is. Sizes are in tokens, channels and pixels of what the model takes.
 
     `kind` is the stored name; `family` the family's, and `title` that of the papers; `dynamic` whether there are routers,
-    whose modules are `routers`. A family adds its fields, and the MACs of what surrounds its sites.
+    whose modules are `routers`. `guided_channels` are those that guidance acts on in the family's own code. A family adds its
+    fields, and the MACs of what surrounds its sites.
     """
 
     input_size: int = 32
@@ -65,6 +66,7 @@ class ModelConfig(ABC):
     title: ClassVar[str]
     dynamic: ClassVar[bool] = False
     routers: ClassVar[tuple[str, ...]] = ()
+    guided_channels: ClassVar[GuidanceChannels] = "3"
     label_table: ClassVar[str] = "y_embedder.embedding_table.weight"
     blocks: ClassVar[re.Pattern[str]] = re.compile(r"(blocks\.\d+)\.")  # what the names of a block's weights begin with
 

@@ -50,9 +50,9 @@ class Executable(Protocol):
     @property
     def merging(self) -> Merging | None: ...
 
-    def plan(self, timesteps: Sequence[int]) -> int: ...
+    def plan(self, timesteps: Sequence[float]) -> int: ...
 
-    def prepare(self, timestep: int, y: Tensor) -> int: ...
+    def prepare(self, timestep: float, y: Tensor) -> int: ...
 
     def macs(self, routing: Routing) -> Tensor: ...
 
@@ -87,10 +87,10 @@ class Wrapper(nn.Module, ABC):
     def merging(self) -> Merging | None:
         return None
 
-    def plan(self, timesteps: Sequence[int]) -> int:
+    def plan(self, timesteps: Sequence[float]) -> int:
         return self.model.plan(timesteps)
 
-    def prepare(self, timestep: int, y: Tensor) -> int:
+    def prepare(self, timestep: float, y: Tensor) -> int:
         return self.model.prepare(timestep, y)
 
     def macs(self, routing: Routing) -> Tensor:
@@ -152,7 +152,7 @@ class SparseModel(Wrapper):
         self._slices.clear()
         self.modulations.clear()
 
-    def plan(self, timesteps: Sequence[int]) -> int:
+    def plan(self, timesteps: Sequence[float]) -> int:
         """Decides heads and groups for all these timesteps at once; without it each is decided when it first comes.
 
         Give them in the order in which they will be run: adaLN of small batches is computed some steps ahead.
@@ -162,7 +162,7 @@ class SparseModel(Wrapper):
             self._plan |= plan_width(self.model, missing)
         return plan_macs(self.model.config, len(missing))
 
-    def prepare(self, timestep: int, y: Tensor) -> int:
+    def prepare(self, timestep: float, y: Tensor) -> int:
         done = self.modulations
         timesteps, rows = done.timesteps, done.rows
         self._modulation(timestep, y)
@@ -172,7 +172,7 @@ class SparseModel(Wrapper):
         return sparse_step_macs(routing, self.config)
 
     @torch.no_grad()
-    def _modulation(self, timestep: int, y: Tensor) -> StepModulation:
+    def _modulation(self, timestep: float, y: Tensor) -> StepModulation:
         self.plan([timestep])
         order = list(self._plan)
         return self.modulations.at(timestep, y, order[order.index(timestep) + 1 :])

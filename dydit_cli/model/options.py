@@ -16,6 +16,8 @@ FlowWeight = Literal["none", "velocity", "likelihood"]
 
 FlowEnd = Literal[0, 1]  # of t
 
+GuidanceChannels = Literal["3", "all"]
+
 Execution = Literal["sparse", "masked", "complete"]
 
 WeightAccess = Literal["views", "copies"]

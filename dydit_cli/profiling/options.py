@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Annotated
 
-from dydit_cli.diffusion.options import ALWAYS, Batch, SamplerSettings
+from dydit_cli.diffusion.options import Batch, SamplerSettings
 from dydit_cli.errors import DyditError
 from dydit_cli.model.options import Tome
 from dydit_cli.options import Opt, Seed, Without
@@ -19,7 +19,7 @@ class ProfileOptions:
     numbers of tokens of all. `time` runs every step twice more, sparse and static, and adds their seconds. With `tome` a
     static model merges this share of its tokens before attention (`model.merging`).
 
-    Raises `DyditError` for images under 1, or guidance in a part of the schedule only.
+    Raises `DyditError` for images under 1.
     """
 
     images: Annotated[int, Opt("Images to draw and average over, classes in turn.", metavar="N")] = 16
@@ -37,5 +37,3 @@ class ProfileOptions:
         check_seed(self.seed)
         if self.images < 1:
             raise DyditError(f"{self.images} images: profile at least 1")
-        if self.settings.cfg_interval != ALWAYS:
-            raise DyditError("a profile counts the same guidance at every step; leave the guidance interval (cfg_interval) out")

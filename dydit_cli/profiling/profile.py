@@ -48,8 +48,15 @@ def profile(
     if out is not None:
         check_output(out, force)
     checkpoint, options = read(checkpoint, reading), replace(options, **changes)
-    settings = options.settings
     config, place = checkpoint.config, pick_device(device)
+    settings = options.settings.for_model(config)
+    if not settings.whole_run:
+        raise DyditError("a profile counts the same guidance at every step; leave the guidance interval (cfg_interval) out")
+    if settings.timesteps is None and options.images > options.batch:
+        raise DyditError(
+            f"sampler {settings.sampler} chooses other timesteps for every batch, and {options.images} images are several; "
+            f"profile {options.batch}, or raise the batch"
+        )
     built = checkpoint.build().to(place).float()
     model = executor(built, "sparse", tome=options.tome)
     halves = 1 if settings.cfg == 1 else 2
@@ -57,15 +64,17 @@ def profile(
     clock = None
     if options.time and model is not built:  # a static model as it is has nothing to be compared with
         whole = static_twin(built) if isinstance(built, DynamicBackbone) else built
-        clock = StepTimer(executor(built, "sparse", tome=options.tome), whole, recorder, settings.timesteps)
+        clock = StepTimer(executor(built, "sparse", tome=options.tome), whole, recorder, settings.timesteps or ())
     labels = cycle_labels(list(options.classes or range(config.num_classes)), options.images)
-    samples = recorder.sample(labels, settings, seed=options.seed, batch=options.batch, denoiser=clock, on_progress=on_progress)
+    samples = recorder.sample(
+        labels, options.settings, seed=options.seed, batch=options.batch, denoiser=clock, on_progress=on_progress
+    )
     record = recorder.record()
     table = timestep_table(record, config)
     if clock:
         table = clock.add_to(table)
     static, dynamic = float(table["static_macs"].mean()), float(table["dynamic_macs"].mean())
-    forwards, tally = settings.steps * halves, recorder.tally
+    forwards, tally = len(table) * halves, recorder.tally
     summary = {
         **Profile.header(),
         **made_by(),
@@ -90,11 +99,7 @@ def profile(
         "formula_macs": dict(tally.formula),
         "counters_agree": tally.agree,
         "operations_without_handle": dict(tally.unknown),
-        "sampler": settings.sampler,
-        "steps": settings.steps,
-        "cfg": settings.cfg,
-        "cfg_channels": settings.cfg_channels,
-        "spacing": settings.timestep_spacing,
+        **{name: value for name, value in settings.protocol().items() if name != "cfg_interval"},
         "images": options.images,
         **({"classes": list(options.classes)} if options.classes else {}),
         "images_with_masks": record.tokens.shape[3],

@@ -9,7 +9,7 @@ halves (2 with guidance).
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -63,7 +63,7 @@ class Recorder:
     keep: int = KEPT_MASKS
     tally: Tally = field(default_factory=Tally)
     _progress: Progress | None = None
-    _width: dict[int, tuple[int, BoolArray, BoolArray]] = field(default_factory=dict)
+    _width: dict[int, tuple[float, BoolArray, BoolArray]] = field(default_factory=dict)
     _counts: dict[int, list[NDArray[np.int32]]] = field(default_factory=dict)
     _bits: dict[int, list[NDArray[np.uint8]]] = field(default_factory=dict)
 
@@ -89,19 +89,20 @@ class Recorder:
 
         `denoiser` runs in place of this one and passes its calls on to it, as a `StepTimer` does.
         """
-        self.plan(settings.timesteps)
+        config = self.config
+        ready = settings.for_model(config)
+        self.plan(ready.timesteps or ())
 
         def see(progress: Progress) -> None:
             self.see(progress)
             if on_progress:
                 on_progress(progress)
 
-        config = self.config
         return generate(
             denoiser or self,
             labels,
             config.sample_shape,
-            settings,
+            ready,
             null_class=config.null_class,
             seed=seed,
             batch=batch,
@@ -112,7 +113,13 @@ class Recorder:
     def see(self, progress: Progress) -> None:
         self._progress = progress
 
-    def plan(self, timesteps: list[int]) -> None:
+    @property
+    def call(self) -> int:
+        """Which of its run's model calls is made, or was made last."""
+        assert self._progress is not None, "generate() was not given `see`"
+        return self._progress.call
+
+    def plan(self, timesteps: Sequence[float]) -> None:
         """Decides heads and groups of the whole run, counted."""
         with Executed() as executed:
             macs = self.model.plan(timesteps)
@@ -120,7 +127,7 @@ class Recorder:
 
     def __call__(self, x: Tensor, t: Tensor, y: Tensor) -> Tensor:
         assert self._progress is not None, "generate() was not given `see`"
-        step, first = self._progress.step, self._progress.first
+        step, first = self.call, self._progress.first
         out, routing = self._counted(x, t, y)
         heads, groups = (mask[:, 0].bool().cpu().numpy() for mask in (routing.heads, routing.groups))
         self._width[step] = (self._progress.timestep, heads, groups)
@@ -134,7 +141,7 @@ class Recorder:
 
     def _counted(self, x: Tensor, t: Tensor, y: Tensor) -> tuple[Tensor, Routing]:
         with Executed() as executed:
-            macs = self.model.prepare(int(t[0]), y)
+            macs = self.model.prepare(t[0].item(), y)
         self.tally.add("ahead", executed, macs)
         with Executed() as executed:
             out, routing = self.model(x, t, y, return_routing=True)
@@ -148,7 +155,7 @@ class Recorder:
         steps = sorted(self._width)
         bits = np.stack([np.concatenate(self._bits[step], axis=2) for step in steps])
         return RoutingRecord(
-            timesteps=np.array([self._width[step][0] for step in steps], dtype=np.int64),
+            timesteps=np.array([self._width[step][0] for step in steps]),
             heads=np.stack([self._width[step][1] for step in steps]),
             groups=np.stack([self._width[step][2] for step in steps]),
             token_counts=np.stack([np.concatenate(self._counts[step], axis=2) for step in steps]),

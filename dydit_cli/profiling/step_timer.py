@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections import defaultdict
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import pandas as pd
@@ -20,7 +20,7 @@ class StepTimer:
     model of the same weights. `model` is another than the recorder's, which counts what it precomputes. What the recorder
     itself costs is in neither, nor is the plan, made once before the run."""
 
-    def __init__(self, model: Executable, static: Executable, recorder: Recorder, timesteps: list[int]) -> None:
+    def __init__(self, model: Executable, static: Executable, recorder: Recorder, timesteps: Sequence[float]) -> None:
         self._recorder, self._dynamic, self._static = recorder, model, static
         self._dynamic.plan(timesteps)
         self._seconds: dict[str, dict[int, float]] = {"static": defaultdict(float), "dynamic": defaultdict(float)}
@@ -34,17 +34,17 @@ class StepTimer:
             self._dynamic(x, t, y)
             self._dynamic.clear()
             self._warm = True
-        timestep = int(t[0])
+        call = self._recorder.call
         order: list[tuple[str, Callable[..., Any]]] = [("static", self._static), ("dynamic", self._dynamic)]
-        for kind, model in order if self._samples[timestep] % 2 else reversed(order):
-            self._seconds[kind][timestep] += _seconds(model, x, t, y)
-        self._samples[timestep] += len(x)
+        for kind, model in order if self._samples[call] % 2 else reversed(order):
+            self._seconds[kind][call] += _seconds(model, x, t, y)
+        self._samples[call] += len(x)
         return out
 
     def add_to(self, table: pd.DataFrame) -> pd.DataFrame:
         """`table` with seconds per forward and image, the speed-up, and the share of the saved MACs that it realises."""
-        samples = table["timestep"].map(self._samples)
-        static, dynamic = (table["timestep"].map(self._seconds[kind]) / samples for kind in ("static", "dynamic"))
+        samples = table["step"].map(self._samples)
+        static, dynamic = (table["step"].map(self._seconds[kind]) / samples for kind in ("static", "dynamic"))
         return table.assign(
             static_seconds=static,
             dynamic_seconds=dynamic,

@@ -44,7 +44,7 @@ class ImageSampler:
         config, labels = self.config, self.labels(first, count)
 
         def report(progress: Progress) -> None:
-            on_work(progress.batch)
+            on_work(progress.work)
 
         return run_sampler(self.model, labels, config.settings, first, config.batch, config.seed, report)
 
@@ -70,18 +70,13 @@ def open_sampler(loaded: Checkpoint, config: SamplingConfig) -> ImageSampler:
 
 def protocol(loaded: Checkpoint, config: SamplingConfig) -> dict[str, Any]:
     """All that the images depend on, but for rounding: for samples.json. Raises `DyditError` for what cannot be sampled."""
-    settings, vae = config.settings, vae_of(loaded, config)
+    settings, vae = config.settings.for_model(loaded.config), vae_of(loaded, config)
     if config.tome:
         Merging.of(loaded.config, config.tome)
     return {
         "checkpoint": str(loaded.path),
         "classes": classes_of(loaded, config),
-        "sampler": settings.sampler,
-        "steps": settings.steps,
-        "cfg": settings.cfg,
-        "cfg_channels": settings.cfg_channels,
-        "cfg_interval": list(settings.cfg_interval),
-        "spacing": settings.timestep_spacing,
+        **settings.protocol(),
         "execution": config.execution if loaded.config.dynamic else "static",
         "tome": config.tome or None,
         "dtype": config.dtype,
@@ -121,14 +116,16 @@ def run_sampler(
     seed: int,
     on_progress: Callable[[Progress], None] | None,
 ) -> Tensor:
-    """`generate` with what the model itself tells: its sizes, device and dtype."""
+    """`generate` with what the model itself tells: its sizes, device and dtype. Widths are planned ahead, or as timesteps
+    come where the solver chooses them."""
     config = model.config
-    model.plan(settings.timesteps)
+    ready = settings.for_model(config)
+    model.plan(ready.timesteps or ())
     return generate(
         model,
         labels,
         config.sample_shape,
-        settings,
+        ready,
         null_class=config.null_class,
         seed=seed,
         first=first,

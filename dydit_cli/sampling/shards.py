@@ -117,7 +117,7 @@ def sample_npz(
         team.wait()  # all know the same shards before one appears
         own = list(new)[team.index :: team.count]
         if own:
-            on_stage("sample", sum(len(new[shard]) for shard in own), "images", config.settings.steps)
+            on_stage("sample", sum(len(new[shard]) for shard in own), "images", config.settings.for_model(loaded.config).work)
             image_sampler = open_sampler(loaded, config)
             for shard in own:
                 sample_shard(run, shard, new[shard], image_sampler, on_progress)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -74,12 +73,13 @@ def demo(
     recipe = recipe or read_recipe(RECIPE)
     often = min(SAVE_EVERY, recipe.train.save_every)
     recipe = with_settings(recipe, {"train.seed": seed, "train.save_every": often})
-    sampling = {name: list(value) if isinstance(value, tuple) else value for name, value in asdict(settings).items()}
+    ready = settings.for_model(read(BUNDLED).config)
+    sampling = {**ready.protocol(), "clip": settings.clip}
     wanted = {"images": images, "seed": seed, "device": chosen.type, **flat({"sampling": sampling, **recipe.model_dump()})}
     unfinished = Resumable(out, UNFINISHED_FILE, FORMAT, "an unfinished demo")
 
     def sampled(progress: Progress) -> None:
-        on_work(progress.batch, "")
+        on_work(progress.work, "")
 
     def stage(what: str, total: int, unit: str, whole: bool, make: Callable[[], object]) -> None:
         on_stage(what, total, unit)
@@ -117,7 +117,7 @@ def demo(
             profile(run.path, profiled, on_progress=sampled, **options)
 
         whole = Profile.fits(profiled)
-        stage("profile", PROFILED_IMAGES * settings.steps, "image-steps", whole, count)
+        stage("profile", PROFILED_IMAGES * ready.work, "image-steps", whole, count)
         measured = Profile.read(profiled)
 
         samples: dict[str, Tensor] = {}
@@ -131,7 +131,7 @@ def demo(
                 with atomic_file(file) as temporary:
                     np.savez(temporary, samples=result.samples, recognised=result.class_accuracy, seconds=result.seconds)
 
-            stage(f"sample {name}", images * settings.steps, "image-steps", file.is_file(), sample)
+            stage(f"sample {name}", images * ready.work, "image-steps", file.is_file(), sample)
             with np.load(file) as arrays:
                 samples[name] = torch.from_numpy(arrays["samples"])
                 figures = {name: float(arrays[name]) for name in ("recognised", "seconds")}
@@ -156,9 +156,9 @@ def demo(
             "finetune_seconds": tuned.seconds if tuned else None,
             "classifier_accuracy": classifier().accuracy,
             "images": images,
-            "sampler": settings.sampler,
-            "steps": settings.steps,
-            "cfg": settings.cfg,
+            "sampler": ready.sampler,
+            "steps": ready.steps,
+            "cfg": ready.cfg,
             "seed": seed,
             "device": chosen.type,
             "seconds": time.perf_counter() - start,

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from dydit_cli.checkpoint.checkpoint import Checkpoint
 from dydit_cli.data.dataset import ImageData
-from dydit_cli.diffusion.process import process_of
+from dydit_cli.diffusion.process import process_of, times
 from dydit_cli.evaluate.evaluate import evaluate
 from dydit_cli.evaluate.features import Extractor
 from dydit_cli.evaluate.images import ArrayImages
@@ -61,16 +61,17 @@ class Measured:
 def measure(loaded: Checkpoint, row: Row, evaluator: Evaluator, work: RowWork) -> Measured:
     """The figures of one row."""
     config = evaluator.config
-    counted = work.part("count MACs", PROFILE_SHARE, config.profiled * config.settings.steps)
+    each = config.settings.for_model(loaded.config).work
+    counted = work.part("count MACs", PROFILE_SHARE, config.profiled * each)
     summary = profile(
         loaded, name=row.name, images=config.profiled, settings=config.settings, seed=row.seed, batch=config.batch,
-        tome=row.tome, device=evaluator.device, on_progress=lambda progress: counted(progress.batch),
+        tome=row.tome, device=evaluator.device, on_progress=lambda progress: counted(progress.work),
     ).summary  # fmt: skip
     macs = float(summary["macs_dynamic"])
 
     sampling = evaluator.sampling(row)
     image_sampler = open_sampler(loaded, sampling)
-    sampled = work.part("sample", SAMPLE_SHARE, config.images * config.settings.steps)
+    sampled = work.part("sample", SAMPLE_SHARE, config.images * each)
     start = time.perf_counter()
     samples = image_sampler.samples(0, config.images, sampled)
     pixels = image_sampler.pixels(samples)
@@ -116,7 +117,7 @@ def held_out_loss(
         noise = torch.randn(data.images.shape, generator=generator)  # M C S S
         for part in torch.arange(len(data)).split(batch):
             x_0, y = data.take(part)
-            t = torch.full((len(part),), timestep)
+            t = times(part, timestep)
             x_t = process.add_noise(x_0, t, noise[part])
             out = model(x_t.to(device), t.to(device), y.to(device)).float().cpu()
             losses.append(process.losses(out, x_0, x_t, t, noise[part]).loss)

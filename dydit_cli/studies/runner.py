@@ -37,14 +37,17 @@ def time_row(
     model.
     """
     images, whole = timing.images, Row(STATIC, 1.0, row.seed)
+    each = evaluator.config.settings.for_model(static.config).work
     pair = [(static, evaluator.sampling(whole, images)), (model, evaluator.sampling(row, images))]
-    advance = work.part("time", 1.0, (2 * timing.repeats + 2) * images * evaluator.config.settings.steps)
+    advance = work.part("time", 1.0, (2 * timing.repeats + 2) * images * each)
     for checkpoint, sampling in pair:  # warm
-        _run(checkpoint, sampling, images, advance)
+        _run(checkpoint, sampling, images)
+        advance(images * each)
     seconds: tuple[list[float], list[float]] = ([], [])
     for repeat in range(timing.repeats):
         for side in (0, 1) if repeat % 2 == 0 else (1, 0):  # neither always comes first
-            seconds[side].append(_run(*pair[side], images, advance) / images)
+            seconds[side].append(_run(*pair[side], images) / images)
+            advance(images * each)
     return {
         **asdict(row),
         "seconds_per_image": asdict(Spread.of(seconds[1])),
@@ -58,13 +61,11 @@ def time_row(
     }
 
 
-def _run(checkpoint: Checkpoint, sampling: SamplingConfig, images: int, advance: Callable[[int], None]) -> float:
+def _run(checkpoint: Checkpoint, sampling: SamplingConfig, images: int) -> float:
     image_sampler = open_sampler(checkpoint, sampling)
     start = time.perf_counter()
     image_sampler.samples(0, images)  # ends on the cpu, so nothing is under way after it
-    seconds = time.perf_counter() - start
-    advance(images * sampling.settings.steps)
-    return seconds
+    return time.perf_counter() - start
 
 
 @dataclass(frozen=True)

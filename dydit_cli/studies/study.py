@@ -62,6 +62,7 @@ def held_out_part(data: str, count: int) -> ImageData | None:
 def facts(start: Start, evaluator: Evaluator) -> dict[str, Any]:
     """The protocol's facts that all rows share."""
     recipe, evaluation, config = start.recipe, start.recipe.evaluation, start.checkpoint.config
+    sampling = evaluation.settings.for_model(config).protocol()
     pretrained = sum(int(entry["steps"]) for entry in start.checkpoint.lineage if entry.get("action") == "pretrain")
     return {
         "model": recipe.model,
@@ -76,8 +77,10 @@ def facts(start: Start, evaluator: Evaluator) -> dict[str, Any]:
         **({"tome": "merges tokens of the static model while sampling, without fine-tuning"} if recipe.methods.tome else {}),
         "images": evaluation.images,
         "classes": list(range(config.num_classes)),
-        **{name: getattr(evaluation, name) for name in ("sampler", "cfg", "cfg_channels", "vae")},
-        "steps": evaluation.settings.steps,
+        **{name: sampling.pop(name) for name in ("sampler", "cfg", "cfg_channels")},
+        "vae": evaluation.vae,
+        "steps": sampling.pop("steps"),
+        **{name: value for name, value in sampling.items() if name not in ("spacing", "cfg_interval")},
         **evaluator.extractor.facts,
         "reference": evaluator.reference.name,
         "reference_sha256": evaluator.reference.digest(),
@@ -141,6 +144,7 @@ def study(
     static = read(recipe.model)
     if static.config.dynamic:
         raise DyditError(f"{recipe.model}: is a DyDiT; a study begins with the static model")
+    recipe = recipe.model_copy(update={"evaluation": recipe.evaluation.for_model(static.config)})
     load_data(recipe.data, static.config).check(static.config)
     start, evaluator = Start.of(static, recipe, device), make_evaluator(recipe, static, device)
     folder, rows = StudyFolder(Path(out)), rows_of(recipe)

@@ -4,13 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import TYPE_CHECKING, Any, Literal, Self, TypeVar
 
 from pydantic import Field, ValidationError, model_validator
 
-from dydit_cli.diffusion.options import MOST_TIMESTEPS, GuidanceChannels, SamplerSettings
+from dydit_cli.diffusion.options import MOST_TIMESTEPS, SamplerSettings, TimestepDraw
 from dydit_cli.errors import DyditError
+from dydit_cli.model.options import GuidanceChannels
 from dydit_cli.recipe_files import Section, Seed, explain, find_recipe, first_fault, parse_setting, read_merged
+
+if TYPE_CHECKING:
+    from dydit_cli.model.config import ModelConfig
 
 
 class ModelRecipe(Section):
@@ -39,8 +43,12 @@ class TrainRecipe(Section):
     ema_decay: float = Field(default=0.9999, ge=0, lt=1)
     label_dropout: float = Field(default=0.1, ge=0, le=1)
     timestep_strata: int = Field(default=4, ge=1, le=MOST_TIMESTEPS)
+    timestep_draw: TimestepDraw = Field(default="uniform", description="flow matching: uniform, or logit-normal")
     min_snr: float | None = Field(
         default=None, gt=0, description="gamma: a timestep's squared noise errors weigh min(SNR, gamma) / SNR"
+    )
+    cosine_weight: float = Field(
+        default=0.0, ge=0, description="of 1 - cosine over the channels of prediction and target (LightningDiT)"
     )
     grad_limit: float | None = Field(default=None, gt=0, description="a step whose gradient norm is over it is skipped")
     seed: Seed = 0
@@ -98,16 +106,22 @@ class RoutingRecipe(Section):
 class SamplingSection(Section):
     """How images are sampled."""
 
-    sampler: str = "ddim"
+    sampler: str | None = Field(default=None, description="by default the usual one of the model's process")
     steps: int | None = Field(default=None, ge=1, description="sampling steps, by default the sampler's usual number")
     cfg: float = Field(default=1.5, ge=1)
-    cfg_channels: GuidanceChannels = "3"
+    cfg_channels: GuidanceChannels | None = Field(default=None, description="by default those of the model's family")
+    time_shift: float | None = Field(default=None, gt=0, description="of flow matching's ODE")
 
     @property
     def settings(self) -> SamplerSettings:
-        """Raises `DyditError` for steps that the sampler cannot take."""
-        steps: dict[str, Any] = {} if self.steps is None else {"steps": self.steps}
-        return SamplerSettings(sampler=self.sampler, cfg=self.cfg, cfg_channels=self.cfg_channels, **steps)
+        """As a command's."""
+        return SamplerSettings(**{name: getattr(self, name) for name in SamplingSection.model_fields})
+
+    def for_model(self, config: ModelConfig) -> Self:
+        """With the sampler and the channels that a model of `config` is sampled with, where none are given. Raises `DyditError`
+        for what its sampler cannot take."""
+        ready = self.settings.for_model(config)
+        return self.model_copy(update={"sampler": ready.sampler, "cfg_channels": ready.cfg_channels})
 
 
 class CalibrationRecipe(SamplingSection):
@@ -128,6 +142,11 @@ class Recipe(Section):
         if self.train.lr_warmup_steps > self.train.steps:
             raise ValueError("train.lr_warmup_steps is over train.steps")
         return self
+
+
+def for_model(recipe: Recipe, config: ModelConfig) -> Recipe:
+    """`recipe` with what is left to the model filled in. Raises `DyditError` for a calibration that its sampler cannot take."""
+    return recipe.model_copy(update={"calibration": recipe.calibration.for_model(config)})
 
 
 SECTIONS = (Recipe, ModelRecipe, TrainRecipe, RoutingRecipe, CalibrationRecipe)

@@ -30,7 +30,7 @@ from dydit_cli.model.families import build_model, families
 from dydit_cli.profiling.calibrate import calibrate
 from dydit_cli.provenance import made_with
 from dydit_cli.train.loop import TrainResult, train
-from dydit_cli.train.recipe import Recipe, read_recipe, with_settings, with_steps
+from dydit_cli.train.recipe import Recipe, for_model, read_recipe, with_settings, with_steps
 from dydit_cli.train.run_folder import RunFolder, RunSpec, Saved
 
 
@@ -49,7 +49,7 @@ def random_start(recipe: Recipe) -> RunSpec:
         raise DyditError(f"'model.family': {recipe.model.family!r} is no family; choose one of {', '.join(families())}")
     torch.manual_seed(recipe.train.seed)
     start = Checkpoint.of(build_model(family.static_config(**values)), lineage=[])
-    return RunSpec("pretrain", start, recipe, {})
+    return RunSpec("pretrain", start, for_model(recipe, start.config), {})
 
 
 def finetune(
@@ -89,7 +89,7 @@ def tuned_start(checkpoint: CheckpointLike, recipe: Recipe, reading: LoadOptions
         start = with_classes(start, num_classes, recipe.train.seed)
     if recipe.routing.tokens == "layers" and isinstance(start.config, RoutedConfig):
         start = replace(start, config=replace(start.config, token_routing="layers"))
-    return RunSpec("finetune", start, recipe, source)
+    return RunSpec("finetune", start, for_model(recipe, start.config), source)
 
 
 def resume(
@@ -180,7 +180,6 @@ def run_training(
     another process trains into `out`, and, after saving, where the gradient guard ended the run.
     """
     folder, recipe, start = RunFolder(Path(out)), spec.recipe, spec.start
-    _ = recipe.calibration.settings  # a mistake in it is raised before anything is trained
     with init_distributed(device) as processes, ExitStack() as stack:
         folder.check(spec, force)
         data = load_data(recipe.data, start.config)

@@ -54,7 +54,7 @@ def test_the_examples_and_their_commands(tmp_path: Path) -> None:
         ["convert", static, dynamic, "--width-routing", "deep"],
         ["prune", static, tmp_path / "pruned", "--method", "first", *cpu],
         ["finetune", static, "--data", "grey", *flat, "--out", tmp_path / "tuned", *cpu],
-        ["sample", dynamic, "--sampler", "euler", "--num", 1, "--out", tmp_path / "samples", *cpu],
+        ["sample", dynamic, "--sampler", "little", "--num", 1, "--out", tmp_path / "samples", *cpu],
         ["profile", dynamic, "--images", 1, "--steps", 2, "--out", profile, *cpu],
         ["visualize", profile, "--figure", "ratio", "--out", tmp_path / "ratio.png", "--data"],
     ):  # fmt: skip

@@ -111,10 +111,10 @@ def test_a_module_is_a_command_and_its_dataclasses_are_options() -> None:
 
 
 def test_what_a_registry_holds_can_be_typed(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(SAMPLERS, "heun", Sampler(18, "linspace", lambda: None))
+    monkeypatch.setitem(SAMPLERS, "little", Sampler("gaussian", 18, lambda: None))
     shown = CliRunner().invoke(app, ["sample", "--help"], env={"COLUMNS": "200"}).stdout
-    assert "dpmsolver++ or heun" in " ".join(shown.split())
-    typed = dydit("sample", "no-such-model", "--sampler", "heun", "--out", "x")
+    assert "heun-sde or little" in " ".join(shown.split())
+    typed = dydit("sample", "no-such-model", "--sampler", "little", "--out", "x")
     assert "no-such-model: no such checkpoint" in typed.stderr
 
 

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from dydit_cli.checkpoint.read import read
 from dydit_cli.compress.criteria import CRITERIA, CalibrationData, Scores, criterion
-from dydit_cli.diffusion.options import SAMPLERS, Sampler, SamplerSettings
+from dydit_cli.diffusion.options import SAMPLERS, ReadySettings, Sampler
 from dydit_cli.diffusion.sampler import Denoise, Generators
 from dydit_cli.model import families
 from dydit_cli.model.backbone import Backbone
@@ -177,21 +177,22 @@ def test_pruning_takes_a_registered_criterion(tmp_path: Path) -> None:
         del CRITERIA["first"]
 
 
-def euler(denoise: Denoise, x: Tensor, settings: SamplerSettings, generator: Generators) -> Tensor:
+def little(denoise: Denoise, x: Tensor, settings: ReadySettings, generator: Generators) -> Tensor:
     """A little of the predicted noise is taken away at every step."""
-    for i, timestep in enumerate(settings.timesteps):
-        x = x - denoise(x, i, timestep)[:, : x.shape[1]] / len(settings.timesteps)
+    timesteps = settings.timesteps or ()
+    for i, timestep in enumerate(timesteps):
+        x = x - denoise(x, i, timestep)[:, : x.shape[1]] / len(timesteps)
     return x
 
 
 def test_every_command_takes_a_registered_sampler(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(SAMPLERS, "euler", Sampler(3, "trailing", lambda: euler))
-    sampled = figures("sample", "digits-dit", "--sampler", "euler", "--num", 2, "--out", tmp_path / "samples")
-    assert (sampled["sampler"], sampled["steps"]) == ("euler", 3)
-    profiled = figures("profile", "digits-dit", "--sampler", "euler", "--images", 1, "--out", tmp_path / "profile")
-    assert (profiled["sampler"], profiled["steps"], profiled["spacing"]) == ("euler", 3, "trailing")
+    monkeypatch.setitem(SAMPLERS, "little", Sampler("gaussian", 3, lambda: little, spacing="trailing"))
+    sampled = figures("sample", "digits-dit", "--sampler", "little", "--num", 2, "--out", tmp_path / "samples")
+    assert (sampled["sampler"], sampled["steps"]) == ("little", 3)
+    profiled = figures("profile", "digits-dit", "--sampler", "little", "--images", 1, "--out", tmp_path / "profile")
+    assert (profiled["sampler"], profiled["steps"], profiled["spacing"]) == ("little", 3, "trailing")
     few = ["--num", 2, "--reference", "digits", "--features", "digits"]
-    evaluated = figures("evaluate", "digits-dit", "--sampler", "euler", *few)
-    assert evaluated["protocol"]["sampler"] == "euler"
-    told = dydit("sample", "digits-dit", "--sampler", "heun", "--out", tmp_path / "no").stderr
-    assert "euler" in told
+    evaluated = figures("evaluate", "digits-dit", "--sampler", "little", *few)
+    assert evaluated["protocol"]["sampler"] == "little"
+    told = dydit("sample", "digits-dit", "--sampler", "much", "--out", tmp_path / "no").stderr
+    assert "little" in told

@@ -210,8 +210,9 @@ def test_inside_diffusers_own_pipeline(tmp_path: Path, execution: Any) -> None:
     ).images
     assert images.shape == (3, 4, 4, 3)
 
-    settings = SamplerSettings(steps=10, cfg=1.5, cfg_channels="all", spacing="leading")
-    ours = generate(load(tmp_path / "ours"), torch.tensor(labels), (4, 4, 4), settings, null_class=7, seed=5)
+    model = load(tmp_path / "ours")
+    settings = SamplerSettings(steps=10, cfg=1.5, cfg_channels="all", spacing="leading").for_model(model.config)
+    ours = generate(model, torch.tensor(labels), (4, 4, 4), settings, null_class=7, seed=5)
     scale = ours.abs().max().item()
     assert largest_difference(ours, latents[0]) < 1e-4 * max(1.0, scale)
 

@@ -21,6 +21,7 @@ from dydit_cli.model.families import named_config
 from dydit_cli.model.macs import flops_ratio
 from dydit_cli.model.routing import Routing
 from dydit_cli.train.objective import LossWeights, SampleLosses
+from tests.conftest import TINY
 from tests.reference.test_models import dynamic_case, largest_difference, static_case
 
 
@@ -85,7 +86,7 @@ def test_loops_equal_the_authors(
     batch = len(io["loop.x_T"])
     x_T, y = io[f"{group}.x_T"][:batch], io[f"{group}.y"][:batch]
     monkeypatch.setattr("diffusers.schedulers.scheduling_ddpm.randn_tensor", FixedNoise(io["loop.noise"], batch))
-    settings = SamplerSettings(sampler=sampler_name, steps=10, cfg=cfg)
+    settings = SamplerSettings(sampler=sampler_name, steps=10, cfg=cfg).for_model(model.config)
     with torch.inference_mode():
         ours = sample(model.to(dtype), x_T.to(dtype), y, settings, null_class=model.config.null_class)
     theirs = io[f"{group}.{name}.sample" + ("_f64" if dtype == torch.float64 else "")][:batch]
@@ -97,7 +98,7 @@ def test_ddim_equals_diffusers_own_pipeline(golden: Path, dtype: torch.dtype) ->
     """DiTPipeline with DDIMScheduler: leading spacing, guidance on all channels, diffusers' variant of the model."""
     model = read(golden / "diffusers_dit").build().to(dtype)
     io = load_file(golden / "diffusers_dit" / "io.safetensors")
-    settings = SamplerSettings(steps=10, cfg=1.5, cfg_channels="all", spacing="leading")
+    settings = SamplerSettings(steps=10, cfg=1.5, cfg_channels="all", spacing="leading").for_model(model.config)
     assert settings.timesteps == io["pipe.ddim.timesteps10"].tolist()
     with torch.inference_mode():
         ours = sample(model, io["pipe.x_T"].to(dtype), io["pipe.labels"], settings, null_class=10)
@@ -110,7 +111,7 @@ def test_dpm_solver_equals_diffusers_own_pipeline(golden: Path, dtype: torch.dty
     """DiTPipeline with DPMSolverMultistepScheduler.from_config: the sampler's own spacing, guidance on all channels."""
     model = read(golden / "diffusers_dit").build().to(dtype)
     io = load_file(golden / "diffusers_dit" / "io.safetensors")
-    settings = SamplerSettings(sampler="dpmsolver++", steps=10, cfg=1.5, cfg_channels="all")
+    settings = SamplerSettings(sampler="dpmsolver++", steps=10, cfg=1.5, cfg_channels="all").for_model(model.config)
     assert settings.timesteps == io["pipe.dpm.timesteps10"].tolist()
     with torch.inference_mode():
         ours = sample(model, io["pipe.x_T"].to(dtype), io["pipe.labels"], settings, null_class=10)
@@ -135,8 +136,9 @@ def test_spacings_equal_diffusers(steps: int, spacing: Any) -> None:
 
 
 def test_scheduler_is_diffusers() -> None:
-    assert type(ddpm_scheduler(SamplerSettings(sampler="ddpm"), True)).__module__.startswith("diffusers.")
-    assert type(solver_scheduler(1)(SamplerSettings(sampler="ddim"), True)).__module__.startswith("diffusers.")
+    settings = SamplerSettings().for_model(TINY)
+    assert type(ddpm_scheduler(settings, True)).__module__.startswith("diffusers.")
+    assert type(solver_scheduler(1)(settings, True)).__module__.startswith("diffusers.")
 
 
 def test_flops_loss_equals_the_authors(golden: Path) -> None:

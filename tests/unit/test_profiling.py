@@ -18,6 +18,7 @@ from dydit_cli.checkpoint.native import write
 from dydit_cli.checkpoint.read import read
 from dydit_cli.diffusion.generate import cycle_labels, generate
 from dydit_cli.diffusion.options import SamplerSettings
+from dydit_cli.diffusion.timeline import DDPM_TIMELINE
 from dydit_cli.errors import DyditError
 from dydit_cli.figures.base import all_figures
 from dydit_cli.figures.maps import displayable
@@ -47,7 +48,7 @@ def profiled(checkpoint: Path, tmp_path: Path) -> Profile:
 def test_record_holds_what_the_model_did(profiled: Profile, tiny_dynamic: DyDiT) -> None:
     """The first step sees the seed's noise: the masked model on it gives the same masks."""
     record = profiled.record
-    assert record.timesteps.tolist() == SHORT.timesteps
+    assert record.timesteps.tolist() == SHORT.for_model(TINY).timesteps
     assert record.heads.shape == record.groups.shape == (4, 3, 3)
     assert record.tokens.shape == (4, 3, 2, 5, 16)
     seen: list[torch.Tensor] = []
@@ -57,7 +58,7 @@ def test_record_holds_what_the_model_did(profiled: Profile, tiny_dynamic: DyDiT)
         return tiny_dynamic(x, t, y)
 
     labels = cycle_labels(list(range(10)), 5)
-    generate(spy, labels, (1, 4, 4), SamplerSettings(steps=1), null_class=10)
+    generate(spy, labels, (1, 4, 4), SamplerSettings(steps=1).for_model(TINY), null_class=10)
     null = torch.full((5,), 10)
     _, routing = tiny_dynamic(seen[0], torch.full((10,), 999), torch.cat([labels, null]), return_routing=True)
     first = record.routing(0)
@@ -80,7 +81,7 @@ def test_table_counts_the_record(profiled: Profile, tiny_dynamic: DyDiT) -> None
 
 def test_phases_average_over_quarters_of_the_schedule() -> None:
     table = pd.DataFrame({"step": range(4), "timestep": [999, 750, 749, 0], "ratio": [1.0, 0.5, 0.25, 0.75]})
-    phases = phase_table(table)
+    phases = phase_table(table, DDPM_TIMELINE)
     assert phases["phase"].to_list() == ["999 to 750", "749 to 500", "249 to 0"]
     assert phases["ratio"].to_list() == [0.75, 0.25, 0.75]
     assert phases["steps"].to_list() == [2, 1, 1]
@@ -281,7 +282,7 @@ def test_grids() -> None:
 
 def test_an_image_does_not_depend_on_its_batch(tiny_static: DiT) -> None:
     """Each image has a seed of its own, and DDPM's noise too."""
-    settings = SamplerSettings(sampler="ddpm", steps=3)
+    settings = SamplerSettings(sampler="ddpm", steps=3).for_model(TINY)
     labels = cycle_labels([0, 3], 5)
     whole = generate(tiny_static, labels, (1, 4, 4), settings, null_class=10, seed=7)
     parts = generate(tiny_static, labels, (1, 4, 4), settings, null_class=10, seed=7, batch=2)
@@ -295,19 +296,19 @@ def test_an_image_does_not_depend_on_its_batch(tiny_static: DiT) -> None:
     [
         ({"steps": 0}, "0 sampling steps: the schedule has 1000, so ask for 1 to 1000"),
         ({"steps": 1001}, "1001 sampling steps"),
-        ({"sampler": "euler"}, "no sampler 'euler'; choose one of ddpm, ddim"),
+        ({"sampler": "dormand"}, "no sampler 'dormand'; choose one of ddpm, ddim"),
         ({"cfg": 0.5}, r"guidance scale 0.5; it must be 1 \(none\) or more"),
         ({"cfg_channels": "2"}, "guidance channels '2'; choose 3 or all"),
     ],
 )
 def test_sampler_settings_are_checked(values: dict[str, object], message: str) -> None:
     with pytest.raises(DyditError, match=message):
-        SamplerSettings(**values)  # type: ignore[arg-type]
+        SamplerSettings(**values).for_model(TINY)  # type: ignore[arg-type]
 
 
 def test_unknown_labels_are_named(tiny_static: DiT) -> None:
     with pytest.raises(DyditError, match="class 10: the model has classes 0 to 9"):
-        generate(tiny_static, torch.tensor([0, 10]), (1, 4, 4), SHORT, null_class=10)
+        generate(tiny_static, torch.tensor([0, 10]), (1, 4, 4), SHORT.for_model(TINY), null_class=10)
 
 
 def test_guidance_over_all_channels_guides_all() -> None:

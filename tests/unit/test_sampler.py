@@ -18,13 +18,14 @@ from dydit_cli.cli import console
 from dydit_cli.data.vae import load_vae
 from dydit_cli.devices import DTYPES
 from dydit_cli.diffusion.generate import cycle_labels, generate
-from dydit_cli.diffusion.options import ALWAYS, SamplerSettings, parse_interval, spaced_timesteps
+from dydit_cli.diffusion.options import SamplerSettings, parse_interval, spaced_timesteps
 from dydit_cli.diffusion.schedule import linear_schedule
 from dydit_cli.errors import DyditError
 from dydit_cli.model.families.dit import DiT, DyDiT
 from dydit_cli.profiling.profile import profile
 from dydit_cli.sampling.options import SamplingConfig
 from dydit_cli.sampling.sampler import open_sampler
+from tests.conftest import TINY
 
 LABELS = cycle_labels([0, 3, 7], 5)
 SHAPE = (1, 4, 4)
@@ -46,19 +47,19 @@ class Counting:
 
 
 def run(model: Any, settings: SamplerSettings, **more: Any) -> Tensor:
-    return generate(model, LABELS, SHAPE, settings, null_class=10, **more)
+    return generate(model, LABELS, SHAPE, settings.for_model(TINY), null_class=10, **more)
 
 
 @pytest.mark.parametrize(("sampler", "steps"), [("ddpm", 250), ("ddim", 50), ("dpmsolver++", 20)])
 def test_each_sampler_has_its_usual_number_of_steps(sampler: Any, steps: int) -> None:
-    assert SamplerSettings(sampler).steps == steps
-    assert SamplerSettings(sampler, 7).steps == 7
+    assert SamplerSettings(sampler).for_model(TINY).steps == steps
+    assert SamplerSettings(sampler, 7).for_model(TINY).steps == 7
 
 
 def test_spacing_is_the_samplers_own_unless_it_is_given() -> None:
-    assert SamplerSettings(sampler="ddpm", steps=4).timesteps == [999, 666, 333, 0]
-    assert SamplerSettings(sampler="dpmsolver++", steps=3).timesteps == [999, 666, 333]
-    assert SamplerSettings(sampler="dpmsolver++", steps=4, spacing="linspace").timesteps == [999, 666, 333, 0]
+    assert SamplerSettings(sampler="ddpm", steps=4).for_model(TINY).timesteps == [999, 666, 333, 0]
+    assert SamplerSettings(sampler="dpmsolver++", steps=3).for_model(TINY).timesteps == [999, 666, 333]
+    assert SamplerSettings(sampler="dpmsolver++", steps=4, spacing="linspace").for_model(TINY).timesteps == [999, 666, 333, 0]
     assert spaced_timesteps(999, "solver") == list(range(999, 0, -1))
 
 
@@ -97,7 +98,7 @@ def test_outside_the_interval_the_model_runs_once_per_image(tiny_static: DiT) ->
     counted = Counting(tiny_static)
     samples = run(counted, settings)
     assert counted.batches == [5, 10, 10, 5]
-    assert [settings.guidance_at(t) for t in (299, 300, 700, 701)] == [1.0, 3.0, 3.0, 1.0]
+    assert [settings.for_model(TINY).guidance_at(t) for t in (299, 300, 700, 701)] == [1.0, 3.0, 3.0, 1.0]
     assert not torch.allclose(samples, run(tiny_static, SamplerSettings(steps=4, cfg=3.0)), atol=1e-3)
 
 
@@ -107,20 +108,22 @@ def test_the_whole_interval_is_plain_guidance_and_an_empty_one_none(tiny_static:
         return run(tiny_static, SamplerSettings(sampler=sampler, steps=4, cfg=cfg, cfg_interval=interval))
 
     assert torch.equal(drawn(3.0, (0, 999)), run(tiny_static, SamplerSettings(sampler=sampler, steps=4, cfg=3.0)))
-    assert torch.equal(drawn(3.0, (1, 2)), drawn(1.0, ALWAYS))
+    assert torch.equal(drawn(3.0, (1, 2)), drawn(1.0, (0, 999)))
 
 
-@pytest.mark.parametrize("interval", [(-1, 5), (0, 1000), (700, 300)])
-def test_bad_intervals_are_named(interval: tuple[int, int]) -> None:
+@pytest.mark.parametrize("interval", [(-1, 5), (0, 1000), (700, 300), (0.5, 9)])
+def test_bad_intervals_are_named(interval: tuple[float, float]) -> None:
     message = f"guidance interval {interval[0]} to {interval[1]}; give two timesteps from 0 to 999, the lower first"
     with pytest.raises(DyditError, match=message):
-        SamplerSettings(cfg_interval=interval)
+        SamplerSettings(cfg_interval=interval).for_model(TINY)
 
 
 def test_intervals_are_read_from_text() -> None:
     assert parse_interval("100, 800") == (100, 800)
-    for text in ("", "5", "1,2,3", "-1,5", "a,b", "0.1,0.9"):
-        with pytest.raises(DyditError, match="write two timesteps, for instance 100,800"):
+    assert all(isinstance(t, int) for t in parse_interval("100, 800"))
+    assert parse_interval("0.11,1") == (0.11, 1)
+    for text in ("", "5", "1,2,3", "a,b"):
+        with pytest.raises(DyditError, match=r"write two timesteps, for instance 100,800 or 0\.11,1"):
             parse_interval(text)
 
 
@@ -139,7 +142,7 @@ def test_a_slice_of_a_run_is_that_run(tiny_static: DiT, sampler: Any) -> None:
     seen: list[int] = []
     whole = run(tiny_static, settings, seed=7, batch=2)
     part = generate(
-        tiny_static, LABELS[2:], SHAPE, settings, null_class=10, seed=7, first=2, batch=2,
+        tiny_static, LABELS[2:], SHAPE, settings.for_model(TINY), null_class=10, seed=7, first=2, batch=2,
         on_progress=lambda progress: seen.append(progress.first),
     )  # fmt: skip
     assert torch.equal(part, whole[2:])

@@ -73,13 +73,14 @@ def profile(
     results = []
     for checkpoint, folder in work:
         with console.stages() as stages:
-            stages.begin(f"profile {Path(checkpoint).name}", config.images * config.settings.steps, "image-steps")
             loaded = options.read(checkpoint, loading)
+            work_of_one = config.settings.for_model(loaded.config).work
+            stages.begin(f"profile {Path(checkpoint).name}", config.images * work_of_one, "image-steps")
             own = replace(config, classes=options.class_numbers(classes, loaded))
             results.append(
                 run(
                     loaded, folder, own, device=device, force=force,
-                    on_progress=lambda progress, stages=stages: stages.advance(progress.batch),  # type: ignore[misc]
+                    on_progress=lambda progress, stages=stages: stages.advance(progress.work),  # type: ignore[misc]
                 )
             )  # fmt: skip
         if card:

@@ -59,7 +59,7 @@ def write_pictures(loaded: Checkpoint, out: Path, config: SamplingConfig, num: i
     from dydit_cli.sampling.images import sample_images
 
     with console.stages() as work:
-        work.begin("sample", num, "images", config.settings.steps)
+        work.begin("sample", num, "images", config.settings.for_model(loaded.config).work)
         summary = sample_images(loaded, out, config, num=num, force=force, on_work=work.advance)
     if json:
         console.as_json(summary)
