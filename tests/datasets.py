@@ -12,6 +12,7 @@ from PIL import Image
 from dydit_cli.data.load import load_data
 from dydit_cli.errors import DyditError
 from dydit_cli.model.families.dit import DiTConfig
+from dydit_cli.model.latent_norm import LatentNorm
 
 LATENTS = DiTConfig(input_size=4, patch_size=2, in_channels=4, hidden_size=32, depth=2, num_heads=4, num_classes=3)
 
@@ -33,9 +34,9 @@ def class_folders(root: Path, per_class: int = 4) -> Path:
     return root
 
 
-def refusal(name: str, config: DiTConfig) -> str:
-    """What is said, in one line, when a model of `config` is to learn from the data set `name`."""
+def refusal(name: str, config: DiTConfig, latents: LatentNorm | None = None) -> str:
+    """What is said, in one line, when a model of `config` that takes such `latents` is to learn from the data set `name`."""
     with pytest.raises(DyditError) as error:
-        load_data(name, config).check(config)
+        load_data(name, config).check(config, latents)
     assert "\n" not in str(error.value)
     return str(error.value)

@@ -14,6 +14,7 @@ from dydit_cli.errors import DyditError
 from dydit_cli.model.backbone import Backbone
 from dydit_cli.model.config import ModelConfig
 from dydit_cli.model.families import build_model
+from dydit_cli.model.latent_norm import LatentNorm
 
 SHOWN = 5
 
@@ -66,7 +67,8 @@ class Checkpoint:
 
     `lineage` is what was done to the model, oldest first; `found` what it was read from, and `notes` what was inferred
     on the way; `labels` are the classes' names and `vae` the folder of the VAE of its latents, where they are known;
-    `path` is what the reader was given and `file` the file of the weights (of shards, their index).
+    `latents` is how those were normalised, None where that is not known, and for pixels; `path` is what the reader was given
+    and `file` the file of the weights (of shards, their index).
     """
 
     config: ModelConfig
@@ -78,12 +80,14 @@ class Checkpoint:
     vae: Path | None = None
     path: str | None = None
     file: Path | None = None
+    latents: LatentNorm | None = None
 
     @classmethod
     def of(cls, model: Backbone, lineage: list[dict[str, Any]], like: Checkpoint | None = None) -> Checkpoint:
-        """`model` as it is now, with the labels and the VAE of the checkpoint that it came from."""
+        """`model` as it is now, with the labels, the VAE and its normalisation of the checkpoint that it came from."""
         weights = {name: p.detach().cpu().contiguous() for name, p in model.state_dict().items()}
-        return cls(model.config, weights, lineage, labels=like.labels if like else None, vae=like.vae if like else None)
+        made = cls(model.config, weights, lineage)
+        return replace(made, labels=like.labels, vae=like.vae, latents=like.latents) if like else made
 
     @property
     def trained_on(self) -> str | None:

@@ -37,4 +37,5 @@ def inspect(path: str | Path, reading: LoadOptions = LoadOptions()) -> dict[str,
         "labels": checkpoint.labels,
         "vae": str(checkpoint.vae) if checkpoint.vae else None,
         "lineage": checkpoint.lineage,
+        "latents": checkpoint.latents.to_dict() if checkpoint.latents else None,
     }

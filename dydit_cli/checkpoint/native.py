@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from dydit_cli.checkpoint.tensors import read_safetensors
 from dydit_cli.errors import DyditError, naming
 from dydit_cli.files import atomic_file, atomic_folder, write_json, write_text
 from dydit_cli.model.families import config_from_dict
+from dydit_cli.model.latent_norm import SD, LatentNorm
 
 CONFIG_FILE, WEIGHTS_FILE = marks.CHECKPOINT, "model.safetensors"
 
@@ -37,16 +39,23 @@ def read_native(folder: Path, header: dict[str, Any]) -> Checkpoint:
         raise DyditError(f'{path}: "lineage" must be a list of objects')
     if vae is not None and not isinstance(vae, str):
         raise DyditError(f'{path}: "vae" must be a path')
+    latents = header.get("latents")
+    if latents is not None and not isinstance(latents, dict):
+        raise DyditError(f'{path}: "latents" must be an object')
     if not (folder / WEIGHTS_FILE).is_file():
         raise DyditError(f"{folder}: not a whole checkpoint: it has no {WEIGHTS_FILE}")
     file = folder / WEIGHTS_FILE
     weights = read_safetensors(file)
     with naming(path):
         config, names = config_from_dict(model), None if labels is None else parse_labels(labels)
+        norm = None if latents is None else LatentNorm.from_dict(latents).check(config.in_channels)
     with naming(file):
-        return Checkpoint(
-            config, weights, lineage, "dydit folder", labels=names, vae=Path(vae) if vae else None, file=file
+        read = Checkpoint(
+            config, weights, lineage, "dydit folder", labels=names, vae=Path(vae) if vae else None, file=file, latents=norm
         ).check()
+    if norm is None and config.in_channels == 4 and (read.trained_on or "").startswith("latents:"):
+        return replace(read, latents=SD)  # written before there was the key, when no other latents were taken
+    return read
 
 
 def parse_labels(value: Any) -> dict[int, str]:
@@ -85,4 +94,5 @@ def _header(checkpoint: Checkpoint) -> dict[str, Any]:
         "lineage": checkpoint.lineage,
         **({"labels": {str(k): v for k, v in checkpoint.labels.items()}} if checkpoint.labels else {}),
         **({"vae": str(checkpoint.vae)} if checkpoint.vae else {}),
+        **({"latents": checkpoint.latents.to_dict()} if checkpoint.latents else {}),
     }

@@ -21,7 +21,7 @@ class LoadOptions:
     `weights` chooses among a training checkpoint's two sets; `num_heads` and `input_size` are for weights that do not
     tell them; `timestep_variant` says which code the weights were trained with where their format would say otherwise;
     `family` is a name in `model.families`; `flow_path`, `prediction` and `noise_at` are what a model of flow matching was
-    trained with, where its weights do not say it.
+    trained with, where its weights do not say it; `latent_stats` is what `latent_stats.read_norm` reads.
     """
 
     weights: Annotated[WhichWeights, Opt("Which weights of a training checkpoint.")] = "ema"
@@ -47,6 +47,14 @@ class LoadOptions:
     noise_at: Annotated[
         int | None,
         Opt("The end of t at which a flow-matching model's input is noise, 0 or 1.", metavar="T", default="the family's"),
+    ] = None
+    latent_stats: Annotated[
+        str | None,
+        Opt(
+            "How the model's latents were normalised, where its file does not tell: latents_stats.pt, the folder of a set of "
+            "latents or of a checkpoint, or `sd`.",
+            metavar="FILE",
+        ),
     ] = None
 
     def __post_init__(self) -> None:

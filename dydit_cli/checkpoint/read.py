@@ -11,6 +11,7 @@ from typing import Any, get_args
 from dydit_cli.bundled import MODELS, WEIGHTS
 from dydit_cli.checkpoint.checkpoint import Checkpoint
 from dydit_cli.checkpoint.diffusers import read_pipeline, read_transformer
+from dydit_cli.checkpoint.latent_stats import with_norm
 from dydit_cli.checkpoint.native import CONFIG_FILE, is_native, read_native
 from dydit_cli.checkpoint.options import LoadOptions, WhichWeights
 from dydit_cli.checkpoint.tensors import PICKLES, Weights, is_index, read_pickle, read_tensors, state_dict_in
@@ -63,7 +64,11 @@ def read(path: CheckpointLike, reading: LoadOptions = LoadOptions()) -> Checkpoi
     if not os.path.exists(local):
         names = ", ".join(MODELS)
         raise DyditError(f"{path}: no such checkpoint; give a folder, a .pt or .safetensors file, or a bundled one: {names}")
-    return replace(_read_folder(local, reading) if local.is_dir() else _read_file(local, reading), path=str(path))
+    found = replace(_read_folder(local, reading) if local.is_dir() else _read_file(local, reading), path=str(path))
+    if reading.latent_stats is not None:
+        with naming(path):
+            return with_norm(found, reading.latent_stats)
+    return found
 
 
 def resolve(path: str | Path) -> Path:

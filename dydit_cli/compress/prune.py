@@ -98,7 +98,7 @@ def prune(
     calibration = CalibrationData(seed, None, batches, options.batch_size, options.timesteps, options.threshold)
     if criterion.batches:
         images = load_data(options.data or default_data(static.trained_on, static.config), static.config)
-        images.check(static.config)
+        images.check(static.config, static.latents)
         calibration = replace(calibration, data=images, on_work=on_work)
         on_stage(method, calibration.batches * criterion.passes(calibration), "passes")
     scores = criterion.score(static.build().float().to(pick_device(device)), calibration)

@@ -14,10 +14,11 @@ from torch import Tensor
 
 from dydit_cli.errors import DyditError
 from dydit_cli.model.config import ModelConfig
+from dydit_cli.model.latent_norm import LatentNorm
 
 
 class Dataset(Protocol):
-    """Labelled images, as a model takes them: pixels in [-1, 1], or latents times their VAE's scaling factor.
+    """Labelled images, as a model takes them: pixels in [-1, 1], or latents normalised as `latents` says (None for pixels).
 
     `class_names` are the classes' names, class 0's first, None where they have none. `varied` is whether an image has
     random versions (mirrored, a latent's sample), of which a seed chooses one. `skipped` are the images that could not be
@@ -39,10 +40,14 @@ class Dataset(Protocol):
     @property
     def skipped(self) -> Sequence[Skipped]: ...
 
+    @property
+    def latents(self) -> LatentNorm | None: ...
+
     def __len__(self) -> int: ...
 
-    def check(self, config: ModelConfig) -> None:
-        """Raises `DyditError` where a model of `config` cannot be trained on this data."""
+    def check(self, config: ModelConfig, latents: LatentNorm | None = None) -> None:
+        """Raises `DyditError` where a model of `config` cannot be trained on this data, or takes latents that are normalised
+        otherwise: as `latents` says, where that is known."""
 
     def take(self, index: Tensor, seed: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """The images B C S S float32 and labels B int64 at `index` (B,).
@@ -67,11 +72,12 @@ class ImageData:
 
     varied: ClassVar[bool] = False
     skipped: ClassVar[Sequence[Skipped]] = ()
+    latents: ClassVar[LatentNorm | None] = None
 
     def __len__(self) -> int:
         return len(self.labels)
 
-    def check(self, config: ModelConfig) -> None:
+    def check(self, config: ModelConfig, latents: LatentNorm | None = None) -> None:
         _, channels, size, _ = self.images.shape
         check_fits(self.name, config, channels, size, self.num_classes)
 
@@ -91,6 +97,18 @@ def check_fits(name: str, config: ModelConfig, channels: int, size: int, num_cla
     ):
         if own != model:
             raise DyditError(f"data set {name} has {own} {what} and the model {model}; choose data that fit the model{more}")
+
+
+def locate(ends: Tensor, i: int) -> tuple[int, int]:
+    """In which file item `i` is and at which row, `ends` being how many items there are up to the end of each file."""
+    file = int(torch.searchsorted(ends, i, right=True))
+    return file, i - (int(ends[file - 1]) if file else 0)
+
+
+def check_norm(name: str, own: LatentNorm, model: LatentNorm | None, mend: str) -> None:
+    """Raises `DyditError` where a set's latents are normalised otherwise than the model's; `mend` is what to do about it."""
+    if model is not None and not own.same(model):
+        raise DyditError(f"data set {name} has latents {own.describe()} and the model takes {model.describe()}; {mend}")
 
 
 class BatchStream:

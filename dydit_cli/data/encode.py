@@ -20,9 +20,11 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
+from dydit_cli.checkpoint.latent_stats import read_norm
 from dydit_cli.checkpoint.stream import write_safetensors
-from dydit_cli.data.dataset import Skipped
+from dydit_cli.data.dataset import Skipped, locate
 from dydit_cli.data.imagefolder import THREADS, Listing, list_pictures, none_readable, read_picture, reason, to_model
 from dydit_cli.data.latents import (
     FORMAT,
@@ -30,19 +32,24 @@ from dydit_cli.data.latents import (
     INDEX_FILE,
     SETTINGS_FILE,
     SHARDS,
+    STATISTICS_VERSION,
     LatentIndex,
     ShardEntry,
     open_shard,
     read_index,
 )
+from dydit_cli.data.measure import measure
 from dydit_cli.data.vae import Encoder, load_encoder
 from dydit_cli.devices import pick_device
 from dydit_cli.distributed import share_work
-from dydit_cli.errors import DyditError
+from dydit_cli.errors import DyditError, naming
 from dydit_cli.files import Resumable, Shards, atomic_file, check_output, locked, sweep, write_json
+from dydit_cli.model.latent_norm import LatentNorm
 from dydit_cli.provenance import made_by
 
 SHARD_SIZE = 5000
+
+VAES, MEASURE = "vae", "measure"  # what `latent_stats` may be beside a file
 
 DTYPES = {"fp32": torch.float32, "fp16": torch.float16}
 
@@ -68,6 +75,7 @@ def encode(
     batch: int = 8,
     shard_size: int = SHARD_SIZE,
     dtype: str = "fp32",
+    latent_stats: str = VAES,
     device: str = "auto",
     force: bool = False,
     on_stage: OnStage = lambda *what: None,
@@ -76,9 +84,11 @@ def encode(
     """Writes what is missing in `out` of the latents of `images`, a folder of class folders, cropped to `size` pixels.
 
     Under a launcher the processes share the shards. `batch` pictures go through the VAE at once, each with its mirror
-    image; latents are kept in `dtype`, fp32 or fp16. The main process gets the result, the others None. Raises
-    `DyditError` for a folder without a readable image, a size that the VAE cannot halve, or an `out` that holds something
-    else or was begun with other settings (without `force`, which starts anew).
+    image; latents are kept in `dtype`, fp32 or fp16. `latent_stats` is how training will normalise them: as the VAE's
+    configuration says, by the mean and std of these (`measure`), or as `latent_stats.read_norm` reads it; another one later
+    changes the index alone. The main process gets the result, the others None. Raises `DyditError` for a folder without a
+    readable image, a size that the VAE cannot halve, a VAE that does not say how its latents are normalised, or an `out` that
+    holds something else or was begun with other settings (without `force`, which starts anew).
     """
     if dtype not in DTYPES:
         raise DyditError(f"no dtype {dtype!r}; choose one of {', '.join(DTYPES)}")
@@ -94,6 +104,7 @@ def encode(
         encoder = load_encoder(vae, pick_device(device))
         if size < 1 or size % encoder.factor:
             raise DyditError(f"size {size}: {vae} makes a latent pixel of {encoder.factor}; give a multiple of that")
+        norm = _asked(latent_stats, encoder)
         shape = (encoder.channels, size // encoder.factor, size // encoder.factor)
         settings = {
             "format": FORMAT,
@@ -108,7 +119,7 @@ def encode(
             "shard_size": shard_size,
             "vae": str(vae),
             "vae_sha256": encoder.sha256,
-            "scaling_factor": encoder.scaling_factor,
+            "scaling_factor": encoder.vae.norm.factor if encoder.vae.norm else None,
         }
         if team.main:
             stack.enter_context(locked(out))
@@ -127,13 +138,28 @@ def encode(
         for shard in own:
             _write_shard(listing, shards, shard, encoder, shape, batch, DTYPES[dtype], on_progress)
         team.wait()
-        if team.main and (missing or not (folder / INDEX_FILE).is_file()):
-            _write_index(folder, listing, shards, settings, shape)
+        if team.main and (missing or not (folder / INDEX_FILE).is_file() or read_index(folder).norm != norm):
+            _write_index(folder, listing, shards, settings, shape, norm)
     if not team.main:
         return None
     index = read_index(folder)
     encoded = sum(index.shards[shard].count for shard in missing)
     return Encoding(index, encoded, team.count, time.perf_counter() - start)
+
+
+def _asked(latent_stats: str, encoder: Encoder) -> LatentNorm | None:
+    """The normalisation that `latent_stats` names, None where it is still to be measured."""
+    if latent_stats == MEASURE:
+        return None
+    if latent_stats == VAES:
+        if encoder.vae.norm is None:
+            raise DyditError(
+                f"{encoder.vae.path}: its configuration does not say how its latents are normalised; measure it with "
+                "--latent-stats measure, or give a file of it"
+            )
+        return encoder.vae.norm
+    with naming(latent_stats):
+        return read_norm(latent_stats).check(encoder.channels)
 
 
 def _write_shard(
@@ -191,11 +217,19 @@ def _read_ahead(
             yield [(i, future.result()) for i, future in zip(chunk, futures, strict=True)]
 
 
-def _write_index(folder: Path, listing: Listing, shards: Shards, settings: dict[str, Any], shape: tuple[int, int, int]) -> None:
-    """index.json from the shards' own headers. Raises `DyditError` for a damaged shard, or nothing readable."""
+def _write_index(
+    folder: Path,
+    listing: Listing,
+    shards: Shards,
+    settings: dict[str, Any],
+    shape: tuple[int, int, int],
+    norm: LatentNorm | None,
+) -> None:
+    """index.json from the shards' own headers; without a `norm` it is measured. Raises `DyditError` for a damaged shard, or
+    nothing readable."""
     for place in (folder, shards.folder):
         sweep(place)
-    entries, skipped = [], list[tuple[str, str]]()
+    opened, entries, skipped = [], [], list[tuple[str, str]]()
     for number in range(shards.count):
         shard = open_shard(shards.path(number))
         shard.check(None, shape)
@@ -204,11 +238,22 @@ def _write_index(folder: Path, listing: Listing, shards: Shards, settings: dict[
             raise DyditError(
                 f"{shards.path(number)}: damaged shard (too few pictures); delete it and run the same command again"
             )
+        opened.append(shard)
         entries.append(ShardEntry(file=shards.path(number).name, count=shard.shape[0]))
         skipped += bad
     if len(skipped) == len(listing.files):
         raise none_readable(listing.root, [Skipped(file, why) for file, why in skipped])
     known = {name: settings[name] for name in LatentIndex.model_fields if name in settings}
     count = sum(entry.count for entry in entries)
+    if norm is None:
+        with naming(folder):
+            ends = torch.tensor([entry.count for entry in entries]).cumsum(0)
+
+            def mean_of(i: int) -> Tensor:
+                shard, row = locate(ends, i)
+                return opened[shard].row("mean", row, 0)
+
+            norm = measure(mean_of, count)
+    known |= norm.to_dict() | ({"format_version": STATISTICS_VERSION} if norm.statistics else {})
     index = LatentIndex(**known, count=count, skipped=tuple(skipped), shards=tuple(entries))
-    write_json(folder / INDEX_FILE, index.model_dump())
+    write_json(folder / INDEX_FILE, index.model_dump(exclude_none=True))

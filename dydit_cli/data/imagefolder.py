@@ -20,6 +20,7 @@ from dydit_cli.data.dataset import Skipped, check_fits
 from dydit_cli.data.registry import DataSource, register
 from dydit_cli.errors import DyditError
 from dydit_cli.model.config import ModelConfig
+from dydit_cli.model.latent_norm import LatentNorm
 
 SUFFIXES = {".bmp", ".gif", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp"}
 
@@ -142,6 +143,7 @@ class ImageFolder:
     """
 
     varied = True
+    latents = None
 
     def __init__(self, root: str | Path, size: int, channels: int = 3, threads: int = THREADS) -> None:
         self.name, self.size, self.channels = f"imagefolder:{root}", size, channels
@@ -165,7 +167,7 @@ class ImageFolder:
     def __len__(self) -> int:
         return len(self._listing.files)
 
-    def check(self, config: ModelConfig) -> None:
+    def check(self, config: ModelConfig, latents: LatentNorm | None = None) -> None:
         check_pixels(self.name, config)
         check_fits(self.name, config, self.channels, self.size, self.num_classes)
 

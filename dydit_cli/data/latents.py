@@ -16,13 +16,16 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from dydit_cli import marks
-from dydit_cli.data.dataset import Skipped, check_fits
+from dydit_cli.data.dataset import Dataset, Skipped, check_fits, check_norm, locate
+from dydit_cli.data.lightningdit import LightningDiTLatents, is_lightningdit
 from dydit_cli.data.registry import DataSource, register
-from dydit_cli.data.vae import LATENT_SCALE
-from dydit_cli.errors import DyditError
+from dydit_cli.errors import DyditError, naming
 from dydit_cli.model.config import ModelConfig
+from dydit_cli.model.latent_norm import LatentNorm
 
 FORMAT, FORMAT_VERSION = "dydit-latents", 1
+
+STATISTICS_VERSION = 2  # of an index whose latents are normalised by more than a factor
 
 INDEX_FILE, SETTINGS_FILE, SHARDS = "index.json", marks.LATENTS, "shards"
 
@@ -37,7 +40,11 @@ class ShardEntry(BaseModel):
 
 
 class LatentIndex(BaseModel):
-    """index.json. `shape` is C S S; `size` the pictures' pixels a side; `skipped` (file, reason) pairs."""
+    """index.json. `shape` is C S S; `size` the pictures' pixels a side; `skipped` (file, reason) pairs.
+
+    The shards hold the VAE's own latents; `latents_mean` and `latents_std`, in version 2, and `scaling_factor` say how they
+    are normalised.
+    """
 
     model_config = ConfigDict(frozen=True)
 
@@ -49,10 +56,16 @@ class LatentIndex(BaseModel):
     size: int
     dtype: str
     scaling_factor: float = Field(gt=0)
+    latents_mean: tuple[float, ...] | None = None
+    latents_std: tuple[float, ...] | None = None
     vae: str
     vae_sha256: str
     skipped: tuple[tuple[str, str], ...]
     shards: tuple[ShardEntry, ...]
+
+    @property
+    def norm(self) -> LatentNorm:
+        return LatentNorm.from_dict(self.model_dump())
 
 
 def read_index(folder: Path) -> LatentIndex:
@@ -66,17 +79,21 @@ def read_index(folder: Path) -> LatentIndex:
         values = json.loads(path.read_text(encoding="utf-8"))
         if not isinstance(values, dict) or values.get("format") != FORMAT:
             raise ValueError(f"its format is not {FORMAT}")
-        if values.get("format_version") != FORMAT_VERSION:
-            raise ValueError(f"version {values.get('format_version')!r}; this dydit reads version {FORMAT_VERSION}")
-        return LatentIndex.model_validate(values)
+        if values.get("format_version") not in (FORMAT_VERSION, STATISTICS_VERSION):
+            version = values.get("format_version")
+            raise ValueError(f"version {version!r}; this dydit reads up to version {STATISTICS_VERSION}: update dydit")
+        index = LatentIndex.model_validate(values)
     except (OSError, ValueError) as error:  # pydantic's and json's errors are ValueErrors
         first = error.errors()[0] if isinstance(error, ValidationError) else None
         what = f"{'.'.join(map(str, first['loc']))}: {first['msg']}" if first else str(error)
         raise DyditError(f"{path}: not an index of latents ({what}); make it again with dydit encode") from None
+    with naming(path):
+        index.norm.check(index.shape[-3])
+    return index
 
 
 class LatentData:
-    """Training from such a folder: mean + std * noise, times the scaling factor; the seed draws the noise.
+    """Training from such a folder: mean + std * noise, normalised; the seed draws the noise.
 
     Shards are mapped into memory, not read: only what is taken is. Raises `DyditError` for a folder that is not whole.
     """
@@ -86,6 +103,7 @@ class LatentData:
     def __init__(self, folder: str | Path) -> None:
         self.name, self.index = f"latents:{folder}", read_index(Path(folder))
         self.class_names, self.num_classes = self.index.classes, len(self.index.classes)
+        self.latents = self.index.norm
         self.skipped = [Skipped(file, reason) for file, reason in self.index.skipped]
         self._shards = [open_shard(Path(folder) / SHARDS / shard.file) for shard in self.index.shards]
         for shard, entry in zip(self._shards, self.index.shards, strict=True):
@@ -98,13 +116,10 @@ class LatentData:
     def __len__(self) -> int:
         return len(self._labels)
 
-    def check(self, config: ModelConfig) -> None:
+    def check(self, config: ModelConfig, latents: LatentNorm | None = None) -> None:
         check_fits(self.name, config, self.index.shape[0], self.index.shape[1], self.num_classes)
-        if abs(self.index.scaling_factor - LATENT_SCALE) > 1e-6:
-            raise DyditError(
-                f"data set {self.name} is of a VAE with scaling factor {self.index.scaling_factor:g} and the model's has "
-                f"{LATENT_SCALE:g}; encode the images with the model's own VAE"
-            )
+        mend = "encode the images with the model's own VAE, or run the same dydit encode with --latent-stats CKPT"
+        check_norm(self.name, self.latents, latents, mend)
 
     def take(self, index: Tensor, seed: Tensor | None = None) -> tuple[Tensor, Tensor]:
         seeds = [None] * len(index) if seed is None else seed.tolist()
@@ -115,14 +130,13 @@ class LatentData:
 
     def _one(self, i: int, seed: int | None) -> Tensor:
         """C S S float32; the mean itself without a seed."""
-        shard = int(torch.searchsorted(self._ends, i, right=True))
-        row = i - (int(self._ends[shard - 1]) if shard else 0)
+        shard, row = locate(self._ends, i)
         mirror = 0 if seed is None else seed % 2
         latent = self._shards[shard].row("mean", row, mirror)
         if seed is not None:
             noise = torch.randn(self.index.shape, generator=torch.Generator().manual_seed(seed))
             latent = latent + self._shards[shard].row("std", row, mirror) * noise
-        return latent * self.index.scaling_factor
+        return self.latents.normalise(latent)
 
 
 class Shard:
@@ -160,4 +174,8 @@ def damaged(path: Path, why: str) -> DyditError:
     return DyditError(f"{path}: damaged shard ({why}); delete it, and run the same dydit encode again")
 
 
-register(DataSource("latents", lambda path, config: LatentData(path), takes_path=True))
+def _load(path: str, config: ModelConfig | None) -> Dataset:
+    return LightningDiTLatents(path, config) if is_lightningdit(Path(path)) else LatentData(path)
+
+
+register(DataSource("latents", _load, takes_path=True))

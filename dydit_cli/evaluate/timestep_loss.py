@@ -77,7 +77,7 @@ def measure_losses(
     held_out = load_held_out(data, models[0].config)
     images = load_data(data, models[0].config) if held_out is None else held_out
     for model in models:
-        images.check(model.config)
+        images.check(model.config, model.latents)
     x0, labels = chosen(images, settings)  # M C P P, M
     process = process_of(models[0].config)
     check_maps(settings, process)

@@ -67,6 +67,7 @@ class ModelConfig(ABC):
     dynamic: ClassVar[bool] = False
     routers: ClassVar[tuple[str, ...]] = ()
     guided_channels: ClassVar[GuidanceChannels] = "3"
+    measured_latents: ClassVar[bool] = False  # whether the family is trained on latents normalised by a set's statistics
     label_table: ClassVar[str] = "y_embedder.embedding_table.weight"
     blocks: ClassVar[re.Pattern[str]] = re.compile(r"(blocks\.\d+)\.")  # what the names of a block's weights begin with
 

@@ -19,7 +19,7 @@ class SamplingConfig:
     """How a run's images are drawn: `classes` in turn (all of them for None), `batch` at once, each with its own seed.
 
     The model runs in `dtype`; the sampler's state and the VAE are float32. `vae` decodes latents: a diffusers
-    AutoencoderKL folder or hub id. `compile`, `plan_memory` (bytes) and `tome` are `model.execution.executor`'s.
+    autoencoder's folder or hub id. `compile`, `plan_memory` (bytes) and `tome` are `model.execution.executor`'s.
     """
 
     settings: SamplerSettings = field(default_factory=SamplerSettings)
@@ -29,7 +29,9 @@ class SamplingConfig:
         "sparse"
     )
     dtype: Annotated[DtypeName, Opt("The model runs in fp32, bf16 or fp16; the sampler in fp32.")] = "fp32"
-    vae: Annotated[str | Path | None, Opt("An AutoencoderKL, for models of latents: a folder or hub id.", metavar="DIR")] = None
+    vae: Annotated[
+        str | Path | None, Opt("A diffusers autoencoder, for models of latents: a folder or hub id.", metavar="DIR")
+    ] = None
     batch: Batch = 64
     device: Device = "auto"
     compile: Annotated[bool, Opt("Let torch.compile fuse what it can: for long runs on a GPU.")] = False

@@ -65,7 +65,8 @@ def open_sampler(loaded: Checkpoint, config: SamplingConfig) -> ImageSampler:
         torch.set_float32_matmul_precision("high")
     model = loaded.build().to(device, DTYPES[config.dtype])
     runner = executor(model, config.execution, compile=config.compile, plan_memory=config.plan_memory, tome=config.tome)
-    return ImageSampler(runner, config, classes, load_vae(vae, device) if vae is not None else None)
+    decode = None if vae is None else load_vae(vae, device, loaded.latents, loaded.config)
+    return ImageSampler(runner, config, classes, decode)
 
 
 def protocol(loaded: Checkpoint, config: SamplingConfig) -> dict[str, Any]:
@@ -82,6 +83,7 @@ def protocol(loaded: Checkpoint, config: SamplingConfig) -> dict[str, Any]:
         "dtype": config.dtype,
         "seed": config.seed,
         "vae": None if vae is None else str(vae),
+        **({"latents": loaded.latents.to_dict()} if loaded.latents and vae is not None else {}),
     }
 
 

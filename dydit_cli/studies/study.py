@@ -145,7 +145,7 @@ def study(
     if static.config.dynamic:
         raise DyditError(f"{recipe.model}: is a DyDiT; a study begins with the static model")
     recipe = recipe.model_copy(update={"evaluation": recipe.evaluation.for_model(static.config)})
-    load_data(recipe.data, static.config).check(static.config)
+    load_data(recipe.data, static.config).check(static.config, static.latents)
     start, evaluator = Start.of(static, recipe, device), make_evaluator(recipe, static, device)
     folder, rows = StudyFolder(Path(out)), rows_of(recipe)
     settings, unchanged = settings_of(start)

@@ -18,6 +18,7 @@ from dydit_cli.checkpoint.checkpoint import Checkpoint, with_classes
 from dydit_cli.checkpoint.native import write_into
 from dydit_cli.checkpoint.options import LoadOptions
 from dydit_cli.checkpoint.read import CheckpointLike, read
+from dydit_cli.data.dataset import Dataset
 from dydit_cli.data.imagefolder import describe_skipped
 from dydit_cli.data.load import default_recipe, find_source, load_data
 from dydit_cli.devices import pick_device
@@ -183,7 +184,7 @@ def run_training(
     with init_distributed(device) as processes, ExitStack() as stack:
         folder.check(spec, force)
         data = load_data(recipe.data, start.config)
-        data.check(start.config)
+        data.check(start.config, start.latents)
         if processes.main:
             stack.enter_context(locked(out))
             folder.check(spec, force)  # again: another process may have finished here since
@@ -208,7 +209,7 @@ def run_training(
             if processes.main:
                 # the command that began the run made it, whichever one ended it
                 with made_with(folder.states.made().get("command")):
-                    result = write_result(model, spec, result, folder, device, data.class_names)
+                    result = write_result(model, spec, result, folder, device, data)
         except OSError as error:
             raise DyditError(f"{out}: cannot be written: {error.strerror or error}; choose another place") from None
         processes.wait()
@@ -223,7 +224,7 @@ def write_result(
     result: TrainResult,
     folder: RunFolder,
     device: str,
-    class_names: tuple[str, ...] | None = None,
+    data: Dataset | None = None,
 ) -> TrainResult:
     """Writes the trained model into the run's folder; of a run that has ended it is calibrated first, where the recipe has
     it, and the states go last, so that a kill at any moment leaves a run that continues."""
@@ -239,8 +240,10 @@ def write_result(
         **({"flops_ratio": recipe.routing.flops_ratio} if spec.dynamic else {}),
         **{part: routing for part, routing in parts.items() if routing != "learned"},
     )
-    labels = start.labels or (dict(enumerate(class_names)) if class_names else None)  # else the data's
-    trained = replace(Checkpoint.of(model, [*start.lineage, step], like=start), labels=labels)
+    trained = Checkpoint.of(model, [*start.lineage, step], like=start)
+    if data is not None:  # what the start does not tell is the data's
+        names = dict(enumerate(data.class_names)) if data.class_names else None
+        trained = replace(trained, labels=start.labels or names, latents=start.latents or data.latents)
     ended = not result.interrupted and result.stopped is None
     if ended and spec.dynamic and recipe.routing.calibrate:
         settings, seed = recipe.calibration.settings, recipe.train.seed

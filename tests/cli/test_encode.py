@@ -19,10 +19,13 @@ from typer.testing import Result
 
 from dydit_cli.checkpoint.checkpoint import Checkpoint
 from dydit_cli.checkpoint.native import write
+from dydit_cli.checkpoint.read import read
 from dydit_cli.data.latents import LatentData
 from dydit_cli.distributed import Distributed
 from dydit_cli.model.families.dit import DiTConfig, DyDiT, DyDiTConfig
+from dydit_cli.model.latent_norm import SD, LatentNorm
 from tests.processes import dydit, kill_once, start_two
+from tests.vaes import make_vae
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -127,7 +130,7 @@ def test_missing_shards_are_made_and_the_others_kept(room: Path, whole: Path, tm
         (["--shard-size", 6], "shard_size 5, and now it is 6"),
         (["--size", 17], "size 17: "),
         (["--dtype", "fp8"], "'--dtype': 'fp8' is not one of 'fp32', 'fp16'."),
-        (["--vae", "nothing/here/at/all"], "nothing/here/at/all: not a VAE; give a diffusers AutoencoderKL folder"),
+        (["--vae", "nothing/here/at/all"], "nothing/here/at/all: not a VAE; give a diffusers autoencoder's folder"),
     ],
 )
 def test_other_settings_are_refused(room: Path, whole: Path, more: list[object], message: str) -> None:
@@ -297,3 +300,93 @@ def test_pictures_that_finetuning_could_not_read_are_told(room: Path, tmp_path: 
     result = dydit("finetune", model, "--data", f"imagefolder:{tmp_path / 'images'}", "--out", tmp_path / "tuned", *few)
     assert result.exit_code == 0, result.output
     assert "1 unreadable image skipped: cat/000.png (not an image)" in result.stderr
+
+
+def test_latents_are_normalised_by_their_own_statistics(room: Path, whole: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    shutil.copytree(whole, out)
+    shards = {path: path.stat().st_mtime_ns for path in (out / "shards").iterdir()}
+    result = dydit(*arguments(room, out, "--latent-stats", "measure", "--json"))
+    assert result.exit_code == 0, result.output
+    index = json.loads((out / "index.json").read_text())
+    assert (json.loads(result.stdout)["encoded"], index["format_version"], index["scaling_factor"]) == (0, 2, 1.0)
+    assert shards == {path: path.stat().st_mtime_ns for path in (out / "shards").iterdir()}  # they hold the VAE's own
+    mean = torch.cat([load_file(path)["mean"][:, 0] for path in sorted(shards)])
+    assert np.allclose(index["latents_mean"], mean.mean((0, 2, 3)), atol=1e-5)
+    assert np.allclose(index["latents_std"], mean.std((0, 2, 3)), rtol=1e-5)
+    taken = LatentData(out).take(torch.arange(23))[0]
+    assert torch.allclose(taken.mean((0, 2, 3)), torch.zeros(4), atol=1e-5)
+    assert torch.allclose(taken.std((0, 2, 3)), torch.ones(4), atol=1e-5)
+    other = tmp_path / "other"
+    shutil.copytree(whole, other)
+    assert dydit(*arguments(room, other, "--latent-stats", out)).exit_code == 0
+    assert content(other) == content(out)
+    assert dydit(*arguments(room, other)).exit_code == 0
+    assert content(other) == content(whole)
+
+
+def test_autoencoders_of_other_classes(room: Path, tmp_path: Path) -> None:
+    for kind in ("dc", "shift", "none"):
+        make_vae(kind, tmp_path / kind)
+    base = ["encode", room / "images"]
+    assert dydit(*base, tmp_path / "a", "--vae", tmp_path / "dc", *RUN).exit_code == 0
+    sure, index = LatentData(tmp_path / "a"), json.loads((tmp_path / "a" / "index.json").read_text())
+    assert (index["format_version"], index["scaling_factor"], index["shape"]) == (1, 0.41407, [4, 8, 8])
+    four = torch.zeros(4, dtype=torch.long)
+    assert len(sure.take(four, torch.arange(4))[0].unique(dim=0)) == 2  # the picture and its mirror image, and no noise
+    assert dydit(*base, tmp_path / "b", "--vae", tmp_path / "shift", *RUN).exit_code == 0
+    assert LatentData(tmp_path / "b").latents == LatentNorm(0.5, (0.25,))
+    refused(
+        dydit(*base, tmp_path / "c", "--vae", tmp_path / "none", *RUN), "does not say how its latents are normalised; measure"
+    )
+    bad = dydit(*base, tmp_path / "c", "--vae", tmp_path / "none", "--latent-stats", "gone", *RUN)
+    refused(bad, "gone: no statistics of latents; give latents_stats.pt")
+    assert not (tmp_path / "c").exists()
+    assert dydit(*base, tmp_path / "c", "--vae", tmp_path / "none", "--latent-stats", "measure", *RUN).exit_code == 0
+
+
+def test_a_tuned_model_stores_how_its_latents_were_normalised(room: Path, whole: Path, tmp_path: Path) -> None:
+    model, out = write_dydit(tmp_path / "model", 4, 8), tmp_path / "measured"
+    shutil.copytree(whole, out)
+    assert dydit(*arguments(room, out, "--latent-stats", "measure")).exit_code == 0
+    few = ["--recipe", "imagenet/base", "--steps", 1, "--batch-size", 4, "--device", "cpu", "--json"]
+    for name, data in (("sd", whole), ("stats", out)):
+        result = dydit("finetune", model, "--data", f"latents:{data}", "--out", tmp_path / name, *few)
+        assert result.exit_code == 0, result.output
+    norm = LatentData(out).latents
+    assert (read(tmp_path / "sd").latents, read(tmp_path / "stats").latents) == (SD, norm)
+    assert f"{norm.describe()} of the VAE's z" in " ".join(dydit("inspect", tmp_path / "stats").stdout.split())
+    assert json.loads(dydit("inspect", tmp_path / "stats", "--json").stdout)["latents"] == norm.to_dict()
+    again = dydit("finetune", tmp_path / "sd", "--data", f"latents:{out}", "--out", tmp_path / "no", *few)
+    refused(
+        again, f"has latents {norm.describe()} and the model takes z * 0.18215; encode", "dydit encode with --latent-stats CKPT"
+    )
+    assert not (tmp_path / "no").exists()
+    assert dydit("finetune", tmp_path / "stats", "--data", f"latents:{out}", "--out", tmp_path / "more", *few).exit_code == 0
+
+
+def test_samples_are_decoded_with_what_the_checkpoint_stores(room: Path, tmp_path: Path) -> None:
+    """Three ways to the same pictures: stored, given, and in the VAE's own configuration; and one line without any."""
+    model, vae = write_dydit(tmp_path / "model", 4, 8), make_vae("none", tmp_path / "vae")
+    norm = LatentNorm(0.5, (1.0, -1.0, 0.0, 2.0), (2.0, 1.0, 3.0, 1.0))
+    (tmp_path / "norm.json").write_text(json.dumps(norm.to_dict()))
+    few = ["--num", 2, "--steps", 2, "--device", "cpu"]
+    refused(
+        dydit("sample", model, "--vae", vae, *few, "--out", tmp_path / "no"),
+        f"{vae}: its configuration has no statistics of its latents, and the checkpoint stores none; give",
+    )
+    given = ["--latent-stats", tmp_path / "norm.json"]
+    assert dydit("sample", model, "--vae", vae, *given, *few, "--out", tmp_path / "given").exit_code == 0
+    assert dydit("export", model, tmp_path / "stored", "--format", "native", *given).exit_code == 0
+    assert dydit("sample", tmp_path / "stored", "--vae", vae, *few, "--out", tmp_path / "b").exit_code == 0
+    told = make_vae("kl", tmp_path / "told")
+    config = json.loads((told / "config.json").read_text())
+    (told / "config.json").write_text(json.dumps({**config, **norm.to_dict()}))
+    assert dydit("sample", model, "--vae", told, *few, "--out", tmp_path / "own").exit_code == 0
+    assert dydit("sample", tmp_path / "stored", "--vae", room / "vae", *few, "--out", tmp_path / "c").exit_code == 0
+    grids = {name: (tmp_path / name / "grid.png").read_bytes() for name in ("given", "b", "own", "c")}
+    assert grids["given"] == grids["b"]
+    assert grids["own"] == grids["c"] != grids["b"]
+    record = json.loads((tmp_path / "b" / "samples.json").read_text())
+    assert record["latents"] == norm.to_dict()
+    assert "latents" not in json.loads((tmp_path / "own" / "samples.json").read_text())

@@ -13,6 +13,7 @@ from dydit_cli.data.imagefolder import ImageFolder
 from dydit_cli.data.latents import LatentData
 from dydit_cli.data.vae import load_encoder
 from dydit_cli.model.families.dit import DiTConfig
+from dydit_cli.model.latent_norm import SD
 from tests.datasets import LATENTS, refusal
 
 
@@ -54,9 +55,15 @@ def edit(folder: Path, **values: object) -> None:
 
 
 EDITS: list[tuple[dict[str, object], str]] = [
-    ({"scaling_factor": 0.13025}, "is of a VAE with scaling factor 0.13025 and the model's has 0.18215; encode the images"),
+    (
+        {"scaling_factor": 0.13025},
+        "has latents z * 0.13025 and the model takes z * 0.18215; encode the images with the model's",
+    ),
+    ({"latents_mean": [1, 2, 3, 4]}, "has latents (z - [1, 2, ...]) * 0.18215 and the model takes z * 0.18215; encode the"),
+    ({"latents_mean": [1, 2]}, "index.json: normalisation of latents of 2 channels, where there are 4"),
+    ({"latents_std": [1, 2, 3, 0]}, "index.json: normalisation of latents: its numbers must be finite, and its factor and its"),
     ({"format": "other"}, "index.json: not an index of latents (its format is not dydit-latents)"),
-    ({"format_version": 2}, "index.json: not an index of latents (version 2; this dydit reads version 1)"),
+    ({"format_version": 3}, "index.json: not an index of latents (version 3; this dydit reads up to version 2: update dydit"),
     ({"count": 13}, "its shards do not fit its index.json; make it again with dydit encode"),
     ({"count": "many"}, "index.json: not an index of latents (count: Input should be a valid integer"),
     ({"classes": ["a", "b"]}, "its shards do not fit its index.json"),
@@ -68,7 +75,7 @@ EDITS: list[tuple[dict[str, object], str]] = [
 @pytest.mark.parametrize(("values", "message"), EDITS, ids=lambda v: next(iter(v)) if isinstance(v, dict) else "")
 def test_latents_that_do_not_fit_are_refused(copy: Path, values: dict[str, object], message: str) -> None:
     edit(copy, **values)
-    assert message in refusal(f"latents:{copy}", LATENTS)
+    assert message in refusal(f"latents:{copy}", LATENTS, SD)
 
 
 def test_latents_of_another_size_or_other_classes_are_refused(latents: Path) -> None:

@@ -22,11 +22,19 @@ def encode(
     typed: Typed,
     images: Annotated[Path, Arg("IMAGES", "A folder with a folder of pictures for each class.")],
     out: options.OutArgument,
-    vae: Annotated[str, Opt("The AutoencoderKL: a diffusers folder or hub id.", metavar="PATH")],
+    vae: Annotated[str, Opt("The VAE: the folder or hub id of a diffusers autoencoder.", metavar="PATH")],
     size: Annotated[int, Opt("Pixels a side that pictures are cropped to.", metavar="N", min=1)] = 256,
     batch: Annotated[int, Opt("Pictures at once, each with its mirror image.", metavar="N", min=1)] = 8,
     shard_size: Annotated[int, Opt("Pictures in a shard.", metavar="N", min=1)] = 5000,
     dtype: Annotated[Literal["fp32", "fp16"], Opt("Keep the latents in fp32, or in fp16: half the disk.")] = "fp32",
+    latent_stats: Annotated[
+        str,
+        Opt(
+            "How training normalises them: as the VAE's configuration says (`vae`), by their own mean and std (`measure`), or "
+            "as another's file does: latents_stats.pt, the folder of a set of latents or of a checkpoint, or `sd`.",
+            metavar="FILE",
+        ),
+    ] = "vae",
     device: options.Device = "auto",
     force: options.Force = False,
     json: options.Json = False,
@@ -37,8 +45,8 @@ def encode(
 
     with typed.continues(), console.stages() as work:
         done = run(
-            images, out, vae, size=size, batch=batch, shard_size=shard_size, dtype=dtype, device=device, force=force,
-            on_stage=work.begin, on_progress=work.advance,
+            images, out, vae, size=size, batch=batch, shard_size=shard_size, dtype=dtype, latent_stats=latent_stats,
+            device=device, force=force, on_stage=work.begin, on_progress=work.advance,
         )  # fmt: skip
     if done is None:  # the main process prints for all
         return

@@ -21,6 +21,7 @@ def inspect(
     from dydit_cli.checkpoint.inspect import inspect as run
     from dydit_cli.checkpoint.lineage import describe
     from dydit_cli.model.families import config_from_dict
+    from dydit_cli.model.latent_norm import LatentNorm
 
     report = run(path, loading)
     if json:
@@ -44,6 +45,8 @@ def inspect(
         "static MACs": f"{units.macs(report['macs_static'])} per forward and image",
         "routers": f"{report['router_parameters']:,} parameters, 3 in each block" if report["router_parameters"] else "none",
     }
+    if report["latents"]:
+        shown["latents"] = f"{LatentNorm.from_dict(report['latents']).describe()} of the VAE's z"
     for i, entry in enumerate(report["lineage"]):
         shown["lineage" if i == 0 else " " * i] = describe(entry)
     console.facts(path, shown)
