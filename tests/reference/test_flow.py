@@ -14,10 +14,13 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
+from dydit_cli.checkpoint.options import LoadOptions
+from dydit_cli.checkpoint.read import read
 from dydit_cli.diffusion.flow import FlowMatching
 from dydit_cli.diffusion.options import ReadySettings, SamplerSettings
 from dydit_cli.diffusion.sampler import sample
 from dydit_cli.diffusion.solvers import adaptive, grid
+from dydit_cli.model.backbone import Backbone
 from dydit_cli.model.families import build_model
 from dydit_cli.model.families.sit import SiT, SiTConfig
 from tests.reference.test_models import largest_difference
@@ -29,7 +32,7 @@ CASES = [(path, prediction) for path in PATHS for prediction in ("velocity", "no
 class Inputs:
     """A model that keeps what it is given, the labelled half where it is guided."""
 
-    def __init__(self, model: SiT, count: int) -> None:
+    def __init__(self, model: Backbone, count: int) -> None:
         self.model, self.count = model, count
         self.x: list[Tensor] = []
         self.t: list[float] = []
@@ -57,12 +60,9 @@ def sit_model(folder: Path, **flow: Any) -> SiT:
     return loaded(SiTConfig(**sizes, **flow), torch.load(folder / "sit_a.pt", weights_only=True))
 
 
-def repa_model(folder: Path, path: str) -> SiT:
-    """REPA a, without its projectors, which sampling does not use: a SiT whose t runs the other way."""
-    sizes = dict(input_size=8, patch_size=2, in_channels=4, hidden_size=48, depth=3, num_heads=4, num_classes=1000)
-    weights = torch.load(folder / "repa_a.pt", weights_only=True)
-    kept = {name: weight for name, weight in weights.items() if not name.startswith("projectors.")}
-    return loaded(SiTConfig(**sizes, learn_sigma=False, noise_at=1, path=path), kept)  # type: ignore[arg-type]
+def repa_model(folder: Path, path: Any) -> Backbone:
+    """REPA a, whose t runs the other way."""
+    return read(folder / "repa_a.pt", LoadOptions(num_heads=4, flow_path=path)).build()
 
 
 def loaded(config: SiTConfig, weights: dict[str, Tensor]) -> SiT:
@@ -122,7 +122,7 @@ def test_intervals_equal_sits(sit: Path) -> None:
         assert ours.run() == pytest.approx(theirs["sde_interval_sigma_lastNone"], abs=0)
 
 
-def run(model: SiT, z: Tensor, y: Tensor, settings: SamplerSettings, noise: Tensor | None = None) -> Run:
+def run(model: Backbone, z: Tensor, y: Tensor, settings: SamplerSettings, noise: Tensor | None = None) -> Run:
     """Samples from z, with recorded noises where there are some."""
     ready, seen = settings.for_model(model.config), Inputs(model, len(z))
     noises: Iterator[Tensor] = iter(() if noise is None else noise)

@@ -21,6 +21,7 @@ from dydit_cli.errors import DyditError
 from dydit_cli.model.families.lightningdit import LightningDiTConfig
 from tests.reference.test_models import largest_difference
 
+LIGHTNINGDIT = LoadOptions(family="lightningdit")
 FILES = {"a": "ldit_a.pt", "b": "ldit_b_train.pt", "c": "ldit_c.pt"}
 THEIRS = {"use_qknorm": "qk_norm", "use_swiglu": "swiglu", "use_rope": "rope", "use_rmsnorm": "rms_norm"}
 
@@ -46,17 +47,17 @@ def test_the_file_tells_its_configuration(folder: Path, case: str) -> None:
     """Heads too: by the tables of rotary positions, or the norms of queries."""
     theirs = json.loads((folder / "ldit.json").read_text())["configs"][case]
     ours = {THEIRS.get(name, name): value for name, value in theirs.items() if name != "wo_shift"}
-    checkpoint = read(folder / FILES[case])
+    checkpoint = read(folder / FILES[case], LIGHTNINGDIT)
     assert checkpoint.config == LightningDiTConfig(**ours, shift=not theirs["wo_shift"])
     assert checkpoint.config.num_parameters() == checkpoint.build().num_parameters()
     with pytest.raises(DyditError, match="3 heads that are 48 wide together do not fit"):
-        read(folder / FILES[case], LoadOptions(num_heads=3))
+        read(folder / FILES[case], replace(LIGHTNINGDIT, num_heads=3))
 
 
 @pytest.mark.parametrize("case", FILES)
 def test_forward_equals_the_authors_code(folder: Path, io: dict[str, Tensor], case: str) -> None:
     """The sinusoid is float32 in the float64 run too, as it was in theirs."""
-    model = read(folder / FILES[case]).build()
+    model = read(folder / FILES[case], LIGHTNINGDIT).build()
     x, t, y = (io[f"{case}.{name}"] for name in "xty")
     with torch.inference_mode():
         assert largest_difference(model(x, t, y), io[f"{case}.out"]) < 1e-5
@@ -65,7 +66,7 @@ def test_forward_equals_the_authors_code(folder: Path, io: dict[str, Tensor], ca
 
 def test_both_weights_of_a_training_checkpoint(folder: Path, io: dict[str, Tensor]) -> None:
     """Those of `model` have `module.` before their names."""
-    model = read(folder / FILES["b"], LoadOptions(weights="model")).build()
+    model = read(folder / FILES["b"], replace(LIGHTNINGDIT, weights="model")).build()
     with torch.inference_mode():
         assert largest_difference(model(io["b.x"], io["b.t"], io["b.y"]), io["b.train.model.out"]) < 1e-5
 
@@ -79,7 +80,7 @@ def test_guidance_equals_the_authors_code(
     folder: Path, io: dict[str, Tensor], case: str, when: str, scale: float, channels: Any, recorded: str
 ) -> None:
     """Of 16 channels too the first three are guided."""
-    model = read(folder / FILES[case]).build()
+    model = read(folder / FILES[case], LIGHTNINGDIT).build()
     x, t, y = io[f"{case}.cfg.x"], io[f"{case}.cfg.{when}.t"], io[f"{case}.cfg.y"]
     half = len(x) // 2
     with torch.inference_mode():
@@ -90,14 +91,14 @@ def test_guidance_equals_the_authors_code(
 @pytest.mark.parametrize("case", FILES)
 def test_export_gives_back_the_same_file(folder: Path, tmp_path: Path, case: str) -> None:
     """Every tensor bit for bit under its own name, the tables of rotary positions among them."""
-    export(folder / FILES[case], tmp_path / "native", format="native")
-    export(tmp_path / "native", tmp_path / "plain.pt", format="dit")
+    export(folder / FILES[case], tmp_path / "native", format="native", reading=LIGHTNINGDIT)
+    export(tmp_path / "native", tmp_path / "plain.pt", format="lightningdit")
     before, after = weights_of(folder / FILES[case]), weights_of(tmp_path / "plain.pt")
     assert before.keys() == after.keys()
     assert all(torch.equal(before[name], after[name]) for name in before)
     assert ("feat_rope.freqs_cos" in after) == (case != "c")
-    with pytest.raises(DyditError, match="is of family lightningdit, which diffusers' class is not"):
-        export(folder / FILES[case], tmp_path / "diffusers", format="diffusers", any_variant=True)
+    with pytest.raises(DyditError, match="is a LightningDiT, which diffusers has no class for; use --format lightningdit"):
+        export(tmp_path / "native", tmp_path / "diffusers", format="diffusers", any_variant=True)
 
 
 @pytest.mark.parametrize("kept", [None, 16], ids=["absent", "of another grid"])
@@ -115,7 +116,7 @@ def test_tables_that_are_not_this_grids_are_computed(folder: Path, tmp_path: Pat
 
 def test_a_dit_is_no_lightningdit(golden: Path, folder: Path) -> None:
     """And where a file could be read as either, the family is as asked."""
-    assert read(golden / "dit_static_a.pt", LoadOptions(num_heads=4)).config.family == "dit"
+    assert read(golden / "dit_static_a.pt", LoadOptions(num_heads=4, family="dit")).config.family == "dit"
     plain = read(golden / "dit_static_a.pt", LoadOptions(num_heads=4, family="lightningdit")).config
     assert isinstance(plain, LightningDiTConfig)
     assert not any((plain.rms_norm, plain.qk_norm, plain.swiglu, plain.rope))
@@ -128,8 +129,8 @@ def test_uneven_groups_and_heads_in_any_order(folder: Path, tmp_path: Path, io: 
     from dydit_cli.compress.convert import convert
 
     for case in FILES:
-        convert(folder / FILES[case], tmp_path / case, ranking="magnitude")
-        before, after = read(folder / FILES[case]), read(tmp_path / case)
+        convert(folder / FILES[case], tmp_path / case, ranking="magnitude", reading=LIGHTNINGDIT)
+        before, after = read(folder / FILES[case], LIGHTNINGDIT), read(tmp_path / case)
         moved = {name for name, w in before.weights.items() if not torch.equal(w, after.weights[name])}
         assert {f"blocks.0.{before.config.site('groups').output}.weight", "blocks.0.attn.qkv.weight"} <= moved
         x, t, y = (io[f"{case}.{name}"] for name in "xty")
@@ -138,9 +139,9 @@ def test_uneven_groups_and_heads_in_any_order(folder: Path, tmp_path: Path, io: 
 
 
 def test_the_recorded_configuration_is_stored(folder: Path, tmp_path: Path) -> None:
-    checkpoint = read(folder / FILES["b"])
+    checkpoint = read(folder / FILES["b"], LIGHTNINGDIT)
     assert isinstance(checkpoint.config, LightningDiTConfig)
-    export(folder / FILES["b"], tmp_path / "native", format="native")
+    export(folder / FILES["b"], tmp_path / "native", format="native", reading=LIGHTNINGDIT)
     assert read(tmp_path / "native").config == checkpoint.config
     other = replace(checkpoint.config, shift=True)
     with pytest.raises(DyditError, match=r"adaLN_modulation.1.bias is \[192\] where \[288\] is wanted"):

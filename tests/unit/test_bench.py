@@ -25,6 +25,7 @@ from dydit_cli.figures.visualize import save_as
 from dydit_cli.model.backbone import DynamicBackbone
 from dydit_cli.model.execution import SparseModel, static_twin
 from dydit_cli.model.families.dit import DiT, DiTConfig, DyDiT
+from dydit_cli.model.families.lightningdit import LightningDiTConfig
 from dydit_cli.model.macs import flops_ratio
 from dydit_cli.model.weight_cache import SliceStats
 from tests.conftest import inputs

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from dydit_cli.errors import DyditError
 from dydit_cli.model.backbone import DynamicBackbone
 from dydit_cli.model.config import FlowConfig, ModelConfig, check_flag
-from dydit_cli.model.families import Family, Hints, Inferred, dit, shape_of
+from dydit_cli.model.families import Family, Hints, Inferred, dit, shape_of, sit
 from dydit_cli.model.families.dit import MAX_PERIOD, Attention, DiT, DiTConfig, DyDiT, DyDiTConfig
 from dydit_cli.model.sites import Weights
 
@@ -135,7 +135,7 @@ def infer(weights: Weights, hints: Hints) -> Inferred:
     }
     stored = f"{ROPE}.{TABLES[0]}" in weights
     own["rope"] = stored or (own["rms_norm"] and own["swiglu"])
-    inferred = dit.infer(weights, hints, LightningDiTConfig, DyLightningDiTConfig, **own)
+    inferred = dit.infer(weights, hints, LightningDiTConfig, DyLightningDiTConfig, **own, **sit.flow_fields(hints))
     if own["rope"] and not stored:
         inferred.notes.append("rotary positions as LightningDiT has, though no tables of them are stored")
     return inferred

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from torch import Tensor
 
 from dydit_cli.model.backbone import DynamicBackbone
-from dydit_cli.model.config import FlowConfig, RoutedConfig
+from dydit_cli.model.config import FlowConfig
 from dydit_cli.model.families import Family, Hints, Inferred, dit
 from dydit_cli.model.families.dit import DiT, DiTConfig, DyDiT, DyDiTConfig
 from dydit_cli.model.sites import Weights
@@ -48,10 +48,7 @@ class DySiT(DynamicBackbone, SiT):
 
 def infer(weights: Weights, hints: Hints) -> Inferred:
     """As a DiT's, whose names and shapes they are."""
-    found = dit.infer(weights, hints)
-    values = {f.name: getattr(found.config, f.name) for f in fields(found.config)}
-    of = DySiTConfig if isinstance(found.config, RoutedConfig) else SiTConfig
-    return Inferred(of(**{**values, **flow_fields(hints)}), found.notes)
+    return dit.infer(weights, hints, SiTConfig, DySiTConfig, **flow_fields(hints))
 
 
 # the training scripts' words for ours
