@@ -19,6 +19,7 @@ from dydit_cli.model.backbone import DynamicBackbone
 from dydit_cli.model.config import FlowConfig, ModelConfig, check_flag
 from dydit_cli.model.families import Family, Hints, Inferred, dit, shape_of
 from dydit_cli.model.families.dit import MAX_PERIOD, Attention, DiT, DiTConfig, DyDiT, DyDiTConfig
+from dydit_cli.model.families.sit import flow_fields
 from dydit_cli.model.sites import Weights
 
 SIZES = dit.SIZES | {"1p0B": (24, 1536, 24), "1p6B": (28, 1792, 28)}
@@ -135,7 +136,7 @@ def infer(weights: Weights, hints: Hints) -> Inferred:
     }
     stored = f"{ROPE}.{TABLES[0]}" in weights
     own["rope"] = stored or (own["rms_norm"] and own["swiglu"])
-    inferred = dit.infer(weights, hints, LightningDiTConfig, DyLightningDiTConfig, **own)
+    inferred = dit.infer(weights, hints, LightningDiTConfig, DyLightningDiTConfig, **own, **flow_fields(hints))
     if own["rope"] and not stored:
         inferred.notes.append("rotary positions as LightningDiT has, though no tables of them are stored")
     return inferred
