@@ -32,7 +32,7 @@ from tests.conftest import inputs
 
 SIZES: dict[str, Any] = {"input_size": 8, "patch_size": 1, "hidden_size": 48, "depth": 4, "num_heads": 8, "num_classes": 10}
 SMALL = DiTConfig(**SIZES)
-GATED = LightningDiTConfig(**SIZES, rope=False, mlp_width=132)  # groups of 17 and 16 channels
+GATED = LightningDiTConfig(**SIZES, in_channels=4, rope=False, mlp_width=132)  # groups of 17 and 16 channels
 
 
 @pytest.mark.parametrize("config", [SMALL, GATED], ids=lambda config: config.family)

@@ -124,8 +124,8 @@ def test_weights_of_another_width_are_refused(narrow_folder: Path) -> None:
 def test_a_narrow_state_dict_is_read_back(narrow_folder: Path, tmp_path: Path) -> None:
     export(narrow_folder, tmp_path / "narrow.pt", format="dit")
     with pytest.raises(DyditError, match="say them with --num-heads N, one of 1, 2, 4, 8, 16"):
-        read(tmp_path / "narrow.pt")
-    back = read(tmp_path / "narrow.pt", LoadOptions(num_heads=2))
+        read(tmp_path / "narrow.pt", LoadOptions(family="dit"))
+    back = read(tmp_path / "narrow.pt", LoadOptions(num_heads=2, family="dit"))
     assert back.config == NARROW
     assert "attention 16 and MLP 50 wide in a model of width 24" in back.notes
     x, t, y = inputs(NARROW)
@@ -162,7 +162,7 @@ def test_a_narrow_model_is_converted(tmp_path: Path, mlp_width: int) -> None:
     assert report.max_difference < 1e-4
     assert read(tmp_path / "dynamic").config == DyDiTConfig.from_static(config)
     export(tmp_path / "dynamic", tmp_path / "dynamic.pt", format="dydit")
-    assert read(tmp_path / "dynamic.pt", LoadOptions(num_heads=2)).config.static() == config
+    assert read(tmp_path / "dynamic.pt", LoadOptions(num_heads=2, family="dit")).config.static() == config
 
 
 def test_ranking_keeps_a_narrow_models_function(narrow_folder: Path, tmp_path: Path) -> None:
