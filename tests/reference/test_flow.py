@@ -59,10 +59,10 @@ def sit_model(folder: Path, **flow: Any) -> SiT:
 
 def repa_model(folder: Path, path: str) -> SiT:
     """REPA a, without its projectors, which sampling does not use: a SiT whose t runs the other way."""
-    sizes = dict(input_size=8, patch_size=2, in_channels=4, hidden_size=48, depth=3, num_heads=4, num_classes=1000)
+    sizes = {"input_size": 8, "patch_size": 2, "in_channels": 4, "hidden_size": 48, "depth": 3, "num_heads": 4}
     weights = torch.load(folder / "repa_a.pt", weights_only=True)
     kept = {name: weight for name, weight in weights.items() if not name.startswith("projectors.")}
-    return loaded(SiTConfig(**sizes, learn_sigma=False, noise_at=1, path=path), kept)  # type: ignore[arg-type]
+    return loaded(SiTConfig(**sizes, num_classes=1000, learn_sigma=False, noise_at=1, path=path), kept)  # type: ignore[arg-type]
 
 
 def loaded(config: SiTConfig, weights: dict[str, Tensor]) -> SiT:
