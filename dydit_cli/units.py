@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 # a model's MACs by part, as tables call them
 PARTS = {
     "attention": "attention",
@@ -61,3 +64,12 @@ def seconds(value: float) -> str:
     if minutes < 60:
         return f"{minutes} min {rest:02d} s"
     return f"{minutes // 60} h {minutes % 60:02d} min"
+
+
+def sampling(record: Mapping[str, Any]) -> str:
+    """How a record's images were drawn: `ddim, 50 steps`, or `ODE by heun, 25 steps, 50 model calls`."""
+    steps = "steps of its own choice" if record["steps"] is None else f"{record['steps']} steps"
+    if "kind" not in record:
+        return f"{record['sampler']}, {steps}"
+    calls = "" if record["model_calls"] is None else f", {record['model_calls']} model calls"
+    return f"{record['kind']} by {record['solver']}, {steps}{calls}"

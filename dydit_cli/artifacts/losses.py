@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from dydit_cli import marks
 from dydit_cli.artifacts.base import Folder
+from dydit_cli.diffusion.timeline import Timeline
 from dydit_cli.files import atomic_folder, write_json
 
 TABLE_FILE, ARRAYS_FILE = "losses.csv", "losses.npz"
@@ -25,7 +26,7 @@ ARRAYS = ("timesteps", "mse", "patch_timesteps", "patches", "images", "labels")
 
 @dataclass(frozen=True)
 class Losses(Folder):
-    """Mean squared errors of the predicted noise; nothing of the variance's term is in them.
+    """Mean squared errors of what is predicted, noise as a rule; nothing of the variance's term is in them.
 
     `mse` is K T M at `timesteps` (T, ascending). `patches` is A R S S, the last model's means over several noises and
     the pixels of a patch, at `patch_timesteps` (A, ascending), for `images` (R C P P) of the classes `labels` (R).
@@ -40,9 +41,9 @@ class Losses(Folder):
     format = "dydit-losses"
 
     summary: dict[str, Any]
-    timesteps: NDArray[np.int64]
+    timesteps: NDArray[Any]
     mse: NDArray[np.float32]
-    patch_timesteps: NDArray[np.int64]
+    patch_timesteps: NDArray[Any]
     patches: NDArray[np.float32]
     images: NDArray[np.float32]
     labels: NDArray[np.int64]
@@ -51,6 +52,26 @@ class Losses(Folder):
     def names(self) -> list[str]:
         """The models' short names, in the order in which they were given."""
         return [str(model["name"]) for model in self.summary["models"]]
+
+    @property
+    def timeline(self) -> Timeline:
+        """The scale of the models' timesteps."""
+        return Timeline.of(self.summary.get("timeline"))
+
+    @property
+    def target(self) -> str:
+        """What the models predict, whose error this is."""
+        return str(self.summary.get("target", "noise"))
+
+    @property
+    def phases(self) -> pd.DataFrame:
+        """One row a model, one column a phase of the schedule, the noisiest first: the loss's mean over timesteps and images,
+        NaN where there is no timestep."""
+        phase = self.timeline.phase_of(self.timesteps)
+        names = self.timeline.phases()
+        within = [self.mse[:, phase == i] for i in range(len(names))]  # K some M each
+        columns = [part.mean(axis=(1, 2), dtype=np.float64) if part.size else np.full(len(self.mse), np.nan) for part in within]
+        return pd.DataFrame(dict(zip(names, columns, strict=True)), index=self.names)
 
     @property
     def table(self) -> pd.DataFrame:

@@ -41,9 +41,12 @@ class StepMetrics:
     lr: float
     seconds: float
     peak_memory: int | None = None
+    cosine_loss: float | None = None
 
     def to_dict(self) -> dict[str, float | int | bool | None]:
-        return asdict(self)
+        """Plain values for JSON; the cosine's only where it has a weight."""
+        values = asdict(self)
+        return values if self.cosine_loss is not None else {k: v for k, v in values.items() if k != "cosine_loss"}
 
 
 @dataclass(frozen=True)

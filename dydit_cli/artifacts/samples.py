@@ -15,6 +15,7 @@ from PIL import Image
 
 from dydit_cli import marks
 from dydit_cli.artifacts.base import Artifact, read_object
+from dydit_cli.diffusion.options import SOLVED as SOLVED
 from dydit_cli.errors import DyditError
 from dydit_cli.files import atomic_file
 

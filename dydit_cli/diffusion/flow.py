@@ -121,14 +121,19 @@ class FlowMatching:
             errors = errors * path.sigma(s).square()
         return self._mean(errors, t, weigh)
 
-    def errors(self, output: Tensor, x0: Tensor, x_t: Tensor, t: Tensor, noise: Tensor) -> Tensor:
+    def target(self, x0: Tensor, t: Tensor, noise: Tensor) -> Tensor:
         path, s = self.along(t, x0)
         if self.prediction == "noise":
-            return (output - noise).square()
+            return noise
         if self.prediction == "score":
+            return -noise / path.sigma(s)
+        return self._sign * (path.alpha_slope(s) * x0 + path.sigma_slope(s) * noise)
+
+    def errors(self, output: Tensor, x0: Tensor, x_t: Tensor, t: Tensor, noise: Tensor) -> Tensor:
+        if self.prediction == "score":
+            path, s = self.along(t, x0)
             return (path.sigma(s) * output + noise).square()
-        velocity = path.alpha_slope(s) * x0 + path.sigma_slope(s) * noise
-        return (output - self._sign * velocity).square()
+        return (output - self.target(x0, t, noise)).square()
 
     def _mean(self, errors: Tensor, t: Tensor, gamma: float | None) -> Tensor:
         """(B,) weighed means."""

@@ -121,10 +121,18 @@ def samplers_of(process: str) -> list[str]:
     return [name for name, sampler in SAMPLERS.items() if sampler.process == process]
 
 
+def parse_timestep(text: str) -> float:
+    """A whole number where it can be one. Raises `ValueError` for what is none, or is under 0."""
+    value = int(text) if text.strip().isdecimal() else float(text)
+    if not 0 <= value < float("inf"):
+        raise ValueError(text)
+    return value
+
+
 def parse_interval(text: str) -> tuple[float, float]:
     """`100,800` or `0.11,1` as two numbers; what can be a whole number is one. Raises `DyditError` for anything else."""
     try:
-        low, high = (int(part) if part.strip().isdecimal() else float(part) for part in text.split(","))
+        low, high = map(parse_timestep, text.split(","))
     except ValueError:
         raise DyditError(f"--cfg-interval {text}: write two timesteps, for instance 100,800 or 0.11,1") from None
     return low, high
@@ -252,6 +260,9 @@ class SamplerSettings:
 
 # settings that not every sampler takes
 OWN = ("spacing", "time_shift", *SDE)
+
+# what a protocol says besides, of samplers that solve an equation
+SOLVED = ("kind", "solver", "model_calls", "time_shift", *SDE)
 
 
 @dataclass(frozen=True, eq=False)

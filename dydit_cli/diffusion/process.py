@@ -59,6 +59,9 @@ class Process(Protocol):
     def add_noise(self, x0: Tensor, t: Tensor, noise: Tensor) -> Tensor:
         """x_t."""
 
+    def target(self, x0: Tensor, t: Tensor, noise: Tensor) -> Tensor:
+        """What an output's prediction should be."""
+
     def losses(
         self, output: Tensor, x0: Tensor, x_t: Tensor, t: Tensor, noise: Tensor, weigh: float | None = None
     ) -> LossTerms:
@@ -118,6 +121,9 @@ class GaussianDiffusion:
 
     def add_noise(self, x0: Tensor, t: Tensor, noise: Tensor) -> Tensor:
         return self.schedule.add_noise(x0, t, noise)
+
+    def target(self, x0: Tensor, t: Tensor, noise: Tensor) -> Tensor:
+        return noise
 
     def losses(
         self, output: Tensor, x0: Tensor, x_t: Tensor, t: Tensor, noise: Tensor, weigh: float | None = None

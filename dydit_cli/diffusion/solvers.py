@@ -167,7 +167,7 @@ def stochastic(second_order: bool) -> Run:
             return SDE_FORMS[ready.sde_form](*process.along(times(x, t), x), ready.sde_norm)
 
         def velocity_and_score(x: Tensor, t: float, guide_at: float) -> tuple[Tensor, Tensor]:
-            output, at = denoise(x, next(calls), t, guide_at=guide_at)[:, : x.shape[1]], times(x, t)
+            output, at = denoise(x, next(calls), t, guide_at=guide_at), times(x, t)
             return process.to_velocity(output, x, at), process.to_score(output, x, at)
 
         def move(x: Tensor, t: float, size: float, guide_at: float) -> Tensor:
@@ -205,7 +205,7 @@ heun_sde: Run = stochastic(second_order=True)
 
 def velocity_of(ready: ReadySettings, output: Tensor, x: Tensor, timestep: float) -> Tensor:
     """B C S S, of a model's output for x at a timestep."""
-    return flow_of(ready).to_velocity(output[:, : x.shape[1]], x, times(x, timestep))
+    return flow_of(ready).to_velocity(output, x, times(x, timestep))
 
 
 def normal(x: Tensor, generator: Generators) -> Tensor:

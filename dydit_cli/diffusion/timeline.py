@@ -38,6 +38,10 @@ class Timeline:
         data = "" if self.whole else f", {self.low + self.high - self.noise:g}: data"
         return f"timestep t ({self.noise:g}: pure noise{data}; sampling runs left to right)"
 
+    def at(self, share: float) -> float:
+        """The timestep at a share of the way from the lowest to the end of the scale."""
+        return round(share * (self.high + 1)) if self.whole else self.low + share * (self.high - self.low)
+
     def text(self, timestep: float) -> str:
         """As tables and figures write it: `999`, or `0.25`."""
         return str(int(timestep)) if self.whole else f"{timestep:.4g}"

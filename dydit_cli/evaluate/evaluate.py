@@ -10,7 +10,7 @@ import numpy as np
 import torch
 
 from dydit_cli.artifacts.evaluation import Evaluation
-from dydit_cli.artifacts.samples import ARRAY_FILE, ARRAY_FORMAT, RECORD_FILE
+from dydit_cli.artifacts.samples import ARRAY_FILE, ARRAY_FORMAT, RECORD_FILE, SOLVED
 from dydit_cli.checkpoint.read import resolve
 from dydit_cli.checkpoint.tensors import PICKLES
 from dydit_cli.data.imagefolder import to_model
@@ -86,6 +86,7 @@ def evaluate(
         "images": images.count,
         "classes": class_text(classes) if isinstance(classes, list) and classes else None,
         **{name: images.record.get(name) for name in RECORDED},
+        **{name: images.record[name] for name in SOLVED if name in images.record},
         "sampled_on": images.record.get("device"),
         **extractor.facts,
         **facts,

@@ -20,8 +20,10 @@ from dydit_cli.checkpoint.read import CheckpointLike, read
 from dydit_cli.data.dataset import Dataset
 from dydit_cli.data.load import default_data, load_data, load_held_out
 from dydit_cli.devices import pick_device
+from dydit_cli.diffusion.options import float32
 from dydit_cli.diffusion.process import Process, process_of, times
 from dydit_cli.errors import DyditError
+from dydit_cli.evaluate.options import NOISE_SHARES
 from dydit_cli.evaluate.options import LossSettings as LossSettings
 from dydit_cli.files import check_output
 from dydit_cli.model.execution import Executable, executor
@@ -37,13 +39,17 @@ OnStage = Callable[[str, int, str], None]
 OnWork = Callable[[int], None]
 
 
-def check_maps(settings: LossSettings, process: Process) -> None:
-    """Raises `DyditError` for a map outside the process's timesteps, or for none."""
-    low, high = process.span
-    wrong = [t for t in settings.maps_at if not low <= t <= high]
-    if wrong or not settings.maps_at:
+def maps_at(settings: LossSettings, process: Process) -> list[float]:
+    """The timesteps of the maps, ascending. Raises `DyditError` for one outside the process's, or for none."""
+    chosen, (low, high), timeline = settings.maps_at, process.span, process.timeline
+    if chosen is None:
+        shares = [1 - share if timeline.rising else share for share in NOISE_SHARES]
+        chosen = tuple(timeline.at(share) for share in shares)
+    wrong = [t for t in chosen if not low <= t <= high or (timeline.whole and not isinstance(t, int))]
+    if wrong or not chosen:
         what = f"no timestep {wrong[0]}" if wrong else "no timesteps"
         raise DyditError(f"{what} to draw maps at: the schedule has {low:g} to {high:g}")
+    return sorted({t if timeline.whole else float32(t) for t in chosen})
 
 
 def measure_losses(
@@ -58,8 +64,8 @@ def measure_losses(
     on_stage: OnStage = lambda what, total, unit: None,
     on_work: OnWork = lambda amount: None,
 ) -> Losses:
-    """The mean squared error of each model's noise, for noise that is the same for every model and in every batch; a DyDiT
-    runs as it samples. Maps are of the last model. Written to the folder `out` if given.
+    """The mean squared error of what each model predicts, for noise that is the same for every model and in every batch; a
+    DyDiT runs as it samples. Maps are of the last model. Written to the folder `out` if given.
 
     `data` is by default what the first model was trained on. The images are the data set's held-out ones, or where it has no
     such part those of the set itself, which the model may have been trained on. Raises `DyditError` for no checkpoint, data
@@ -80,20 +86,23 @@ def measure_losses(
         images.check(model.config, model.latents)
     x0, labels = chosen(images, settings)  # M C P P, M
     process = process_of(models[0].config)
-    check_maps(settings, process)
+    for name, model in zip(names, models, strict=True):
+        if process_of(model.config) != process:
+            raise DyditError(f"{name} does not predict what {names[0]} does; measure them apart")
+    mapped = maps_at(settings, process)
     timesteps = process.grid(settings.timesteps)
     curves = []
     for name, model in zip(names, models, strict=True):
         on_stage(f"losses of {name}", len(x0) * len(timesteps), "image-steps")
         runner = ready(model, on, timesteps)
         curves.append(torch.stack([at_timestep(runner, x0, labels, t, settings, on_work) for t in timesteps]))
-    shown, maps_at = distinct(labels, settings.map_images), sorted(set(settings.maps_at))
-    on_stage(f"maps of {names[-1]}", len(shown) * len(maps_at) * settings.map_noises, "image-steps")
-    runner = ready(models[-1], on, maps_at)
-    patches = torch.stack([maps_of(runner, x0[shown], labels[shown], t, settings, on_work) for t in maps_at])
+    shown = distinct(labels, settings.map_images)
+    on_stage(f"maps of {names[-1]}", len(shown) * len(mapped) * settings.map_noises, "image-steps")
+    runner = ready(models[-1], on, mapped)
+    patches = torch.stack([maps_of(runner, x0[shown], labels[shown], t, settings, on_work) for t in mapped])
     summary: dict[str, Any] = {
         **made_by(),
-        "loss": "mean squared error of the predicted noise over channels and pixels; the variance's term is left out",
+        **what_is_measured(process),
         "models": [
             {
                 "name": name,
@@ -110,7 +119,7 @@ def measure_losses(
         "images": len(x0),
         "timesteps": len(timesteps),
         "map_model": names[-1],
-        "map_timesteps": maps_at,
+        "map_timesteps": mapped,
         "map_noises": settings.map_noises,
         "seed": settings.seed,
         "dtype": "float32",
@@ -118,11 +127,20 @@ def measure_losses(
         "seconds": time.perf_counter() - start,
         "versions": {"dydit": __version__, "torch": torch.__version__},
     }
-    arrays = (torch.tensor(timesteps), torch.stack(curves), torch.tensor(maps_at), patches, x0[shown], labels[shown])
+    arrays = (torch.tensor(list(timesteps)), torch.stack(curves), torch.tensor(mapped), patches, x0[shown], labels[shown])
     result = Losses(summary, *(array.numpy() for array in arrays))
     if out is not None:
         result.write(out)
     return result
+
+
+def what_is_measured(process: Process) -> dict[str, Any]:
+    """In words; and where it is not noise at 1,000 timesteps, what is predicted and the timesteps' scale."""
+    target, timeline = process.describe()["predicts"], process.timeline
+    loss = f"mean squared error of the predicted {target} over channels and pixels"
+    if timeline.whole:
+        return {"loss": f"{loss}; the variance's term is left out"}
+    return {"loss": loss, "target": target, "timeline": timeline.to_dict()}
 
 
 def chosen(data: Dataset, settings: LossSettings) -> tuple[Tensor, Tensor]:

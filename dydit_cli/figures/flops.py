@@ -48,7 +48,8 @@ def draw_flops(profile: Profile) -> Figure:
     """A stack of attention, MLP and the rest over the sampling steps, under the static model's line."""
     summary = profile.summary
     size, prefix = scale_of(summary["macs_static"])
-    table = flops_table(profile).pivot(index="timestep", columns="part", values=MACS) / size
+    # Heun calls the model twice at a timestep
+    table = flops_table(profile).pivot_table(index="timestep", columns="part", values=MACS) / size
     figure = new_figure(6.5, 3.6)
     ax = figure.subplots()
     ax.stackplot(
@@ -60,17 +61,18 @@ def draw_flops(profile: Profile) -> Figure:
         labels=["attention", "MLP", REST],
         step="mid",
     )
-    left = table.index.max()
+    left = table.index.min() if profile.timeline.rising else table.index.max()
     for macs, text, line in (
         (summary["macs_static"], " static model", "--"),
         (summary["macs_dynamic"], f" mean over the steps: {summary['ratio']:.3f} of static", ":"),
     ):
         ax.axhline(macs / size, color="black", linestyle=line, linewidth=1.1)
         ax.text(left, macs / size, text, va="bottom", ha="left")
-    ax.invert_xaxis()
+    if not profile.timeline.rising:
+        ax.invert_xaxis()
     ax.margins(x=0)
     ax.set_ylim(0, 1.32 * summary["macs_static"] / size)
-    ax.set_xlabel("timestep t (999: pure noise; sampling runs left to right)")
+    ax.set_xlabel(profile.timeline.label)
     ax.set_ylabel(f"{prefix}MACs per forward and image")
     ax.legend(loc="upper center", ncols=3, fontsize=8)
     return figure

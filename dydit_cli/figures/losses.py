@@ -19,11 +19,16 @@ if TYPE_CHECKING:
 
     from dydit_cli.artifacts.losses import Losses
 
-LOSS, ERROR, EXCESS = "mse_of_the_noise", "standard_error", "excess over the last"
+ERROR, EXCESS = "standard_error", "excess over the last"
 
 LAST, OTHERS = (BLUE, "-"), ((ORANGE, "--"), (GREEN, "-."), ("#CC79A7", ":"))
 
 NORMALISED = "loss_from_0_to_1_in_its_map"
+
+
+def loss_column(losses: Losses) -> str:
+    """A table's, by what the models predict."""
+    return f"mse_of_the_{losses.target}"
 
 
 def loss_gap_table(losses: Losses) -> pd.DataFrame:
@@ -37,11 +42,12 @@ def loss_gap_table(losses: Losses) -> pd.DataFrame:
             f"loss-gap is drawn of two to four models and {len(names)} "
             f"{'was' if len(names) == 1 else 'were'} measured; measure again: dydit losses SMALL LARGE --out DIR"
         )
-    frames = [losses.table.rename(columns={"mse": LOSS, "mse_standard_error": ERROR}).assign(curve="loss")]
+    loss = loss_column(losses)
+    frames = [losses.table.rename(columns={"mse": loss, "mse_standard_error": ERROR}).assign(curve="loss")]
     for i, name in enumerate(names[:-1]):
         mean, error = losses.excess(i)
-        frames.append(pd.DataFrame({"curve": EXCESS, "model": name, "timestep": losses.timesteps, LOSS: mean, ERROR: error}))
-    return pd.concat(frames, ignore_index=True)[["curve", "model", "timestep", LOSS, ERROR]]
+        frames.append(pd.DataFrame({"curve": EXCESS, "model": name, "timestep": losses.timesteps, loss: mean, ERROR: error}))
+    return pd.concat(frames, ignore_index=True)[["curve", "model", "timestep", loss, ERROR]]
 
 
 @figure(
@@ -62,14 +68,18 @@ def draw_loss_gap(losses: Losses) -> Figure:
     sizes = {model["name"]: _parameters(model["parameters"]) for model in losses.summary["models"]}
     for ax, curve in ((above, "loss"), (below, EXCESS)):
         for name, own in table[table["curve"] == curve].groupby("model", sort=False):
-            _curve(ax, own, *styles[str(name)], f"{name} ({sizes[str(name)]})")
+            _curve(ax, own, loss_column(losses), *styles[str(name)], f"{name} ({sizes[str(name)]})")
     above.set_yscale("log")
-    above.set_ylabel("squared error\nof the noise")
+    above.set_ylabel(f"squared error\nof the {losses.target}")
     above.legend(loc="upper center", fontsize=8)
     below.axhline(0, color="black", linewidth=0.8)
     below.set_ylabel(f"excess over\n{losses.names[-1]}")
-    below.set_xlabel("timestep t (999: pure noise; sampling runs left to right)")
-    below.set_xlim(int(losses.timesteps[-1]), int(losses.timesteps[0]) if len(losses.timesteps) > 1 else -1)
+    below.set_xlabel(losses.timeline.label)
+    timeline = losses.timeline
+    left, right = (losses.timesteps[i].item() for i in ((0, -1) if timeline.rising else (-1, 0)))
+    if left == right:
+        right = timeline.high if timeline.rising else timeline.low - 1
+    below.set_xlim(left, right)
     part = "held-out images" if losses.summary["held_out"] else "images"
     above.set_title(
         f"Diffusion loss over {losses.summary['images']} {part} of {losses.summary['data']} (bands: standard error)"
@@ -78,8 +88,8 @@ def draw_loss_gap(losses: Losses) -> Figure:
     return figure
 
 
-def _curve(ax: Axes, own: pd.DataFrame, color: str, line: str, label: str) -> None:
-    t, mean, error = own["timestep"], own[LOSS], own[ERROR].fillna(0)
+def _curve(ax: Axes, own: pd.DataFrame, loss: str, color: str, line: str, label: str) -> None:
+    t, mean, error = own["timestep"], own[loss], own[ERROR].fillna(0)
     ax.fill_between(t, mean - error, mean + error, color=color, alpha=0.25, linewidth=0)
     ax.plot(t, mean, color=color, linestyle=line, linewidth=1.1, label=label)
 
@@ -106,7 +116,7 @@ def loss_maps_table(losses: Losses) -> pd.DataFrame:
             "label": losses.labels[image],
             "patch_row": row,
             "patch_column": column,
-            LOSS: losses.patches.ravel(),
+            loss_column(losses): losses.patches.ravel(),
             NORMALISED: maps.ravel(),
         }
     )
@@ -127,10 +137,10 @@ def draw_loss_maps(losses: Losses) -> Figure:
         losses.images,
         losses.labels,
         maps,
-        [f"t = {timestep}" for timestep in losses.patch_timesteps.tolist()],
+        [f"t = {losses.timeline.text(timestep)}" for timestep in losses.patch_timesteps.tolist()],
         [[f"{mean:.2g}" for mean in means] for means in losses.patches.mean(axis=(2, 3))],
         limits=(0, 1),
         scale="loss of a patch, from its map's least (0) to its greatest (1);\n"
-        "under each map: its mean squared error of the noise",
+        f"under each map: its mean squared error of the {losses.target}",
         title=f"Where the loss is, {losses.summary['map_model']}, mean over {losses.summary['map_noises']} noises",
     )

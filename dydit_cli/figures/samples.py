@@ -13,6 +13,7 @@ import pandas as pd
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 
+from dydit_cli.artifacts.samples import SOLVED
 from dydit_cli.artifacts.study import SAMPLES_FILE, TABLE_FILE
 from dydit_cli.figures.base import TooLittleError, figure
 from dydit_cli.figures.style import bare, new_figure
@@ -29,7 +30,7 @@ if TYPE_CHECKING:
 SHOWN = 10  # pictures in a row
 
 # what must be the same for images to belong together
-SAME = ("seed", "classes", "sampler", "steps", "cfg", "cfg_channels", "cfg_interval", "spacing", "vae")
+SAME = ("seed", "classes", "sampler", "steps", "cfg", "cfg_channels", "cfg_interval", "spacing", *SOLVED, "vae")
 
 HALF = 0.5
 

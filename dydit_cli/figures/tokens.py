@@ -6,8 +6,9 @@ Legend: K images with masks, T sampling steps, S tokens a side.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from itertools import pairwise
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
@@ -86,7 +87,7 @@ def draw_tokens(profile: Profile) -> Figure:
         profile.samples[: maps.shape[1]],
         profile.labels,
         maps,
-        ["all steps", *(span_title(profile.record.timesteps[cut]) for cut in cuts[1:])],
+        ["all steps", *(span_title(profile.record.timesteps[cut], profile.timeline.text) for cut in cuts[1:])],
         [[f"{share.mean():.0f} %" for share in of_span] for of_span in maps],
         limits=(min(low, high - 1), high),
         scale="how often an MLP computed the token [% of the steps and blocks]",
@@ -94,6 +95,7 @@ def draw_tokens(profile: Profile) -> Figure:
     )
 
 
-def span_title(timesteps: NDArray[np.int64]) -> str:
+def span_title(timesteps: NDArray[Any], text: Callable[[float], str]) -> str:
     """`t 999 to 816`, or `t 999` for a single step."""
-    return f"t {timesteps[0]}" + (f" to {timesteps[-1]}" if len(timesteps) > 1 else "")
+    first, last = text(timesteps[0]), text(timesteps[-1])
+    return f"t {first}" + (f" to {last}" if len(timesteps) > 1 else "")

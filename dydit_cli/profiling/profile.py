@@ -23,7 +23,7 @@ from dydit_cli.profiling.options import ProfileOptions
 from dydit_cli.profiling.record import Recorder
 from dydit_cli.profiling.step_timer import StepTimer
 from dydit_cli.provenance import made_by
-from dydit_cli.units import macs, share
+from dydit_cli.units import macs, sampling, share
 from dydit_cli.version import __version__
 
 
@@ -100,6 +100,7 @@ def profile(
         "counters_agree": tally.agree,
         "operations_without_handle": dict(tally.unknown),
         **{name: value for name, value in settings.protocol().items() if name != "cfg_interval"},
+        **({"model_calls": len(table)} if "model_calls" in settings.protocol() else {}),
         "images": options.images,
         **({"classes": list(options.classes)} if options.classes else {}),
         "images_with_masks": record.tokens.shape[3],
@@ -151,6 +152,6 @@ def card_lines(profile: Profile) -> list[str]:
         f"ratio {summary['ratio']:.4f}",
         f"- active: {share(summary['active_heads_share'])} of heads, {share(summary['active_groups_share'])} of channel "
         f"groups, {share(summary['active_tokens_share'])} of tokens in the MLPs",
-        f"- measured by dydit {summary['versions']['dydit']}: {summary['sampler']}, {summary['steps']} steps, cfg "
+        f"- measured by dydit {summary['versions']['dydit']}: {sampling(summary)}, cfg "
         f"{summary['cfg']:g}, {summary['images']} images, seed {summary['seed']}, {summary['dtype']}, {summary['device']}",
     ]

@@ -140,8 +140,10 @@ class Recorder:
         return out
 
     def _counted(self, x: Tensor, t: Tensor, y: Tensor) -> tuple[Tensor, Routing]:
+        timestep = t[0].item()
+        self.plan([timestep])  # where the solver chose it; else it is planned already
         with Executed() as executed:
-            macs = self.model.prepare(t[0].item(), y)
+            macs = self.model.prepare(timestep, y)
         self.tally.add("ahead", executed, macs)
         with Executed() as executed:
             out, routing = self.model(x, t, y, return_routing=True)

@@ -28,6 +28,7 @@ LABELS = {
     "dtype": "data type",
     "flops_ratio": "FLOPs ratio asked",
     "flops_ratio_asked": "FLOPs ratio asked",
+    "kind": "equation",
     "macs_static": "static model",
     "measured": "steps measured",
     "model": "model",

@@ -7,7 +7,7 @@ from dataclasses import asdict
 from dydit_cli.artifacts.bench import BenchResult
 from dydit_cli.artifacts.evaluation import Evaluation
 from dydit_cli.artifacts.losses import Losses
-from dydit_cli.artifacts.samples import SampleFolder
+from dydit_cli.artifacts.samples import SOLVED, SampleFolder
 from dydit_cli.reports.format import NAMES, UNITS, protocol, table
 from dydit_cli.reports.pictures import pictures_of, svg_figures
 from dydit_cli.reports.reproduce import how_made, into_file
@@ -19,8 +19,8 @@ LOSSES = (
 )  # fmt: skip
 
 SAMPLES = (
-    "checkpoint", "classes", "sampler", "steps", "cfg", "cfg_channels", "cfg_interval", "spacing", "execution", "tome", "dtype",
-    "seed", "vae", "device",
+    "checkpoint", "classes", "sampler", "steps", "cfg", "cfg_channels", "cfg_interval", "spacing", *SOLVED, "execution", "tome",
+    "dtype", "seed", "vae", "device",
 )  # fmt: skip
 
 
@@ -122,7 +122,7 @@ def loss_sections(losses: Losses, name: str, id_prefix: str) -> list[Section]:
         Section(
             name=name,
             about=losses.noun(),
-            summary=words("losses", s=losses.summary, means=means),
+            summary=words("losses", s=losses.summary, target=losses.target, means=means),
             protocol=protocol(losses.summary, LOSSES),
             figures=svg_figures(losses, id_prefix),
             tables=[phases_of(losses)],
@@ -134,10 +134,7 @@ def loss_sections(losses: Losses, name: str, id_prefix: str) -> list[Section]:
 
 def phases_of(losses: Losses) -> Table:
     """Each model's loss in four phases of the schedule."""
-    rows = []
-    for low in (750, 500, 250, 0):
-        within = (losses.timesteps >= low) & (losses.timesteps < low + 250)
-        if within.any():
-            rows.append([f"{low + 249} to {low}", *(float(of_model[within].mean()) for of_model in losses.mse)])
-    columns = [Column("timesteps"), *(Column(name, "MSE of the noise", ".4g") for name in losses.names)]
+    phases = losses.phases.dropna(axis=1)
+    columns = [Column("timesteps"), *(Column(name, f"MSE of the {losses.target}", ".4g") for name in losses.names)]
+    rows = [[name, *(float(value) for value in of_models)] for name, of_models in phases.items()]
     return table("Loss by phase of the schedule, noisiest first", columns, rows)

@@ -11,6 +11,7 @@ import pandas as pd
 from dydit_cli import units
 from dydit_cli.artifacts.comparison import Comparison
 from dydit_cli.artifacts.profile import Profile
+from dydit_cli.artifacts.samples import SOLVED
 from dydit_cli.artifacts.width import WidthProfile
 from dydit_cli.reports.format import frame_table, protocol
 from dydit_cli.reports.pictures import svg_figures
@@ -19,8 +20,8 @@ from dydit_cli.reports.section import TIMES, Metric, Origin, Section, Table
 from dydit_cli.reports.words import words
 
 PROTOCOL = (
-    "checkpoint", "flops_ratio_asked", "sampler", "steps", "cfg", "cfg_channels", "spacing", "tome", "images", "seed",
-    "dtype", "device", "unit",
+    "checkpoint", "flops_ratio_asked", "sampler", "steps", "cfg", "cfg_channels", "spacing", *SOLVED, "tome", "images",
+    "seed", "dtype", "device", "unit",
 )  # fmt: skip
 
 MOST_ROWS = 300
@@ -125,16 +126,14 @@ def comparison_sections(comparison: Comparison, name: str, id_prefix: str) -> li
 
 def width_sections(width: WidthProfile, name: str, id_prefix: str) -> list[Section]:
     """Heads and groups at all 1,000 timesteps, without images."""
-    summary, table = width.summary, width.table
-    phase = (table["timestep"] // 250).map(lambda i: f"{250 * i + 249} to {250 * i}").rename("timesteps")
-    means = table.drop(columns="timestep").groupby(phase, sort=False).mean()[::-1].reset_index()
+    summary = width.summary
     return [
         Section(
             name=name,
             about=width.noun(),
             summary=words("width", s=summary),
             protocol=protocol(summary, ("checkpoint", "timesteps", "unit")),
-            tables=[frame_table("Heads and channel groups by phase of the schedule", means)],
+            tables=[frame_table("Heads and channel groups by phase of the schedule", width.phases)],
             versions=summary["versions"],
             origin=how_made(name, summary),
         )

@@ -8,6 +8,7 @@ from typing import Any
 
 import pandas as pd
 
+from dydit_cli import units
 from dydit_cli.artifacts.study import StudyTable
 from dydit_cli.figures.tradeoff import row_label
 from dydit_cli.files import atomic_file, write_text
@@ -79,7 +80,7 @@ def protocol_line(protocol: dict[str, Any]) -> str:
     of = f" ({100 * share:.1f} % of the pre-training)" if share else ""
     text = (
         f"{protocol['model']} on {protocol['data']}; fine-tuned for {protocol['finetune_steps']} steps{of}; "
-        f"{protocol['images']:,} samples a row, {protocol['sampler']}, {protocol['steps']} steps, cfg {protocol['cfg']:g}; "
+        f"{protocol['images']:,} samples a row, {units.sampling(protocol)}, cfg {protocol['cfg']:g}; "
         f"features {protocol['features'].partition(',')[0]}, reference {protocol['reference']}; "
         f"{seeds_text(protocol['seeds'])}; "
         f"{protocol['device']}, torch {protocol['torch']}; {protocol['rows_done']} of {protocol['rows']} rows."

@@ -63,7 +63,7 @@ class TrainingBatches:
 
     def __init__(self, data: Dataset, config: ModelConfig, recipe: Recipe, part: slice = slice(None)) -> None:
         self.config, self.recipe, self.part = config, recipe, part
-        self._process = process_of(config)
+        self._process = process_of(config, recipe.train.timestep_draw)
         self._generator = torch.Generator().manual_seed(recipe.train.seed)
         self._gates = torch.Generator().manual_seed(recipe.train.seed)
         self._stream = BatchStream(data, recipe.train.batch_size, self._generator, part)

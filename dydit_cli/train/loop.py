@@ -139,6 +139,7 @@ def describe_step(
         vb=means["vb"],
         complete_loss=means.get("complete"),
         teacher_loss=means.get("teacher"),
+        cosine_loss=means.get("cosine"),
         ratio=means.get("ratio"),
         target=target,
         grad_norm=result.grad_norm,

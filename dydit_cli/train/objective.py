@@ -28,13 +28,15 @@ from dydit_cli.train.recipe import TrainRecipe
 class SampleLosses:
     """Per sample, each (B,), but `complete` (n,); squared noise errors are weighted by timestep where the recipe has
     `min_snr`. `ratio` is the FLOPs ratio under the batch's noise, and None for a static model; `teacher` the squared
-    distance to the start model's noise; `complete` the complete model's diffusion loss."""
+    distance to the start model's noise; `cosine` what `cosine_distance` says of the prediction; `complete` the complete model's
+    diffusion loss, the cosine's included."""
 
     mse: Tensor
     vb: Tensor
     ratio: Tensor | None = None
     complete: Tensor | None = None
     teacher: Tensor | None = None
+    cosine: Tensor | None = None
 
     def sums(self) -> dict[str, Tensor]:
         """Each one's sum over the samples, without its graph; those that are None are left out."""
@@ -52,7 +54,7 @@ class Objective(nn.Module):
         super().__init__()
         self.model = model
         self.process = process_of(model.config)
-        self._weigh = recipe.min_snr
+        self._weigh, self._cosine_weight = recipe.min_snr, recipe.cosine_weight
         self._bf16 = recipe.precision == "bf16"
         # in a tuple, so that this module has each weight once, and none of the start's
         self._others: tuple[Callable[..., Any], Backbone | None] = (torch.compile(model) if recipe.compile else model, start)
@@ -63,7 +65,7 @@ class Objective(nn.Module):
         t, y = batch.t, batch.y
         x_t = self.process.add_noise(batch.x0, t, batch.noise)
         output, ratio = self._output(x_t, batch)
-        mse, vb = self._terms(output, batch.x0, x_t, t, batch.noise)
+        mse, vb, cosine = self._terms(output, batch.x0, x_t, t, batch.noise)
         teacher = complete = None
         if start is not None:
             with torch.no_grad():
@@ -74,8 +76,11 @@ class Objective(nn.Module):
             samples = slice(None) if bool(batch.complete.all()) else batch.complete.nonzero().squeeze(1).to(t.device)
             x0, x_t, t, noise = (tensor[samples] for tensor in (batch.x0, x_t, t, batch.noise))
             everything = self._autocast(run, x_t, t, y[samples], complete=True)
-            complete = torch.stack(self._terms(everything, x0, x_t, t, noise)).sum(dim=0)
-        return SampleLosses(mse, vb, ratio, complete, teacher)
+            of_complete = self._terms(everything, x0, x_t, t, noise)
+            complete = of_complete[0] + of_complete[1]
+            if of_complete[2] is not None:
+                complete = complete + self._cosine_weight * of_complete[2]
+        return SampleLosses(mse, vb, ratio, complete, teacher, cosine)
 
     @torch.no_grad()
     def ratio(self, batch: Batch) -> Tensor:
@@ -84,10 +89,12 @@ class Objective(nn.Module):
         assert ratio is not None
         return ratio
 
-    def _terms(self, output: Tensor, x0: Tensor, x_t: Tensor, t: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]:
-        """The error of the noise and the variational term, each (B,)."""
+    def _terms(self, output: Tensor, x0: Tensor, x_t: Tensor, t: Tensor, noise: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
+        """The error of the prediction, the variational term and, where it has a weight, the cosine's, each (B,)."""
         terms = self.process.losses(output, x0, x_t, t, noise, self._weigh)
-        return terms.mse, torch.zeros_like(terms.mse) if terms.vb is None else terms.vb
+        vb = torch.zeros_like(terms.mse) if terms.vb is None else terms.vb
+        cosine = cosine_distance(output, self.process.target(x0, t, noise)) if self._cosine_weight else None
+        return terms.mse, vb, cosine
 
     def _output(self, x_t: Tensor, batch: Batch) -> tuple[Tensor, Tensor | None]:
         if not isinstance(self.model, DynamicBackbone):
@@ -107,10 +114,20 @@ class Objective(nn.Module):
         return torch.autocast(like.device.type, torch.bfloat16, enabled=self._bf16)
 
 
+def cosine_distance(output: Tensor, target: Tensor) -> Tensor:
+    """(B,) the mean over positions of 1 - the cosine between a prediction's channels and the target's (LightningDiT).
+
+    output: B Cout S S, of which the first C channels are the prediction; target: B C S S.
+    """
+    channels = -3
+    prediction = output.narrow(channels, 0, target.shape[channels])
+    return (1 - nn.functional.cosine_similarity(prediction, target, dim=channels)).flatten(1).mean(dim=1)
+
+
 @dataclass(frozen=True)
 class LossWeights:
     """How a step's losses are weighed: `samples` and `complete_samples` are those of the global batch, `target` and
-    `flops` belong to the FLOPs term, `complete` and `teacher` are the weights of those means."""
+    `flops` belong to the FLOPs term, `complete`, `teacher` and `cosine` are the weights of those means."""
 
     samples: int
     complete_samples: int
@@ -118,6 +135,7 @@ class LossWeights:
     flops: float
     complete: float
     teacher: float
+    cosine: float = 0.0
 
     def part(self, losses: SampleLosses, ratio: Tensor | None) -> Tensor:
         """A scalar whose sum over all parts has the gradient of the global batch's loss; `ratio` is the global mean."""
@@ -129,6 +147,8 @@ class LossWeights:
             total = total + self.complete * losses.complete.sum() / self.complete_samples
         if losses.teacher is not None:
             total = total + self.teacher * losses.teacher.sum() / self.samples
+        if losses.cosine is not None:
+            total = total + self.cosine * losses.cosine.sum() / self.samples
         return total
 
     def means(self, sums: dict[str, float]) -> dict[str, float]:
@@ -137,6 +157,7 @@ class LossWeights:
         means = {name: value / counts.get(name, self.samples) for name, value in sums.items()}
         loss = means["mse"] + means["vb"]
         loss += self.complete * means.get("complete", 0.0) + self.teacher * means.get("teacher", 0.0)
+        loss += self.cosine * means.get("cosine", 0.0)
         if "ratio" in means:
             loss += self.flops * (means["ratio"] - self.target) ** 2
         return {**means, "loss": loss}

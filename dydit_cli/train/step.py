@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 import torch
 from torch import Tensor, nn
@@ -12,7 +12,7 @@ from dydit_cli.distributed import Distributed
 from dydit_cli.errors import DyditError
 from dydit_cli.model.backbone import Backbone, DynamicBackbone
 from dydit_cli.train.batch import Batch, complete_count
-from dydit_cli.train.objective import LossWeights, Objective
+from dydit_cli.train.objective import LossWeights, Objective, SampleLosses
 from dydit_cli.train.recipe import Recipe, TrainRecipe
 
 
@@ -118,7 +118,7 @@ class Trainer:
 
     def _over_all(self, sums: dict[str, Tensor]) -> dict[str, float]:
         # a process whose part the complete pass does not see has no such sum
-        names = ("mse", "vb", "ratio", "complete", "teacher")
+        names = [field.name for field in fields(SampleLosses)]
         there = torch.stack([sums[name] if name in sums else sums["mse"].new_zeros(()) for name in names])
         has = torch.tensor([float(name in sums) for name in names], dtype=there.dtype, device=there.device)
         values, counts = self.team.sum(torch.stack([there, has])).tolist()
@@ -133,6 +133,7 @@ class Trainer:
             flops=routing.weight,
             complete=float(routing.complete_every),  # the rarer, the heavier: the mean over steps stays
             teacher=routing.teacher_weight,
+            cosine=self.recipe.train.cosine_weight,
         )
 
 

@@ -21,7 +21,7 @@ from dydit_cli.diffusion.process import GaussianDiffusion
 from dydit_cli.diffusion.schedule import linear_schedule
 from dydit_cli.errors import DyditError
 from dydit_cli.evaluate.options import LossSettings, parse_timesteps
-from dydit_cli.evaluate.timestep_loss import check_maps, chosen, distinct, measure_losses
+from dydit_cli.evaluate.timestep_loss import chosen, distinct, maps_at, measure_losses
 from dydit_cli.figures.losses import loss_gap_table
 from dydit_cli.model.families.dit import DiT, DiTConfig, DyDiT, DyDiTConfig
 from tests.conftest import randomize
@@ -141,9 +141,9 @@ def test_what_cannot_be_measured_is_named(static: Path, tmp_path: Path) -> None:
         ("map noises 0: take at least 1", lambda: LossSettings(map_noises=0)),
         (
             "no timestep 1000 to draw maps at: the schedule has 0 to 999",
-            lambda: check_maps(LossSettings(maps_at=(1000,)), ddpm),
+            lambda: maps_at(LossSettings(maps_at=(1000,)), ddpm),
         ),
-        ("no timesteps to draw maps at", lambda: check_maps(LossSettings(maps_at=()), ddpm)),
+        ("no timesteps to draw maps at", lambda: maps_at(LossSettings(maps_at=()), ddpm)),
         ("1001 timesteps; measure at 1 to 1000", lambda: LossSettings(timesteps=1001)),
         ("--maps-at 5;6: write timesteps, for instance 20,100,500", lambda: parse_timesteps("5;6")),
     ):

@@ -122,7 +122,7 @@ def test_intervals_are_read_from_text() -> None:
     assert parse_interval("100, 800") == (100, 800)
     assert all(isinstance(t, int) for t in parse_interval("100, 800"))
     assert parse_interval("0.11,1") == (0.11, 1)
-    for text in ("", "5", "1,2,3", "a,b"):
+    for text in ("", "5", "1,2,3", "a,b", "-1,5", "nan,1"):
         with pytest.raises(DyditError, match=r"write two timesteps, for instance 100,800 or 0\.11,1"):
             parse_interval(text)
 

@@ -54,17 +54,13 @@ def losses(
 
 def show(result: Losses) -> None:
     """Means over four phases of the schedule."""
-    table = result.table
-    phase = (table["timestep"] // 250).clip(upper=3)
-    rows = []
-    for name, own in table.groupby("model", sort=False):
-        means = own["mse"].groupby(phase).mean()
-        cells = [f"{means[i]:.4f}" if i in means.index else "-" for i in (3, 2, 1, 0)]
-        rows.append([str(name), *cells, f"{own['mse'].mean():.4f}"])
-    summary = result.summary
+    summary, phases = result.summary, result.phases
+    means = phases.assign(all=result.mse.mean(axis=(1, 2), dtype="float64"))
+    rows = [[str(name), *("-" if value != value else f"{value:.4f}" for value in row)] for name, *row in means.itertuples()]
+    first, *others = phases.columns
     console.table(
-        f"Mean squared error of the noise, {summary['images']} {'held-out ' if summary['held_out'] else ''}images of "
+        f"Mean squared error of the {result.target}, {summary['images']} {'held-out ' if summary['held_out'] else ''}images of "
         f"{summary['data']}, seed {summary['seed']}, {summary['device']}",
-        ["", "t 999 to 750", "749 to 500", "499 to 250", "249 to 0", "all"],
+        ["", f"t {first}", *others, "all"],
         rows,
     )

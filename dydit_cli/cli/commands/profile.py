@@ -115,7 +115,7 @@ def show(result: Profile, unit: str) -> None:
         ],
     )
     console.say(
-        f"{units.convention(unit)}; {summary['sampler']}, {summary['steps']} steps, cfg {summary['cfg']:g}, "
+        f"{units.convention(unit)}; {units.sampling(summary)}, cfg {summary['cfg']:g}, "
         f"{summary['images']} images, seed {summary['seed']}, {summary['device']}\n"
         f"{units.work(summary['macs_dynamic_per_image'], unit)} per generated image "
         f"({summary['forwards_per_image']} forwards); images differ by {_spread(result)}\n"
@@ -210,11 +210,10 @@ def show_width(work: Sequence[tuple[str, Path]], out: Path, loading: LoadOptions
         console.as_json(results[0].summary if len(results) == 1 else {"profiles": [result.summary for result in results]})
         return
     for result in results:
-        by_phase = [result.table[low : low + 250] for low in (750, 500, 250, 0)]
         console.table(
             f"{result.summary['checkpoint']}: heads and groups alone, per forward and image",
             ["timesteps", "heads", "groups", "no token", "all tokens", "static"],
-            [_width_row(f"{rows['timestep'].max()} to {rows['timestep'].min()}", rows.mean(), unit) for rows in by_phase]
+            [_width_row(row["timesteps"], row, unit) for row in result.phases.to_dict("records")]
             + [_width_row("all", result.table.mean(), unit)],
         )
     console.say(f"{units.convention(unit)}; all 1,000 timesteps, exact; what tokens add depends on the images: {out}")
