@@ -33,7 +33,7 @@ from dydit_cli.errors import DyditError
 from dydit_cli.model.families.dit import DiT, DiTConfig, DyDiT, DyDiTConfig
 
 SMALL = DiTConfig(input_size=2, patch_size=1, in_channels=1, hidden_size=8, depth=2, num_heads=2, num_classes=2)
-READING = LoadOptions(num_heads=2)
+READING = LoadOptions(num_heads=2, family="dit")
 SECONDS_PER_CASE = 20
 
 

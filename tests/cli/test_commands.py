@@ -18,6 +18,7 @@ from typer.testing import Result
 
 from dydit_cli.checkpoint.checkpoint import Checkpoint, with_classes
 from dydit_cli.checkpoint.native import write
+from dydit_cli.checkpoint.options import LoadOptions
 from dydit_cli.checkpoint.read import read
 from dydit_cli.model.families.dit import DiT, DiTConfig
 from tests.cli.conftest import FAST
@@ -144,10 +145,12 @@ def test_units_are_shown(room: Path, tmp_path: Path) -> None:
 
 def test_export_and_back(room: Path, tmp_path: Path) -> None:
     assert dydit("export", room / "tuned", tmp_path / "tuned.pt", "--format", "dydit").exit_code == 0
-    report = figures(dydit("inspect", tmp_path / "tuned.pt", "--json"))
+    report = figures(dydit("inspect", tmp_path / "tuned.pt", "--family", "dit", "--json"))
     assert report["found"] == "DyDiT weights (.pt)"
     exact = read(room / "tuned").weights
-    assert all(torch.equal(w, exact[name]) for name, w in read(tmp_path / "tuned.pt").weights.items())
+    assert all(
+        torch.equal(w, exact[name]) for name, w in read(tmp_path / "tuned.pt", LoadOptions(family="dit")).weights.items()
+    )
     complete = ["--format", "diffusers", "--complete", "--any-variant", "--dtype", "bf16"]
     result = dydit("export", room / "tuned", tmp_path / "all-on", *complete)
     assert "computes the original function; code that reads" in result.stderr
@@ -182,7 +185,9 @@ def test_profile_adds_its_figures_to_the_card(room: Path, tmp_path: Path) -> Non
 
 def test_what_was_found_is_said(room: Path, tmp_path: Path) -> None:
     assert dydit("export", room / "tuned", tmp_path / "tuned.pt", "--format", "dydit").exit_code == 0
-    result = dydit("sample", tmp_path / "tuned.pt", "--num", 1, "--steps", 1, "--out", tmp_path / "out", *FAST)
+    result = dydit(
+        "sample", tmp_path / "tuned.pt", "--family", "dit", "--num", 1, "--steps", 1, "--out", tmp_path / "out", *FAST
+    )
     found = "DyDiT weights (.pt); DiT-2x32/2; 4 heads from 3 router rows; input size 8 from 16 positions"
     assert f"tuned.pt: {found}" in result.stderr
 

@@ -144,7 +144,7 @@ def test_other_weights_are_refused_and_the_same_under_another_name_are_not(model
 def test_the_two_sets_of_a_training_checkpoint_are_not_mixed(model: Path, tmp_path: Path) -> None:
     weights = read("digits-dit").weights
     torch.save({"model": {name: w * 1.01 for name, w in weights.items()}, "ema": weights, "opt": {}}, tmp_path / "both.pt")
-    base = [*arguments(tmp_path / "both.pt", tmp_path / "out"), "--num", "2", "--num-heads", "6"]
+    base = [*arguments(tmp_path / "both.pt", tmp_path / "out"), "--num", "2", "--num-heads", "6", "--family", "dit"]
     assert dydit(*base).exit_code == 0
     result = dydit(*base, "--weights", "model")
     assert result.exit_code == 2
