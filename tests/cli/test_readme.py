@@ -18,6 +18,7 @@ from safetensors.torch import save_file
 from typer.testing import CliRunner
 
 from dydit_cli.checkpoint.export import export
+from dydit_cli.checkpoint.options import LoadOptions
 from dydit_cli.cli.app import app
 from dydit_cli.model.families.dit import DiT, DiTConfig, DyDiT, DyDiTConfig
 from tests.conftest import ROOT
@@ -99,10 +100,13 @@ def stand_ins(folder: Path) -> None:
     config = DiTConfig(input_size=4, patch_size=2, hidden_size=384, depth=12, num_heads=6, num_classes=1000)
     static = DiT(config).state_dict()
     torch.save(static, folder / "DiT-XL-2-256x256.pt")
-    torch.save({"model": static, "ema": static, "opt": {}, "args": Namespace(lr=1e-4)}, folder / "0400000.pt")
+    torch.save({"model": static, "ema": static, "opt": {}, "args": Namespace(model="DiT-XL/2", lr=1e-4)}, folder / "0400000.pt")
     save_file(static, folder / "dit.safetensors")
     torch.save(DyDiT(DyDiTConfig.from_static(config)).state_dict(), folder / "DyDiT-XL-2.pt")
-    export(folder / "DiT-XL-2-256x256.pt", folder / "DiT-XL-2-256", format="diffusers", any_variant=True)
+    export(
+        folder / "DiT-XL-2-256x256.pt", folder / "DiT-XL-2-256", format="diffusers", any_variant=True,
+        reading=LoadOptions(family="dit"),
+    )  # fmt: skip
     pictures_and_vae(folder / "ILSVRC2012" / "train", folder / "sd-vae-ft-ema", classes=1000)
 
 
