@@ -148,7 +148,8 @@ def test_export_and_back(room: Path, tmp_path: Path) -> None:
     report = figures(dydit("inspect", tmp_path / "tuned.pt", "--family", "dit", "--json"))
     assert report["found"] == "DyDiT weights (.pt)"
     exact = read(room / "tuned").weights
-    assert all(
+    again = read(tmp_path / "tuned.pt", LoadOptions(family="dit"))
+    assert all(torch.equal(w, exact[name]) for name, w in again.weights.items())
         torch.equal(w, exact[name]) for name, w in read(tmp_path / "tuned.pt", LoadOptions(family="dit")).weights.items()
     )
     complete = ["--format", "diffusers", "--complete", "--any-variant", "--dtype", "bf16"]
