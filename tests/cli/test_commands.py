@@ -150,8 +150,6 @@ def test_export_and_back(room: Path, tmp_path: Path) -> None:
     exact = read(room / "tuned").weights
     again = read(tmp_path / "tuned.pt", LoadOptions(family="dit"))
     assert all(torch.equal(w, exact[name]) for name, w in again.weights.items())
-        torch.equal(w, exact[name]) for name, w in read(tmp_path / "tuned.pt", LoadOptions(family="dit")).weights.items()
-    )
     complete = ["--format", "diffusers", "--complete", "--any-variant", "--dtype", "bf16"]
     result = dydit("export", room / "tuned", tmp_path / "all-on", *complete)
     assert "computes the original function; code that reads" in result.stderr
