@@ -13,6 +13,7 @@ from dydit_cli.checkpoint.checkpoint import Checkpoint
 from dydit_cli.checkpoint.tensors import PICKLES, read_pickle
 from dydit_cli.errors import DyditError, naming
 from dydit_cli.files import read_json
+from dydit_cli.model.config import ModelConfig
 from dydit_cli.model.latent_norm import SD, LatentNorm
 
 STATS_FILE = "latents_stats.pt"  # LightningDiT's name
@@ -52,6 +53,16 @@ def _from_tensors(values: Any) -> LatentNorm:
         raise DyditError("holds no statistics of latents (tensors mean and std)")
     factor = values.get("multiplier", 1.0)
     return LatentNorm(float(factor), tuple(mean.flatten().tolist()), tuple(std.flatten().tolist()))
+
+
+def norm_in_training(config: ModelConfig, trained: Mapping[str, Any]) -> LatentNorm | None:
+    """What LightningDiT's options, stored beside the weights, say: without `latent_norm` a factor alone, SD's if none is named.
+
+    None where they want a set's statistics, which are in another file, and for families that are not trained like that.
+    """
+    if not (config.measured_latents and trained) or trained.get("latent_norm"):
+        return None
+    return LatentNorm.from_dict({"scaling_factor": trained.get("latent_multiplier", SD.factor)})
 
 
 def with_norm(checkpoint: Checkpoint, source: str) -> Checkpoint:

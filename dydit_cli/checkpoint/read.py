@@ -11,7 +11,7 @@ from typing import Any, get_args
 from dydit_cli.bundled import MODELS, WEIGHTS
 from dydit_cli.checkpoint.checkpoint import Checkpoint
 from dydit_cli.checkpoint.diffusers import read_pipeline, read_transformer
-from dydit_cli.checkpoint.latent_stats import with_norm
+from dydit_cli.checkpoint.latent_stats import norm_in_training, with_norm
 from dydit_cli.checkpoint.native import CONFIG_FILE, is_native, read_native
 from dydit_cli.checkpoint.options import LoadOptions, WhichWeights
 from dydit_cli.checkpoint.tensors import PICKLES, Weights, is_index, read_pickle, read_tensors, state_dict_in
@@ -131,7 +131,8 @@ def _from_state_dict(
         )
     weights = family.fill(weights, config)
     found = f"{origin}{config.model_name} weights ({format})"
-    return Checkpoint(config, weights, [], found, (*notes, *inferred.notes)).check()
+    norm = norm_in_training(config, trained)
+    return Checkpoint(config, weights, [], found, (*notes, *inferred.notes), latents=norm).check()
 
 
 def _from_pickle(file: Path, reading: LoadOptions, notes: list[str]) -> tuple[Weights, str, dict[str, Any]]:

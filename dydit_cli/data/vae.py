@@ -145,7 +145,7 @@ def _open(path: str | Path, device: torch.device) -> Autoencoder:
     if (Path(path) / "vae" / "config.json").is_file():
         raise DyditError(f"{path}: a whole pipeline; give its VAE: {Path(path) / 'vae'}")
     if not (Path(path) / "config.json").is_file() and (here or not may_be_hub_id(str(path))):
-        raise DyditError(f"{path}: not a VAE; give a diffusers autoencoder's folder (config.json and its weights) or hub id")
+        raise DyditError(f"{path}: not a VAE; give a diffusers AutoencoderKL folder or another autoencoder's, or a hub id")
     name = "AutoencoderKL"
     try:
         told: dict[str, Any] = diffusers.AutoencoderKL.load_config(str(path), local_files_only=here)

@@ -130,7 +130,7 @@ def test_missing_shards_are_made_and_the_others_kept(room: Path, whole: Path, tm
         (["--shard-size", 6], "shard_size 5, and now it is 6"),
         (["--size", 17], "size 17: "),
         (["--dtype", "fp8"], "'--dtype': 'fp8' is not one of 'fp32', 'fp16'."),
-        (["--vae", "nothing/here/at/all"], "nothing/here/at/all: not a VAE; give a diffusers autoencoder's folder"),
+        (["--vae", "nothing/here/at/all"], "nothing/here/at/all: not a VAE; give a diffusers AutoencoderKL folder"),
     ],
 )
 def test_other_settings_are_refused(room: Path, whole: Path, more: list[object], message: str) -> None:

@@ -19,7 +19,7 @@ from dydit_cli.compress.convert import convert
 from dydit_cli.compress.prune import prune
 from dydit_cli.data.measure import measure
 from dydit_cli.errors import DyditError
-from dydit_cli.model.families.dit import DiT
+from dydit_cli.model.families.dit import DiT, DiTConfig
 from dydit_cli.model.latent_norm import SD, LatentNorm
 from tests.conftest import TINY, randomize
 from tests.datasets import LATENTS
@@ -151,6 +151,24 @@ def test_a_checkpoint_that_does_not_tell(tmp_path: Path) -> None:
     write(Checkpoint.of(randomize(DiT(TINY)), []), tmp_path / "pixels")
     with pytest.raises(DyditError, match="pixels: makes pixels; --latent-stats is for models of latents"):
         read(tmp_path / "pixels", given)
+
+
+@pytest.mark.parametrize(
+    ("options", "norm"),
+    [
+        ({"latent_norm": True, "latent_multiplier": 1.0}, None),  # by statistics, which are in another file
+        ({"latent_norm": False, "latent_multiplier": 0.5}, LatentNorm(0.5)),
+        ({"data_path": "x"}, SD),
+        ({}, None),
+    ],
+)
+def test_what_lightningdits_options_say(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, options: dict[str, object], norm: LatentNorm | None
+) -> None:
+    monkeypatch.setattr(DiTConfig, "measured_latents", True)
+    torch.save({"ema": randomize(DiT(LATENTS)).state_dict(), "config": {"data": options}}, tmp_path / "train.pt")
+    reading = LoadOptions(num_heads=LATENTS.num_heads, family="dit")
+    assert read(tmp_path / "train.pt", reading).latents == norm
 
 
 @pytest.mark.parametrize(
