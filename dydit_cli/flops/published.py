@@ -17,7 +17,8 @@ from dydit_cli.model.routing import Routing
 @dataclass(frozen=True)
 class StaticCount:
     """One size, MACs per forward and image: `macs` with LayerNorms at 4 per element (fvcore, the DyDiT paper),
-    `macs_norms_once` at 1 (the DiT paper), `macs_products` without (torch's counter halved); parts sum to `macs`."""
+    `macs_norms_once` at 1 (the DiT paper), `macs_products` without (torch's counter halved); parts sum to `macs`.
+    `published_giga` is None where no figure is published."""
 
     model: str
     parameters: int

@@ -242,7 +242,7 @@ def show_static_table(unit: str, json: bool) -> None:
                 count.model,
                 f"{count.parameters / 1e6:.1f} M",
                 *(f"{macs * scale:.3f}" for macs in (count.macs_products, count.macs_norms_once, count.macs)),
-                f"{(count.published_giga or 0) * units.per_mac(unit):.2f}",
+                "" if count.published_giga is None else f"{count.published_giga * units.per_mac(unit):.2f}",
             ]
             for count in counts
         ],
