@@ -44,7 +44,7 @@ class Timeline:
 
     def text(self, timestep: float) -> str:
         """As tables and figures write it: `999`, or `0.25`."""
-        return str(int(timestep)) if self.whole else f"{timestep:.4g}"
+        return str(int(timestep)) if self.whole else f"{timestep:.3g}"
 
     def phases(self) -> list[str]:
         """The names of four equal parts, the noisiest first: `999 to 750`, or `0 to 0.25`."""

@@ -23,8 +23,8 @@ class Figure:
     """`takes` are the kinds of artifacts that it can be drawn from. `table` returns all numbers that `draw` shows; both
     get an artifact, or, where it shows `several` side by side, a list of them.
 
-    `title` is a heading and `caption` one or two sentences on what a reader sees; of one artifact's figures those with a
-    lower `order` come first.
+    `title` is a heading and `caption` one or two sentences on what a reader sees, in which {0} is what it is drawn from; of
+    one artifact's figures those with a lower `order` come first.
     """
 
     name: str

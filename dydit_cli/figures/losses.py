@@ -54,8 +54,8 @@ def loss_gap_table(losses: Losses) -> pd.DataFrame:
     "loss-gap",
     "losses",
     title="The loss of a small and a large model at every timestep",
-    caption="Above, the mean squared error of the predicted noise on real images, from noise to image; below, how much more "
-    "the smaller model loses than the larger one: where it is near zero, capacity is not what is lacking.",
+    caption="Above, the mean squared error of the predicted {0.target} on real images, from noise to image; below, how much "
+    "more the smaller model loses than the larger one: where it is near zero, capacity is not what is lacking.",
     table=loss_gap_table,
 )
 def draw_loss_gap(losses: Losses) -> Figure:
@@ -131,7 +131,7 @@ def loss_maps_table(losses: Losses) -> pd.DataFrame:
     table=loss_maps_table,
 )
 def draw_loss_maps(losses: Losses) -> Figure:
-    """A row for each image: the image, then where the loss is at each timestep, from image to noise."""
+    """A row for each image: the image, then where the loss is at each timestep, the lowest first."""
     maps = loss_maps_table(losses)[NORMALISED].to_numpy().reshape(losses.patches.shape)
     return draw_maps(
         losses.images,

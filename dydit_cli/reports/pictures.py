@@ -54,6 +54,8 @@ def svg_figures(artifact: Artifact, id_prefix: str) -> list[SvgFigure]:
 def svg_figure(figure: Figure, source: Any, id_prefix: str) -> SvgFigure | None:
     """The figure of what it takes; None where that holds too little for it."""
     try:
-        return SvgFigure(inline_svg(lambda: figure.draw(source), f"{id_prefix}-{figure.name}"), figure.title, figure.caption)
+        return SvgFigure(
+            inline_svg(lambda: figure.draw(source), f"{id_prefix}-{figure.name}"), figure.title, figure.caption.format(source)
+        )
     except TooLittleError:
         return None

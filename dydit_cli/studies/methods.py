@@ -13,7 +13,7 @@ from dydit_cli.checkpoint.read import read
 from dydit_cli.compress.convert import convert
 from dydit_cli.compress.prune import prune
 from dydit_cli.studies.recipe import MethodsPart, StudyRecipe
-from dydit_cli.train.recipe import Recipe, SamplingSection
+from dydit_cli.train.recipe import Recipe, SamplingSection, for_model
 from dydit_cli.train.run import resolve_recipe
 
 STATIC, PRUNE = "static", "prune"
@@ -75,7 +75,10 @@ class Start:
     def of(cls, checkpoint: Checkpoint, recipe: StudyRecipe, device: str) -> Start:
         part = recipe.finetune
         names: dict[Tuning, str] = {"dynamic": part.dynamic, "static": part.static}
-        tunings = {tuning: resolve_recipe(name, steps=part.steps, data=recipe.data) for tuning, name in names.items()}
+        tunings = {
+            tuning: for_model(resolve_recipe(name, steps=part.steps, data=recipe.data), checkpoint.config)
+            for tuning, name in names.items()
+        }
         return cls(checkpoint, recipe, tunings, device)
 
     def tuning(self, row: Row) -> Recipe | None:

@@ -145,7 +145,10 @@ class Recipe(Section):
 
 
 def for_model(recipe: Recipe, config: ModelConfig) -> Recipe:
-    """`recipe` with what is left to the model filled in. Raises `DyditError` for a calibration that its sampler cannot take."""
+    """`recipe` with what is left to the model filled in. Raises `DyditError` for what its process does not take."""
+    from dydit_cli.diffusion.process import process_of
+
+    process_of(config, recipe.train.timestep_draw)
     return recipe.model_copy(update={"calibration": recipe.calibration.for_model(config)})
 
 

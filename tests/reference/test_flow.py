@@ -23,6 +23,7 @@ from dydit_cli.diffusion.solvers import adaptive, grid
 from dydit_cli.model.backbone import Backbone
 from dydit_cli.model.families import build_model
 from dydit_cli.model.families.sit import SiT, SiTConfig
+from dydit_cli.train.objective import cosine_distance
 from tests.reference.test_models import largest_difference
 
 PATHS = {"Linear": "linear", "GVP": "gvp", "VP": "vp"}
@@ -47,7 +48,7 @@ class Inputs:
 
 
 class Run(NamedTuple):
-    """A sampling run of the SiT a: its inputs, call by call, and what came out."""
+    """A sampling run: its inputs, call by call, and what came out."""
 
     seen: Inputs
     ready: ReadySettings
@@ -75,6 +76,11 @@ def loaded(config: SiTConfig, weights: dict[str, Tensor]) -> SiT:
 @pytest.fixture
 def sit(golden: Path) -> Path:
     return golden / "families" / "sit"
+
+
+@pytest.fixture
+def lightningdit(golden: Path) -> Path:
+    return golden / "families" / "lightningdit"
 
 
 @pytest.fixture
@@ -226,7 +232,7 @@ def test_every_sde_equals_sits(sit: Path) -> None:
 
 @pytest.mark.parametrize("name", ["euler", "heun", "sde"])
 def test_repas_samplers_equal_repas(repa: Path, name: str) -> None:
-    """t from 1 to 0, guidance of all channels in an interval; their state is float64."""
+    """t from 1 to 0, guidance of all channels, as the family says, in an interval; their state is float64."""
     data, facts = load_file(repa / "repa_sampling.safetensors"), json.loads((repa / "repa.json").read_text())["sampling"]
     runs = {key: of for key, of in facts.items() if key.startswith(f"{name}.")}
     assert len(runs) >= 2
@@ -236,7 +242,6 @@ def test_repas_samplers_equal_repas(repa: Path, name: str) -> None:
             {"sde": "euler-maruyama"}.get(name, name),
             theirs["num_steps"],
             cfg=theirs["cfg_scale"],
-            cfg_channels="all",
             cfg_interval=(theirs["guidance_low"], theirs["guidance_high"]),
             sde_form="linear" if name == "sde" else None,  # w is t, which is sigma on the linear path alone
         )
@@ -255,6 +260,53 @@ def test_repas_losses_equal_repas(repa: Path) -> None:
             assert largest_difference(x_t, own["model_input"]) < 1e-6
             terms = ours.losses(own["model_output"], data["images"], x_t, own["t"], own["noise"])
             assert ((terms.loss - own["denoising_loss"]).abs() / own["denoising_loss"]).max() < 1e-6
+
+
+def test_shifted_grids_equal_lightningdits(lightningdit: Path) -> None:
+    data = load_file(lightningdit / "ldit_sampling.safetensors")
+    for shift in (0.0, 0.3, 3.0):
+        assert grid(FlowMatching(), 8, shift or None) == pytest.approx(data[f"grid.shift{shift}"].tolist(), abs=1e-7)
+
+
+@pytest.mark.parametrize("guidance", ["plain", "w2.0.intervalFalse", "w10.0.intervalTrue"])
+@pytest.mark.parametrize("shift", [0.0, 0.3])
+def test_lightningdits_euler_equals_theirs(lightningdit: Path, shift: float, guidance: str) -> None:
+    """Guidance of 3 channels in 16, from t = 0.11 on with an interval; of their two halves the first are the samples."""
+    data = load_file(lightningdit / "ldit_sampling.safetensors")
+    facts = json.loads((lightningdit / "ldit.json").read_text())["sampling"][f"euler.shift{shift}.{guidance}"]
+    settings = SamplerSettings(
+        "euler",
+        facts["num_steps"] - 1,
+        cfg=facts["cfg"] or 1.0,
+        cfg_interval=(facts["cfg_interval_start"], 1) if facts["cfg_interval"] else None,
+        time_shift=shift or None,
+    )
+    model = read(lightningdit / "ldit_a.pt", LoadOptions(family="lightningdit")).build()
+    ours = run(model, data["z"], data["y"], settings)
+    key = f"euler.shift{shift}.{guidance}"
+    assert ours.seen.t == ours.ready.timesteps == pytest.approx(data[f"{key}.call_times"].tolist(), abs=1e-7)
+    guided = [t >= 0.11 if facts["cfg_interval"] else facts["cfg"] is not None for t in ours.seen.t]
+    assert ours.seen.batches == [4 if at else 2 for at in guided]
+    assert_same_way([*ours.seen.x, ours.samples], data[f"{key}.traj"][:, :2])
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("draw", ["uniform", "lognorm"])
+def test_lightningdits_losses_equal_theirs(lightningdit: Path, draw: str, dtype: torch.dtype) -> None:
+    """The velocity's, and that of the cosine."""
+    data = load_file(lightningdit / "ldit_loss.safetensors")
+    ours, ending = FlowMatching(), "_f64" if dtype == torch.float64 else ""
+    x1, x0, t = data["x1"].to(dtype), data[f"{draw}.x0"].to(dtype), data[f"{draw}.t"]
+    x_t = ours.add_noise(x1, t, x0)
+    assert largest_difference(x_t, data[f"{draw}.xt"]) < 1e-6
+    output = data[f"{draw}.pred"]
+    if dtype == torch.float64:
+        model = read(lightningdit / "ldit_a.pt", LoadOptions(family="lightningdit")).build()
+        with torch.inference_mode():
+            output = model.double()(x_t, t, data["y"])
+    terms = ours.losses(output, x1, x_t, t, x0)
+    for loss, name in ((terms.loss, "loss"), (cosine_distance(output, ours.target(x1, t, x0)), "cos_loss")):
+        assert largest_difference(loss, data[f"{draw}.{name}{ending}"]) < 1e-6
 
 
 def test_dopri5_is_the_recorded_solution(sit: Path) -> None:
