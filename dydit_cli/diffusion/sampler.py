@@ -13,7 +13,7 @@ from dydit_cli.diffusion.schedule import BETA_END, BETA_START
 
 
 class Denoiser(Protocol):
-    """x: B C S S, t: B, y: B -> B C S S, or B 2C S S with variance values."""
+    """x: B C S S (videos: B F C S S), t: B, y: B -> B C S S, or B 2C S S with variance values."""
 
     def __call__(self, x: Tensor, t: Tensor, y: Tensor, /) -> Tensor: ...
 
@@ -30,9 +30,10 @@ def guided(
         return model(x, t, y)
     out = model(torch.cat([x, x]), torch.cat([t, t]), torch.cat([y, torch.full_like(y, null_class)]))
     with_label, without = out.chunk(2)  # each B Cout S S
-    count = min(3, x.shape[1]) if channels == "3" else x.shape[1]
-    eps = without[:, :count] + scale * (with_label[:, :count] - without[:, :count])
-    return torch.cat([eps, with_label[:, count:]], dim=1)
+    count = min(3, x.shape[-3]) if channels == "3" else x.shape[-3]
+    first, rest = (with_label.narrow(-3, at, size) for at, size in ((0, count), (count, with_label.shape[-3] - count)))
+    base = without.narrow(-3, 0, count)
+    return torch.cat([base + scale * (first - base), rest], dim=-3)
 
 
 Generators = torch.Generator | list[torch.Generator] | None
@@ -48,14 +49,16 @@ def with_scheduler(make: Callable[[SamplerSettings, bool], Any], variance: bool 
     which only a scheduler with `variance` sees."""
 
     def run(denoise: Denoise, x: Tensor, settings: SamplerSettings, generator: Generators) -> Tensor:
-        channels, scheduler = x.shape[1], None
+        channels, scheduler = x.shape[-3], None
         for i, timestep in enumerate(settings.timesteps):
             out = denoise(x, i, timestep)
             if scheduler is None:
-                scheduler = make(settings, out.shape[1] == 2 * channels)
+                scheduler = make(settings, out.shape[-3] == 2 * channels)
                 scheduler.set_timesteps(timesteps=settings.timesteps)
-            out = out if variance else out[:, :channels]
-            x = scheduler.step(out, timestep, x, generator=generator, return_dict=False)[0]
+            out = out if variance else out.narrow(-3, 0, channels)
+            # diffusers takes dim 1 for the channels, which in a video are after the frames
+            out, x = out.movedim(-3, 1), x.movedim(-3, 1)
+            x = scheduler.step(out, timestep, x, generator=generator, return_dict=False)[0].movedim(1, -3)
         return x
 
     return run
