@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from dydit_cli.diffusion.options import SAMPLERS, TRAIN_STEPS, GuidanceChannels, SamplerSettings
-from dydit_cli.diffusion.schedule import BETA_END, BETA_START
+from dydit_cli.diffusion.schedule import BETA_END, BETA_START, linear_schedule
 
 
 class Denoiser(Protocol):
@@ -77,7 +77,11 @@ def ddpm_scheduler(settings: SamplerSettings, learn_sigma: bool) -> Any:
     from diffusers import DDPMScheduler
 
     variance = "learned_range" if learn_sigma else "fixed_large"
-    return DDPMScheduler(**BETAS, variance_type=variance, clip_sample=settings.clip)
+    scheduler: Any = DDPMScheduler(**BETAS, variance_type=variance, clip_sample=settings.clip)
+    # its own are float32: of 1 - 0.9999 at t = 0 they keep four digits, and a variance beyond its range multiplies the error
+    scheduler.betas, scheduler.alphas_cumprod = (getattr(linear_schedule(), name) for name in ("betas", "alphas_cumprod"))
+    scheduler.alphas = 1 - scheduler.betas
+    return scheduler
 
 
 def solver_scheduler(order: int) -> Callable[[SamplerSettings, bool], Any]:
