@@ -172,15 +172,19 @@ def modulate(x: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
     return x * (1 + scale.unsqueeze(1)) + shift.unsqueeze(1)
 
 
+def sincos_axis(width: int, count: int) -> Tensor:
+    """Fixed positions along one axis, count x width, float64: sines, then cosines, of 1 / 10000^(i / (width / 2))."""
+    omega = MAX_PERIOD ** -(torch.arange(width // 2, dtype=torch.float64) / (width / 2))  # C/2
+    angles = torch.arange(count, dtype=torch.float64)[:, None] * omega  # count C/2
+    return torch.cat([angles.sin(), angles.cos()], dim=1)
+
+
 def sincos_positions(width: int, side: int) -> Tensor:
     """Fixed 2-D sine-cosine positions, 1 x side^2 x width, float32.
 
-    The first half of the width encodes the column, the second the row; each half is sines, then cosines, of
-    1 / 10000^(i / (width / 4)).
+    The first half of the width encodes the column, the second the row.
     """
-    omega = MAX_PERIOD ** -(torch.arange(width // 4, dtype=torch.float64) / (width / 4))  # C/4
-    angles = torch.arange(side, dtype=torch.float64)[:, None] * omega  # side C/4
-    axis = torch.cat([angles.sin(), angles.cos()], dim=1)  # side C/2
+    axis = sincos_axis(width // 2, side)  # side C/2
     columns = axis[None, :, :].expand(side, side, -1)
     rows = axis[:, None, :].expand(side, side, -1)
     return torch.cat([columns, rows], dim=2).reshape(1, side * side, width).float()
@@ -487,11 +491,22 @@ def matches(names: Collection[str]) -> bool:
 
 
 def infer(weights: Weights, hints: Hints) -> Inferred:
-    """The configuration of weights under our names. Raises `DyditError` in one line where they are no DiT's, or asks
-    for the one number that they do not tell (heads; input size, where there are no positions)."""
+    """The configuration of weights under our names. Raises `DyditError` as `read_sizes` does."""
+    values, notes = read_sizes(weights, hints)
+    return Inferred((DyDiTConfig if "always_on" in values else DiTConfig)(**values), notes)
+
+
+def read_sizes(weights: Weights, hints: Hints, num_classes: int | None = None) -> tuple[dict[str, Any], list[str]]:
+    """The fields of the configuration of weights under our names, the routers' (`always_on`, ...) among them where there are
+    any, and what they were read from. `num_classes` is read off the label table where it is None.
+
+    Raises `DyditError` in one line where the weights are no DiT's, or asks for the one number that they do not tell (heads;
+    input size, where there are no positions).
+    """
     C, channels, P, _ = shape_of(weights, "x_embedder.proj.weight", 4)
     depth = depth_of(weights, r"blocks\.(\d{1,4})\.")
-    rows, _ = shape_of(weights, "y_embedder.embedding_table.weight", 2)
+    if num_classes is None:
+        num_classes = shape_of(weights, DiTConfig.label_table, 2)[0] - 1
     hidden, _ = shape_of(weights, "blocks.0.mlp.fc1.weight", 2)
     _, attention = shape_of(weights, "blocks.0.attn.proj.weight", 2)
     out, _ = shape_of(weights, "final_layer.linear.weight", 2)
@@ -513,17 +528,17 @@ def infer(weights: Weights, hints: Hints) -> Inferred:
         "num_heads": heads,
         "attention_width": None if attention == C else attention,
         "mlp_width": hidden,
-        "num_classes": rows - 1,
+        "num_classes": num_classes,
         "learn_sigma": out == 2 * P * P * channels,
         "timestep_variant": hints.timestep_variant or "original",
         "norm2_eps": 1e-6 if hints.norm2_eps is None else hints.norm2_eps,
     }
     if not dynamic:
-        return Inferred(DiTConfig(**values), notes)
+        return values, notes
     router_hidden, _ = shape_of(weights, TOKEN_ROUTER, 2)
     if C // max(1, C // router_hidden) != router_hidden:
         raise DyditError(f"{TOKEN_ROUTER} has {router_hidden} rows, which is no whole fraction of the width {C}")
-    return Inferred(DyDiTConfig(**values, token_router_reduction=C // router_hidden, always_on=always_on), notes)
+    return {**values, "token_router_reduction": C // router_hidden, "always_on": always_on}, notes
 
 
 def _input_size(weights: Weights, patch: int, hint: int | None, notes: list[str]) -> int:
