@@ -1,12 +1,14 @@
 """`latents:PATH`: what `dydit encode` wrote, the VAE's mean and std of every picture and of its mirror image.
 
 A folder: encode.json (what was asked for), shards/NNNNNN.safetensors, and index.json once all of them are there. A shard
-has the tensors mean and std, M 2 C S S (unmirrored, mirrored), and label, M, for its slice of the pictures.
+has the tensors mean and std, R 2 C S S (unmirrored, mirrored), and label, M, for its slice of the M pictures or clips. A clip
+is as many rows as it has frames, from row `first[i]` to `first[i + 1]` - 1; a picture is one row, and there is no `first`.
 """
 
 from __future__ import annotations
 
 import json
+from operator import sub
 from pathlib import Path
 from typing import Any
 
@@ -21,8 +23,11 @@ from dydit_cli.data.registry import DataSource, register
 from dydit_cli.data.vae import LATENT_SCALE
 from dydit_cli.errors import DyditError
 from dydit_cli.model.config import ModelConfig
+from dydit_cli.seeds import derived
 
 FORMAT, FORMAT_VERSION = "dydit-latents", 1
+
+CLIPS = 1_000_003  # keeps what one seed draws of a clip apart from what it draws of the next
 
 INDEX_FILE, SETTINGS_FILE, SHARDS = "index.json", marks.LATENTS, "shards"
 
@@ -37,7 +42,8 @@ class ShardEntry(BaseModel):
 
 
 class LatentIndex(BaseModel):
-    """index.json. `shape` is C S S; `size` the pictures' pixels a side; `skipped` (file, reason) pairs."""
+    """index.json. `shape` is C S S; `size` the pictures' pixels a side; `skipped` (file, reason) pairs; `frames` how many each
+    clip has at least, None of pictures."""
 
     model_config = ConfigDict(frozen=True)
 
@@ -52,6 +58,7 @@ class LatentIndex(BaseModel):
     vae: str
     vae_sha256: str
     skipped: tuple[tuple[str, str], ...]
+    frames: int | None = Field(default=None, gt=0)
     shards: tuple[ShardEntry, ...]
 
 
@@ -78,18 +85,22 @@ def read_index(folder: Path) -> LatentIndex:
 class LatentData:
     """Training from such a folder: mean + std * noise, times the scaling factor; the seed draws the noise.
 
-    Shards are mapped into memory, not read: only what is taken is. Raises `DyditError` for a folder that is not whole.
+    Of a clip `frames` in a row are taken, by default the least that any has; the seed draws which, and without one it is the
+    first ones. Shards are mapped into memory, not read: only what is taken is. Raises `DyditError` for a folder that is not
+    whole.
     """
 
     varied = True
 
-    def __init__(self, folder: str | Path) -> None:
+    def __init__(self, folder: str | Path, frames: int | None = None) -> None:
         self.name, self.index = f"latents:{folder}", read_index(Path(folder))
+        least = self.index.frames
+        self.frames = None if least is None else min(least, frames or least)
         self.class_names, self.num_classes = self.index.classes, len(self.index.classes)
         self.skipped = [Skipped(file, reason) for file, reason in self.index.skipped]
         self._shards = [open_shard(Path(folder) / SHARDS / shard.file) for shard in self.index.shards]
         for shard, entry in zip(self._shards, self.index.shards, strict=True):
-            shard.check(entry.count, self.index.shape)
+            shard.check(entry.count, self.index.shape, self.frames)
         self._labels = torch.cat([shard.labels() for shard in self._shards])
         self._ends = torch.tensor([entry.count for entry in self.index.shards]).cumsum(0)
         if len(self) != self.index.count or not 0 <= int(self._labels.min()) <= int(self._labels.max()) < self.num_classes:
@@ -99,7 +110,7 @@ class LatentData:
         return len(self._labels)
 
     def check(self, config: ModelConfig) -> None:
-        check_fits(self.name, config, self.index.shape[0], self.index.shape[1], self.num_classes)
+        check_fits(self.name, config, self.index.shape[0], self.index.shape[1], self.num_classes, self.frames)
         if abs(self.index.scaling_factor - LATENT_SCALE) > 1e-6:
             raise DyditError(
                 f"data set {self.name} is of a VAE with scaling factor {self.index.scaling_factor:g} and the model's has "
@@ -114,37 +125,59 @@ class LatentData:
         """Does nothing: a row of a mapped file is in memory, or the system reads ahead."""
 
     def _one(self, i: int, seed: int | None) -> Tensor:
-        """C S S float32; the mean itself without a seed."""
-        shard = int(torch.searchsorted(self._ends, i, right=True))
-        row = i - (int(self._ends[shard - 1]) if shard else 0)
-        mirror = 0 if seed is None else seed % 2
-        latent = self._shards[shard].row("mean", row, mirror)
+        """C S S, or of a clip F C S S, float32; the mean itself without a seed."""
+        number = int(torch.searchsorted(self._ends, i, right=True))
+        shard, item = self._shards[number], i - (int(self._ends[number - 1]) if number else 0)
+        rows = shard.rows(item)
+        generator = torch.Generator()
         if seed is not None:
-            noise = torch.randn(self.index.shape, generator=torch.Generator().manual_seed(seed))
-            latent = latent + self._shards[shard].row("std", row, mirror) * noise
-        return latent * self.index.scaling_factor
+            generator.manual_seed(seed if self.frames is None else derived(seed, CLIPS, i))
+        if self.frames is not None:
+            starts = len(rows) - self.frames + 1
+            start = 0 if seed is None else int(torch.randint(starts, (), generator=generator))
+            rows = rows[start : start + self.frames]
+        mirror = 0 if seed is None else seed % 2
+        latent = shard.read("mean", rows, mirror)  # F C S S, F of 1 for a picture
+        if seed is not None:
+            noise = torch.randn(latent.shape, generator=generator)
+            latent = latent + shard.read("std", rows, mirror) * noise
+        return (latent if self.frames is not None else latent[0]) * self.index.scaling_factor
 
 
 class Shard:
-    """One file of a set, open for reading single rows; `shape` is its mean's, M 2 C S S, and `metadata` as written."""
+    """One file of a set, open for reading single rows; `count` is its pictures or clips, and `metadata` as written."""
 
     def __init__(self, path: Path, file: Any) -> None:
         self.path, self._file = path, file
-        self.shape, *self._others = (tuple(file.get_slice(name).get_shape()) for name in ("mean", "std", "label"))
+        self._shapes = [tuple(file.get_slice(name).get_shape()) for name in ("mean", "std", "label")]
+        self.count: int = self._shapes[2][0]
         self.metadata: dict[str, str] = file.metadata() or {}
+        self._first = file.get_tensor("first").tolist() if "first" in file.keys() else None  # noqa: SIM118
 
-    def check(self, count: int | None, shape: tuple[int, int, int]) -> None:
-        """Raises `DyditError` where the tensors are not `count` pictures of `shape`; any number for None."""
-        wanted = (self.shape[0] if count is None else count, 2, *shape)
-        if [self.shape, *self._others] != [wanted, wanted, wanted[:1]]:
-            raise damaged(self.path, f"its tensors are {[self.shape, *self._others]}, not {wanted}")
+    def check(self, count: int | None, shape: tuple[int, int, int], frames: int | None) -> None:
+        """Raises `DyditError` where the tensors are not `count` pictures of `shape`, or with `frames` clips of at least so
+        many; any number for None."""
+        first, items = self._first, self.count if count is None else count
+        if (first is None) != (frames is None):
+            raise damaged(self.path, "it has no clips" if first is None else "it has clips, not pictures")
+        if first is not None and frames is not None:
+            least = min(map(sub, first[1:], first), default=frames)
+            if first[:1] != [0] or least < frames:
+                raise damaged(self.path, f"it has clips of {least} frames")
+        wanted = (items if first is None else first[-1], 2, *shape)
+        if self._shapes != [wanted, wanted, (items,)] or (first is not None and len(first) != items + 1):
+            raise damaged(self.path, f"its tensors are {self._shapes}, not {wanted}")
 
     def labels(self) -> Tensor:
         return self._file.get_tensor("label").long()
 
-    def row(self, name: str, row: int, mirror: int) -> Tensor:
-        """C S S float32."""
-        return self._file.get_slice(name)[row : row + 1, mirror : mirror + 1][0, 0].float()
+    def rows(self, item: int) -> range:
+        """Those of a picture, one, or of a clip, one for each frame."""
+        return range(item, item + 1) if self._first is None else range(*self._first[item : item + 2])
+
+    def read(self, name: str, rows: range, mirror: int) -> Tensor:
+        """F C S S float32, F rows."""
+        return self._file.get_slice(name)[rows.start : rows.stop, mirror : mirror + 1][:, 0].float()
 
 
 def open_shard(path: Path) -> Shard:
@@ -160,4 +193,6 @@ def damaged(path: Path, why: str) -> DyditError:
     return DyditError(f"{path}: damaged shard ({why}); delete it, and run the same dydit encode again")
 
 
-register(DataSource("latents", lambda path, config: LatentData(path), takes_path=True))
+register(
+    DataSource("latents", lambda path, config: LatentData(path, None if config is None else config.frames), takes_path=True)
+)
