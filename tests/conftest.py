@@ -6,15 +6,23 @@ import os
 import resource
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
+from typing import TypeVar
 
 import pytest
 import torch
 
+from dydit_cli.model.backbone import Backbone
+from dydit_cli.model.config import ModelConfig, RoutedConfig
 from dydit_cli.model.families.dit import DiT, DiTConfig, DyDiT, DyDiTConfig
+from dydit_cli.model.families.latte import DyLatteConfig, LatteConfig
 
 ROOT = Path(__file__).parent.parent
 TINY = DiTConfig(input_size=4, patch_size=1, in_channels=1, hidden_size=24, depth=3, num_heads=3, num_classes=10)
+VIDEO = LatteConfig(
+    input_size=4, patch_size=2, in_channels=2, hidden_size=24, depth=4, num_heads=3, num_classes=5, num_frames=3
+)
 
 
 @pytest.fixture(scope="session")
@@ -46,7 +54,18 @@ def no_room(size: int) -> Iterator[None]:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
 
 
-def randomize(model: DiT, seed: int = 0, scale: float = 0.2) -> DiT:
+# a small model of each family, for what holds of all
+SMALL_ROUTED: dict[str, RoutedConfig] = {
+    "dit": DyDiTConfig.from_static(TINY, token_router_reduction=4),
+    "latte": DyLatteConfig.from_static(VIDEO, token_router_reduction=4),
+    "latte-without-classes": DyLatteConfig.from_static(replace(VIDEO, num_classes=0), token_router_reduction=4),
+}
+every_family = pytest.mark.parametrize("config", SMALL_ROUTED.values(), ids=SMALL_ROUTED)
+
+M = TypeVar("M", bound=Backbone)
+
+
+def randomize(model: M, seed: int = 0, scale: float = 0.2) -> M:
     """Fills every trainable weight with noise, so that zero-initialised layers take part too."""
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
@@ -55,9 +74,9 @@ def randomize(model: DiT, seed: int = 0, scale: float = 0.2) -> DiT:
     return model.eval()
 
 
-def inputs(config: DiTConfig, batch: int = 4, seed: int = 1) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+def inputs(config: ModelConfig, batch: int = 4, seed: int = 1) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     generator = torch.Generator().manual_seed(seed)
-    x = torch.randn(batch, config.in_channels, config.input_size, config.input_size, generator=generator)
+    x = torch.randn(batch, *config.sample_shape, generator=generator)
     t = torch.randint(0, 1000, (batch,), generator=generator)
     y = torch.randint(0, config.num_classes + 1, (batch,), generator=generator)
     return x, t, y

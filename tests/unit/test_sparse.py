@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, cast, get_args
 
 import pytest
 import torch
@@ -10,14 +10,16 @@ from torch import nn
 from torch._dynamo.utils import counters
 
 from dydit_cli.errors import DyditError
-from dydit_cli.model.backbone import Backbone
-from dydit_cli.model.execution import SparseModel, executor
+from dydit_cli.model.backbone import Backbone, DynamicBackbone
+from dydit_cli.model.config import RoutedConfig
+from dydit_cli.model.execution import SparseModel, executor, static_twin
+from dydit_cli.model.families import build_model
 from dydit_cli.model.families.dit import DiT, DyDiT, DyDiTConfig, DynamicBlock
-from dydit_cli.model.options import Execution
+from dydit_cli.model.options import Execution, WeightAccess
 from dydit_cli.model.planning import plan_width, runs_of
 from dydit_cli.model.sparse import EAGER, compiled
 from dydit_cli.model.weight_cache import WeightSlices
-from tests.conftest import TINY, inputs, randomize
+from tests.conftest import TINY, every_family, inputs, randomize
 
 
 def set_routers(model: DyDiT, *, heads: float | None = None, groups: float | None = None, tokens: float | None = None) -> None:
@@ -88,6 +90,39 @@ def test_every_block_equals_its_masked_self(
             assert torch.equal(mask, routing.tokens)
             assert (found - expected).norm() <= tolerance * expected.norm()
             h = expected
+
+
+@every_family
+@pytest.mark.parametrize("mixed", [False, True])
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-5), (torch.float64, 1e-10)], ids=["fp32", "fp64"])
+def test_sparse_equals_masked_in_every_family(config: RoutedConfig, mixed: bool, dtype: torch.dtype, tolerance: float) -> None:
+    model = randomize(build_model(config)).to(dtype)
+    x, t, y = inputs(config, 5)
+    x, t = x.to(dtype), t if mixed else t[:1].expand(5)
+    with torch.no_grad():
+        expected, masks = model(x, t, y, return_routing=True)
+    for access in get_args(WeightAccess):
+        out, routing = SparseModel(cast(DynamicBackbone, model), access=access)(x, t, y, return_routing=True)
+        for name in ("heads", "groups", "tokens"):
+            assert torch.equal(getattr(routing, name), getattr(masks, name))
+        assert (out - expected).abs().max() < tolerance * expected.abs().max()
+
+
+@every_family
+def test_all_on_is_the_static_model_in_every_family(config: RoutedConfig) -> None:
+    model = randomize(build_model(config))
+    assert isinstance(model, DynamicBackbone)
+    x, t, y = inputs(config, 3)
+    with torch.no_grad():
+        expected = static_twin(model)(x, t, y)
+        assert torch.equal(model(x, t, y, complete=True), expected)
+        for block in model.routed_blocks:  # logits that no weight outdoes
+            for router in (block.head_router, block.group_router, block.token_router):
+                router.last.bias.fill_(1e6)
+        for run in (model, SparseModel(model)):
+            out, routing = run(x, t, y, return_routing=True)
+            assert all(mask.all() for mask in (routing.heads, routing.groups, routing.tokens))
+            assert (out - expected).abs().max() < 1e-5 * expected.abs().max()
 
 
 def test_one_token_alone(tiny_dynamic: DyDiT) -> None:

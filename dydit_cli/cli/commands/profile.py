@@ -235,14 +235,14 @@ def show_static_table(unit: str, json: bool) -> None:
         return
     scale = units.per_mac(unit) / 1e9
     console.table(
-        f"Static DiT at 32x32 latents: G{units.name(unit)} per forward and image",
+        f"Static models at 32x32 latents: G{units.name(unit)} per forward and image",
         ["", "parameters", "products", "+ norms x1", "+ norms x4", "published"],
         [
             [
                 count.model,
                 f"{count.parameters / 1e6:.1f} M",
                 *(f"{macs * scale:.3f}" for macs in (count.macs_products, count.macs_norms_once, count.macs)),
-                f"{count.published_giga * units.per_mac(unit):.2f}",
+                "" if count.published_giga is None else f"{count.published_giga * units.per_mac(unit):.2f}",
             ]
             for count in counts
         ],
