@@ -59,7 +59,7 @@ def draw_architecture(profile: Profile) -> Figure:
     for column, (name, part, color) in enumerate((("attention heads", HEAD, BLUE), ("MLP channel groups", GROUP, ORANGE))):
         masks = table.loc[table["part"] == part, "active"].to_numpy().reshape(-1, L, H)
         _share(grid[0, column], masks, color, f"{name}: {100 * masks.mean():.0f} % active")
-        _map(grid[1, column], masks, color, timesteps)
+        _map(grid[1, column], masks, color, timesteps, [config.block_title(i) for i in range(L)])
     grid[0, 0].set_ylabel("active [%]")
     grid[1, 0].set_ylabel(f"block ({H} rows each, the top one always on)")
     figure.suptitle(f"What runs at which timestep: {config.size_name}, {profile.summary['ratio']:.2f} of the static MACs")
@@ -72,7 +72,7 @@ def _share(ax: Axes, masks: NDArray[np.int8], color: str, title: str) -> None:
     ax.set_title(title)
 
 
-def _map(ax: Axes, masks: NDArray[np.int8], color: str, timesteps: list[int]) -> None:
+def _map(ax: Axes, masks: NDArray[np.int8], color: str, timesteps: list[int], blocks: list[str]) -> None:
     from matplotlib.colors import ListedColormap
 
     T, L, H = masks.shape
@@ -86,8 +86,8 @@ def _map(ax: Axes, masks: NDArray[np.int8], color: str, timesteps: list[int]) ->
     )
     for block in range(1, L):
         ax.axhline(block * H - 0.5, color="white", linewidth=1.5 if L * H < 100 else 0.6)
-    every = 1 if L <= 12 else 4
-    ax.set_yticks([block * H + (H - 1) / 2 for block in range(0, L, every)], [str(block) for block in range(0, L, every)])
+    every = 1 if L <= 12 else 4 if blocks[0].isdecimal() else 3  # of two kinds in turn both are named
+    ax.set_yticks([block * H + (H - 1) / 2 for block in range(0, L, every)], blocks[::every])
     ticks = np.unique(np.linspace(0, T - 1, min(T, 6)).round().astype(int))
     ax.set_xticks(ticks, [str(timesteps[i]) for i in ticks])
     ax.set_xlabel("timestep t (999: pure noise; sampling runs left to right)")

@@ -6,7 +6,7 @@ import re
 from abc import ABC, abstractmethod
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass, fields
-from typing import TYPE_CHECKING, Any, ClassVar, get_args
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, get_args
 
 from dydit_cli.errors import DyditError
 from dydit_cli.model.options import FlowEnd, FlowPath, FlowPrediction, FlowWeight
@@ -148,6 +148,10 @@ class ModelConfig(ABC):
     def block_names(self) -> list[str]:
         """What the names of each block's weights begin with, without the dot."""
         return [f"blocks.{i}" for i in range(self.depth)]
+
+    def block_title(self, block: int) -> str:
+        """What figures call a block: its number, and its kind where there are several."""
+        return str(block)
 
     def is_router(self, name: str) -> bool:
         """Whether a parameter's name is a router's."""

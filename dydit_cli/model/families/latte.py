@@ -53,6 +53,9 @@ class LatteConfig(DiTConfig):
         heads, groups = super().sites(block)
         return replace(heads, context=self.num_frames if is_temporal(block) else self.frame_tokens), groups
 
+    def block_title(self, block: int) -> str:
+        return f"{block} {'temporal' if is_temporal(block) else 'spatial'}"
+
     # The embedders and the final layer cost what a DiT's of N tokens do. adaLN is computed once a video; the public code
     # repeats it for every frame or place, which the paper's figures count: 30 of the 1893 G of a Latte-XL/2.
 
