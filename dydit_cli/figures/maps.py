@@ -37,7 +37,7 @@ def draw_maps(
     video, edge = images.ndim == 5, (115 + 10 * len(scale.splitlines())) / 100
     rows, columns = len(images[:VIDEOS] if video else images), 1 + len(maps)
     if video:
-        figure = new_figure(7.0, edge + rows * columns * max(0.3, 5.2 / images.shape[1]))
+        figure = new_figure(7.0, edge + rows * columns * min(0.9, 5.2 / images.shape[1]))
         axes = figure.subplots(rows * columns, 1, squeeze=False).reshape(rows, columns)
     else:
         figure = new_figure(max(4.6, 0.9 + 0.82 * columns), edge + 0.92 * rows)

@@ -14,7 +14,8 @@ from dydit_cli.recipe_files import Section, Seed, explain, find_recipe, first_fa
 
 
 class ModelRecipe(Section):
-    """The static model that `pretrain` starts from random weights; `family` is a name in `model.families`."""
+    """The static model that `pretrain` starts from random weights; `family` is a name in `model.families`. A model of videos
+    has `num_frames`."""
 
     family: str = "dit"
     input_size: int
@@ -25,6 +26,7 @@ class ModelRecipe(Section):
     num_heads: int
     num_classes: int
     learn_sigma: bool = True
+    num_frames: int | None = None
 
 
 class TrainRecipe(Section):
