@@ -1,9 +1,10 @@
-"""Samples as pictures: single PNGs and a grid of them."""
+"""Samples as pictures: single PNGs and a grid of them; of videos strips of their frames, and GIFs that move."""
 
 from __future__ import annotations
 
 import math
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,10 +16,12 @@ SMALL, ENLARGED = 64, 64
 
 MARGIN = 2
 
+FRAME_MS = 125  # a frame of a GIF is shown
+
 
 def to_pixels(samples: NDArray[np.float32]) -> NDArray[np.uint8]:
-    """M C S S in [-1, 1] to M S S C, 0 to 255; C is 1 or 3."""
-    return ((samples.clip(-1, 1) + 1) * 127.5).round().astype(np.uint8).transpose(0, 2, 3, 1)
+    """... C S S in [-1, 1] to ... S S C, 0 to 255; C is 1 or 3."""
+    return np.moveaxis(((samples.clip(-1, 1) + 1) * 127.5).round().astype(np.uint8), -3, -1)
 
 
 def picture(pixels: NDArray[np.uint8]) -> Image.Image:
@@ -32,12 +35,24 @@ def picture(pixels: NDArray[np.uint8]) -> Image.Image:
 def make_grid(pictures: list[Image.Image], columns: int | None = None) -> Image.Image:
     """Rows of pictures on white, about as wide as high."""
     columns = columns or math.ceil(math.sqrt(len(pictures)))
-    rows, side = math.ceil(len(pictures) / columns), pictures[0].width + MARGIN
-    sheet = Image.new("RGB", (columns * side + MARGIN, rows * side + MARGIN), "white")
+    rows = math.ceil(len(pictures) / columns)
+    width, height = (side + MARGIN for side in pictures[0].size)
+    sheet = Image.new("RGB", (columns * width + MARGIN, rows * height + MARGIN), "white")
     for i, image in enumerate(pictures):
         row, column = divmod(i, columns)
-        sheet.paste(image.convert("RGB"), (MARGIN + column * side, MARGIN + row * side))
+        sheet.paste(image.convert("RGB"), (MARGIN + column * width, MARGIN + row * height))
     return sheet
+
+
+def strip(frames: NDArray[Any]) -> NDArray[Any]:
+    """F S S C to S F*S C: the frames of a video from left to right."""
+    return np.concatenate(list(frames), axis=1)
+
+
+def save_gif(frames: list[Image.Image], path: str | Path) -> None:
+    """Writes the frames of a video atomically, to be shown again and again."""
+    with atomic_file(path) as temporary:
+        frames[0].save(temporary, format="GIF", save_all=True, append_images=frames[1:], duration=FRAME_MS, loop=0)
 
 
 def save_png(image: Image.Image, path: str | Path) -> None:

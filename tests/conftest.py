@@ -6,6 +6,7 @@ import os
 import resource
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -16,19 +17,29 @@ from dydit_cli.model.backbone import Backbone, DynamicBackbone
 from dydit_cli.model.config import FlowConfig, ModelConfig
 from dydit_cli.model.families import build_model, with_routers
 from dydit_cli.model.families.dit import DiT, DiTConfig, DyDiT, DyDiTConfig
+from dydit_cli.model.families.latte import LatteConfig
 from dydit_cli.model.families.lightningdit import LightningDiTConfig
+from dydit_cli.model.families.repa import REPAConfig
+from dydit_cli.model.families.sit import SiTConfig
 
 ROOT = Path(__file__).parent.parent
 SIZES: dict[str, Any] = {
     "input_size": 4, "patch_size": 1, "in_channels": 1, "hidden_size": 24, "depth": 3, "num_heads": 3, "num_classes": 10,
 }  # fmt: skip
 TINY = DiTConfig(**SIZES)
+VIDEO = LatteConfig(
+    input_size=4, patch_size=2, in_channels=2, hidden_size=24, depth=4, num_heads=3, num_classes=5, num_frames=3
+)
 # every family, and what its blocks can be made of; a SwiGLU's 64 channels are groups of 22, 21 and 21
 FAMILIES: dict[str, DiTConfig] = {
     "dit": TINY,
+    "sit": SiTConfig(**SIZES),
+    "repa": REPAConfig(**SIZES, qk_norm=True, projector_dims=(5,), projector_width=8),
     "lightningdit": LightningDiTConfig(**SIZES),
     "lightningdit with qk-norm, without shift": LightningDiTConfig(**SIZES, qk_norm=True, shift=False),
     "dit with qk-norm": LightningDiTConfig(**SIZES, learn_sigma=True, qk_norm=True, rms_norm=False, swiglu=False, rope=False),
+    "latte": VIDEO,
+    "latte without classes": replace(VIDEO, num_classes=0),
 }
 
 
@@ -75,7 +86,7 @@ def randomize(model: Model, seed: int = 0, scale: float = 0.2) -> Model:
 
 def inputs(config: ModelConfig, batch: int = 4, seed: int = 1) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     generator = torch.Generator().manual_seed(seed)
-    x = torch.randn(batch, config.in_channels, config.input_size, config.input_size, generator=generator)
+    x = torch.randn(batch, *config.sample_shape, generator=generator)
     t = torch.randint(0, 1000, (batch,), generator=generator)
     if isinstance(config, FlowConfig):
         t = t / 1000

@@ -18,6 +18,7 @@ from dydit_cli.artifacts.base import Artifact, read_object
 from dydit_cli.diffusion.options import SOLVED as SOLVED
 from dydit_cli.errors import DyditError
 from dydit_cli.files import atomic_file
+from dydit_cli.pixels import strip
 
 RECORD_FILE, ARRAY_FILE, GRID_FILE = marks.SAMPLES, "samples.npz", "grid.png"
 
@@ -73,12 +74,12 @@ class SampleFolder(Artifact):
         return int(classes[index % len(classes)]) if isinstance(classes, list) and classes else None
 
     def first(self, count: int) -> list[Pixels]:
-        """The first images that are there, `count` at most: each S S C."""
+        """The first images that are there, `count` at most: each S S C; of a video the row of its frames."""
         if (self.folder / ARRAY_FILE).is_file():
-            return list(read_first(self.folder / ARRAY_FILE, count))
+            return shown(read_first(self.folder / ARRAY_FILE, count))
         shards = self._shards() if not self.finished else []
         if shards:
-            return list(read_first(shards[0], count)) if int(shards[0].stem) == 0 else []
+            return shown(read_first(shards[0], count)) if int(shards[0].stem) == 0 else []
         return [read_picture(file) for file in self._pictures()[:count]]
 
     def _pictures(self) -> list[Path]:
@@ -100,6 +101,11 @@ class SampleFolder(Artifact):
         return cls(folder, record)
 
 
+def shown(pixels: Pixels) -> list[Pixels]:
+    """M S S C, or of videos M F S S C, as pictures."""
+    return [strip(one) if one.ndim == 4 else one for one in pixels]
+
+
 def open_picture(file: Path) -> Image.Image:
     """The image in a file; raises `DyditError` where it holds none."""
     try:
@@ -118,16 +124,16 @@ def read_picture(file: Path) -> Pixels:
 
 
 def read_first(file: Path, count: int) -> Pixels:
-    """M S S C, at most `count`: the first images of an .npz, without reading what is behind them.
+    """M S S C, or of videos M F S S C, at most `count`: the first of an .npz, without reading what is behind them.
 
-    Raises `DyditError` where it holds no uint8 images.
+    Raises `DyditError` where it holds no uint8 images or videos.
     """
     try:
         with zipfile.ZipFile(file) as archive, archive.open(f"{ARRAY}.npy") as member:
             version = np.lib.format.read_magic(member)
             header = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
             shape, fortran, dtype = header(member)
-            if fortran or dtype != np.uint8 or len(shape) != 4 or shape[3] not in (1, 3):
+            if fortran or dtype != np.uint8 or len(shape) not in (4, 5) or shape[-1] not in (1, 3):
                 raise ValueError(f"{ARRAY} is {dtype} of shape {shape}")
             shape = (min(count, shape[0]), *shape[1:])
             return np.frombuffer(member.read(int(np.prod(shape))), dtype=np.uint8).reshape(shape)
@@ -170,7 +176,7 @@ def read_npz(path: Path) -> Pixels:
     try:
         with np.load(path, allow_pickle=False) as arrays:
             array = arrays[ARRAY]
-        if array.dtype != np.uint8 or array.ndim != 4:
+        if array.dtype != np.uint8 or array.ndim not in (4, 5):
             raise ValueError(f"{ARRAY} is {array.dtype} of {array.ndim} dimensions")
     except (OSError, ValueError, KeyError, EOFError, AttributeError, zipfile.BadZipFile) as error:
         raise DyditError(f"{path}: damaged shard ({error}); delete it and run the same command again") from None
@@ -178,5 +184,5 @@ def read_npz(path: Path) -> Pixels:
 
 
 def rgb(pixels: Pixels) -> Pixels:
-    """M S S C -> M S S 3; grey is repeated."""
+    """... S S C -> ... S S 3; grey is repeated."""
     return np.repeat(pixels, 3, axis=-1) if pixels.shape[-1] == 1 else pixels

@@ -173,7 +173,7 @@ def make_inputs(
     """x: B Cin S S noise, and y: (B,) classes, of the settings' seed."""
     generator = torch.Generator().manual_seed(settings.seed)
     x = torch.randn(settings.batch, *config.sample_shape, generator=generator)
-    y = torch.randint(0, config.num_classes, (settings.batch,), generator=generator)
+    y = torch.randint(0, len(config.class_numbers), (settings.batch,), generator=generator)
     return x.to(device, dtype), y.to(device)
 
 

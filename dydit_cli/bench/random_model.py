@@ -49,7 +49,8 @@ def random_dydit(config: ModelConfig, ratio: float, timesteps: Sequence[float], 
     e = model.embed_timestep(t)  # B C
     c = model.condition(e, torch.zeros(batch, dtype=torch.long))  # B C
     h, part = model.embed(x), ratio**0.5
-    for block in model.routed_blocks:
+    for i, block in enumerate(model.routed_blocks):
+        h = model.enter_block(i, h)
         for width, share in ((block.head_router, ratio), (block.group_router, part)):
             _set_width(width.last, every_e, (share * H - 1) / (H - 1), generator)
         for layer in (block.token_router.first, block.token_router.last):

@@ -123,10 +123,12 @@ STD = 0.02  # as DiT initialises it
 def with_classes(checkpoint: Checkpoint, num_classes: int, seed: int) -> Checkpoint:
     """`checkpoint` for `num_classes` classes: every class's row is drawn anew, the null class's row stays.
 
-    Raises `DyditError` for fewer than 1 class.
+    Raises `DyditError` for fewer than 1 class, and for a model without classes.
     """
     if num_classes < 1:
         raise DyditError(f"{num_classes} classes; a model has at least 1")
+    if not checkpoint.config.num_classes:
+        raise DyditError(f"{num_classes} classes for a model without any, which ignores labels; leave --num-classes out")
     name = checkpoint.config.label_table
     old = checkpoint.weights[name]
     table = torch.randn(num_classes + 1, old.shape[1], generator=torch.Generator().manual_seed(seed)) * STD

@@ -68,8 +68,9 @@ class EquivalenceCheck:
         hook = last.register_forward_hook(lambda module, inputs, logits: self._keep_logits(i, logits - last.bias))
         rows = self._config.router_rows
         noise = (torch.zeros(B, rows), torch.zeros(B, rows), torch.full((B, N), torch.inf))  # the tokens' switches all on
-        self._h_static = static(self._h_static, self._c)
-        self._h_dynamic, _ = dynamic.forward_routed(self._h_dynamic, self._c, self._e, noise)
+        self._h_static = static(self._model.enter_block(i, self._h_static), self._c)
+        h = self._model.enter_block(i, self._h_dynamic)
+        self._h_dynamic, _ = dynamic.forward_routed(h, self._c, self._e, noise)
         hook.remove()
         for router in (dynamic.head_router, dynamic.group_router):
             self.off_timesteps += int((router(self.every_e, 1.0, 0.0) == 0).any(dim=1).sum())

@@ -1,6 +1,7 @@
 """What a data set is to training, and the shuffled batches of one.
 
-Shapes: M images of a set, B of a batch, C channels, S pixels a side.
+Shapes: M images of a set, B of a batch, C channels, S pixels a side. A set of videos has F C S S where one of images has
+C S S, F being the frames that its model takes.
 """
 
 from __future__ import annotations
@@ -52,7 +53,8 @@ class Dataset(Protocol):
     def take(self, index: Tensor, seed: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """The images B C S S float32 and labels B int64 at `index` (B,).
 
-        `seed` (B,) chooses each one's version, and an odd one mirrors it; without seeds nothing is random.
+        `seed` (B,) chooses each one's version, and an odd one mirrors it; without seeds nothing is random. Of a video that has
+        more frames than the model takes it chooses which, one after the other.
         An image depends on its index and seed alone: not on the batch, its order, or on threads.
         """
 
@@ -62,7 +64,8 @@ class Dataset(Protocol):
 
 @dataclass(frozen=True)
 class ImageData:
-    """A set held in memory. images: M C S S float32 in [-1, 1]; labels: M int64 from 0 to num_classes - 1."""
+    """A set held in memory. images: M C S S, or of videos M F C S S, float32 in [-1, 1]; labels: M int64 from 0 to
+    num_classes - 1."""
 
     name: str
     images: Tensor
@@ -78,8 +81,8 @@ class ImageData:
         return len(self.labels)
 
     def check(self, config: ModelConfig, latents: LatentNorm | None = None) -> None:
-        _, channels, size, _ = self.images.shape
-        check_fits(self.name, config, channels, size, self.num_classes)
+        _, *frames, channels, size, _ = self.images.shape
+        check_fits(self.name, config, channels, size, self.num_classes, frames[0] if frames else None)
 
     def take(self, index: Tensor, seed: Tensor | None = None) -> tuple[Tensor, Tensor]:
         return self.images[index], self.labels[index]
@@ -88,11 +91,18 @@ class ImageData:
         pass
 
 
-def check_fits(name: str, config: ModelConfig, channels: int, size: int, num_classes: int) -> None:
-    """Raises `DyditError` where a model of `config` takes other images, or has another number of classes."""
+def check_fits(name: str, config: ModelConfig, channels: int, size: int, num_classes: int, frames: int | None = None) -> None:
+    """Raises `DyditError` where a model of `config` takes other images, or has another number of classes; one without
+    classes takes any. `frames` are those of the set's videos, None for images."""
+    if (frames is None) != (config.frames is None):
+        held, taken = ("images" if each is None else f"videos of {each} frames" for each in (frames, config.frames))
+        raise DyditError(f"data set {name} has {held} and the model takes {taken}; choose data that fit the model")
+    if not config.num_classes:
+        num_classes = 0
     for what, own, model, more in (
         ("channels", channels, config.in_channels, ""),
         ("pixels a side", size, config.input_size, ""),
+        ("frames", frames, config.frames, ""),
         ("classes", num_classes, config.num_classes, f", or draw its label table anew with --num-classes {num_classes}"),
     ):
         if own != model:

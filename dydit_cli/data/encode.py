@@ -1,5 +1,7 @@
 """`dydit encode`: a VAE's latents of a folder of pictures, in shards that survive a kill, made by any number of processes.
 
+With a least number of frames it is clips, folders of pictures, and a shard has whole ones.
+
 A shard is a fixed slice of the listed pictures and appears whole or not at all: the same command again makes what is
 missing, and no picture is there twice. What is kept is the Gaussian's mean and std, from which training samples anew
 each time, of the picture and of its mirror image: a latent cannot be mirrored later.
@@ -25,7 +27,16 @@ from torch import Tensor
 from dydit_cli.checkpoint.latent_stats import read_norm
 from dydit_cli.checkpoint.stream import write_safetensors
 from dydit_cli.data.dataset import Skipped, locate
-from dydit_cli.data.imagefolder import THREADS, Listing, list_pictures, none_readable, read_picture, reason, to_model
+from dydit_cli.data.imagefolder import (
+    THREADS,
+    Listing,
+    list_clips,
+    list_pictures,
+    none_readable,
+    read_picture,
+    reason,
+    to_model,
+)
 from dydit_cli.data.latents import (
     FORMAT,
     FORMAT_VERSION,
@@ -47,7 +58,7 @@ from dydit_cli.files import Resumable, Shards, atomic_file, check_output, locked
 from dydit_cli.model.latent_norm import LatentNorm
 from dydit_cli.provenance import made_by
 
-SHARD_SIZE = 5000
+SHARD_SIZE, SHARD_CLIPS = 5000, 20
 
 VAES, MEASURE = "vae", "measure"  # what `latent_stats` may be beside a file
 
@@ -72,8 +83,9 @@ def encode(
     vae: str | Path,
     *,
     size: int = 256,
+    frames: int | None = None,
     batch: int = 8,
-    shard_size: int = SHARD_SIZE,
+    shard_size: int | None = None,
     dtype: str = "fp32",
     latent_stats: str = VAES,
     device: str = "auto",
@@ -83,12 +95,13 @@ def encode(
 ) -> Encoding | None:
     """Writes what is missing in `out` of the latents of `images`, a folder of class folders, cropped to `size` pixels.
 
-    Under a launcher the processes share the shards. `batch` pictures go through the VAE at once, each with its mirror
-    image; latents are kept in `dtype`, fp32 or fp16. `latent_stats` is how training will normalise them: as the VAE's
-    configuration says, by the mean and std of these (`measure`), or as `latent_stats.read_norm` reads it; another one later
-    changes the index alone. The main process gets the result, the others None. Raises `DyditError` for a folder without a
-    readable image, a size that the VAE cannot halve, a VAE that does not say how its latents are normalised, or an `out` that
-    holds something else or was begun with other settings (without `force`, which starts anew).
+    With `frames` the class folders hold clips, folders of frames, and those of fewer frames are left out. Under a launcher
+    the processes share the shards. `batch` pictures go through the VAE at once, each with its mirror image; latents are kept
+    in `dtype`, fp32 or fp16. `latent_stats` is how training will normalise them: as the VAE's configuration says, by the mean
+    and std of these (`measure`), or as `latent_stats.read_norm` reads it; another one later changes the index alone. The main
+    process gets the result, the others None. Raises `DyditError` for a folder without a readable image, a size that the VAE
+    cannot halve, a VAE that does not say how its latents are normalised, or an `out` that holds something else or was begun
+    with other settings (without `force`, which starts anew).
     """
     if dtype not in DTYPES:
         raise DyditError(f"no dtype {dtype!r}; choose one of {', '.join(DTYPES)}")
@@ -96,8 +109,14 @@ def encode(
     with share_work(device) as team, ExitStack() as stack:
         if not team.main:  # one display is enough
             on_stage, on_progress = (lambda *what: None), (lambda amount: None)
-        folder, listing = Path(out), list_pictures(images)
-        shards = Shards(folder / SHARDS, len(listing.files), shard_size, ".safetensors")
+        folder, short = Path(out), list[Skipped]()
+        if frames is None:
+            listing = list_pictures(images)
+            items: list[tuple[str, ...]] = [(file,) for file in listing.files]
+        else:
+            listing, items, short = list_clips(images, frames)
+        shard_size = shard_size or (SHARD_SIZE if frames is None else SHARD_CLIPS)
+        shards = Shards(folder / SHARDS, len(items), shard_size, ".safetensors")
         if listing.root.resolve() in folder.resolve().parents:
             raise DyditError(f"{out}: lies in the folder of the images, where it would be a class; choose another OUT")
         resumable = Resumable(folder, SETTINGS_FILE, FORMAT, "latents", "OUT")
@@ -110,8 +129,8 @@ def encode(
             "format": FORMAT,
             "format_version": FORMAT_VERSION,
             "images": str(images),
-            "files": len(listing.files),
-            "files_sha256": hashlib.sha256("\n".join(listing.files).encode()).hexdigest(),
+            "files": sum(map(len, items)),
+            "files_sha256": hashlib.sha256("\n".join(file for item in items for file in item).encode()).hexdigest(),
             "classes": list(listing.classes),
             "size": size,
             "shape": list(shape),
@@ -120,6 +139,7 @@ def encode(
             "vae": str(vae),
             "vae_sha256": encoder.sha256,
             "scaling_factor": encoder.vae.norm.factor if encoder.vae.norm else None,
+            **({} if frames is None else {"frames": frames}),
         }
         if team.main:
             stack.enter_context(locked(out))
@@ -134,12 +154,12 @@ def encode(
         team.wait()
         own = missing[team.index :: team.count]
         if own:
-            on_stage("encode", sum(len(shards.items(shard)) for shard in own), "images")
+            on_stage("encode", sum(len(items[i]) for shard in own for i in shards.items(shard)), "images")
         for shard in own:
-            _write_shard(listing, shards, shard, encoder, shape, batch, DTYPES[dtype], on_progress)
+            _write_shard(listing, items, shards, shard, encoder, shape, batch, DTYPES[dtype], frames, on_progress)
         team.wait()
         if team.main and (missing or not (folder / INDEX_FILE).is_file() or read_index(folder).norm != norm):
-            _write_index(folder, listing, shards, settings, shape, norm)
+            _write_index(folder, listing, shards, settings, shape, norm, short)
     if not team.main:
         return None
     index = read_index(folder)
@@ -164,57 +184,70 @@ def _asked(latent_stats: str, encoder: Encoder) -> LatentNorm | None:
 
 def _write_shard(
     listing: Listing,
+    items: list[tuple[str, ...]],
     shards: Shards,
     shard: int,
     encoder: Encoder,
     shape: tuple[int, int, int],
     batch: int,
     dtype: torch.dtype,
+    frames: int | None,
     on_progress: Callable[[int], None],
 ) -> None:
-    """One file: mean and std, M 2 C S S, label, M, and in its metadata the pictures of its slice that were skipped."""
-    indices, done, skipped = shards.items(shard), 0, list[Skipped]()
-    labels: list[int] = []
-    mean = torch.empty(len(indices), 2, *shape, dtype=dtype)
+    """One file: mean and std, R 2 C S S, label, M, of clips `first`, M + 1, and in its metadata what of its slice was skipped:
+    pictures, and clips with a frame that cannot be read."""
+    indices = shards.items(shard)
+    rows = [(i, file) for i in indices for file in items[i]]
+    owners: list[int] = []  # of each row
+    skipped: dict[int, Skipped] = {}
+    mean = torch.empty(len(rows), 2, *shape, dtype=dtype)
     std = torch.empty_like(mean)
-    for chunk in _read_ahead(listing, indices, shape[1] * encoder.factor, batch):
+    for chunk in _read_ahead(listing, rows, shape[1] * encoder.factor, batch):
         readable = [(i, pixels) for i, pixels in chunk if not isinstance(pixels, Skipped)]
-        skipped += [pixels for _, pixels in chunk if isinstance(pixels, Skipped)]
+        for i, pixels in chunk:
+            if isinstance(pixels, Skipped):
+                skipped.setdefault(i, pixels)
         if readable:
             pictures = to_model(np.stack([pixels for _, pixels in readable]))
             both = encoder(torch.cat([pictures, pictures.flip(-1)]))
             for tensor, values in zip((mean, std), both, strict=True):
-                tensor[done : done + len(readable)] = torch.stack(values.chunk(2), dim=1)  # 2B C S S -> B 2 C S S
-            done += len(readable)
-            labels += [listing.labels[i] for i, _ in readable]
+                # 2B C S S -> B 2 C S S
+                tensor[len(owners) : len(owners) + len(readable)] = torch.stack(values.chunk(2), dim=1)
+            owners += [i for i, _ in readable]
         on_progress(len(chunk))
+    whole = [row for row, i in enumerate(owners) if i not in skipped]
+    mean, std = (t[: len(owners)] if len(whole) == len(owners) else t[whole] for t in (mean, std))
+    kept = [i for i in indices if i not in skipped]
     tensors = {
-        "mean": mean[:done].contiguous(),
-        "std": std[:done].contiguous(),
-        "label": torch.tensor(labels, dtype=torch.int32),
+        "mean": mean.contiguous(),
+        "std": std.contiguous(),
+        "label": torch.tensor([listing.labels[i] for i in kept], dtype=torch.int32),
     }
+    if frames is not None:
+        tensors["first"] = torch.tensor([0, *(len(items[i]) for i in kept)]).cumsum(0)
     with atomic_file(shards.path(shard)) as temporary:
-        write_safetensors(temporary, tensors, {"skipped": json.dumps([[one.file, one.reason] for one in skipped])})
+        faults = [[one.file, one.reason] for _, one in sorted(skipped.items())]
+        write_safetensors(temporary, tensors, {"skipped": json.dumps(faults)})
 
 
 def _read_ahead(
-    listing: Listing, indices: range, size: int, batch: int
+    listing: Listing, rows: list[tuple[int, str]], size: int, batch: int
 ) -> Iterator[list[tuple[int, NDArray[np.uint8] | Skipped]]]:
-    """Chunks of `batch` pictures, S S 3, with their indices; threads read the next chunk while one is in use."""
+    """Chunks of `batch` pictures, S S 3, with the indices of their items; threads read the next chunk while one is in use."""
 
-    def read(i: int) -> NDArray[np.uint8] | Skipped:
+    def read(file: str) -> NDArray[np.uint8] | Skipped:
         try:
-            return read_picture(listing.path(i), size)
+            return read_picture(listing.root / file, size)
         except Exception as error:  # damaged files make Pillow's readers raise nearly anything
-            return Skipped(listing.files[i], reason(error))
+            return Skipped(file, reason(error))
 
     with ThreadPoolExecutor(THREADS) as pool:
-        chunks = [indices[first : first + batch] for first in range(0, len(indices), batch)]
+        chunks = [rows[first : first + batch] for first in range(0, len(rows), batch)]
         ahead: list[Future[NDArray[np.uint8] | Skipped]] = []
         for n, chunk in enumerate(chunks):
-            futures = ahead or [pool.submit(read, i) for i in chunk]
-            ahead = [pool.submit(read, i) for i in chunks[n + 1]] if n + 1 < len(chunks) else []
-            yield [(i, future.result()) for i, future in zip(chunk, futures, strict=True)]
+            futures = ahead or [pool.submit(read, file) for _, file in chunk]
+            ahead = [pool.submit(read, file) for _, file in chunks[n + 1]] if n + 1 < len(chunks) else []
+            yield [(i, future.result()) for (i, _), future in zip(chunk, futures, strict=True)]
 
 
 def _write_index(
@@ -224,24 +257,27 @@ def _write_index(
     settings: dict[str, Any],
     shape: tuple[int, int, int],
     norm: LatentNorm | None,
+    short: list[Skipped],
 ) -> None:
-    """index.json from the shards' own headers; without a `norm` it is measured. Raises `DyditError` for a damaged shard, or
-    nothing readable."""
+    """index.json from the shards' own headers, and the clips that are too `short`; without a `norm` it is measured.
+
+    Raises `DyditError` for a damaged shard, or nothing readable.
+    """
     for place in (folder, shards.folder):
         sweep(place)
-    opened, entries, skipped = [], [], list[tuple[str, str]]()
+    opened, entries, skipped = [], [], [(one.file, one.reason) for one in short]
     for number in range(shards.count):
         shard = open_shard(shards.path(number))
-        shard.check(None, shape)
+        shard.check(None, shape, settings.get("frames"))
         bad = [(str(file), str(why)) for file, why in json.loads(shard.metadata.get("skipped", "[]"))]
-        if shard.shape[0] + len(bad) != len(shards.items(number)):
+        if shard.count + len(bad) != len(shards.items(number)):
             raise DyditError(
                 f"{shards.path(number)}: damaged shard (too few pictures); delete it and run the same command again"
             )
         opened.append(shard)
-        entries.append(ShardEntry(file=shards.path(number).name, count=shard.shape[0]))
+        entries.append(ShardEntry(file=shards.path(number).name, count=shard.count))
         skipped += bad
-    if len(skipped) == len(listing.files):
+    if len(skipped) - len(short) == len(listing.files):
         raise none_readable(listing.root, [Skipped(file, why) for file, why in skipped])
     known = {name: settings[name] for name in LatentIndex.model_fields if name in settings}
     count = sum(entry.count for entry in entries)
@@ -250,8 +286,8 @@ def _write_index(
             ends = torch.tensor([entry.count for entry in entries]).cumsum(0)
 
             def mean_of(i: int) -> Tensor:
-                shard, row = locate(ends, i)
-                return opened[shard].row("mean", row, 0)
+                number, item = locate(ends, i)
+                return opened[number].read("mean", opened[number].rows(item), 0)  # F C S S, F of 1 for a picture
 
             norm = measure(mean_of, count)
     known |= norm.to_dict() | ({"format_version": STATISTICS_VERSION} if norm.statistics else {})

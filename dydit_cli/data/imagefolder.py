@@ -64,6 +64,27 @@ def list_pictures(root: str | Path) -> Listing:
     return Listing(root, tuple(classes), tuple(file for file, _ in files), tuple(label for _, label in files))
 
 
+def list_clips(root: str | Path, frames: int) -> tuple[Listing, list[tuple[str, ...]], list[Skipped]]:
+    """The clips in the class folders of `root`, which are folders of pictures, and each one's frames: paths below `root`,
+    sorted by name. A clip of under `frames` frames is not in the list, but among what is skipped.
+
+    Raises `DyditError` as `list_pictures` does, and where no clip is long enough.
+    """
+    pictures = list_pictures(root)
+    clips: dict[str, list[str]] = {}
+    labels = dict(zip((file.rpartition("/")[0] for file in pictures.files), pictures.labels, strict=True))
+    for file in pictures.files:
+        clips.setdefault(file.rpartition("/")[0], []).append(file)
+    skipped = [Skipped(clip, f"{len(own)} frames") for clip, own in clips.items() if len(own) < frames]
+    long = {clip: tuple(own) for clip, own in clips.items() if len(own) >= frames}
+    if not long:
+        raise DyditError(
+            f"{root}: none of its {len(clips)} folders of frames has {frames} or more, for instance {skipped[0].file} "
+            f"({skipped[0].reason}); give a folder of class folders of such folders, or a smaller --frames"
+        )
+    return replace(pictures, files=tuple(long), labels=tuple(labels[clip] for clip in long)), list(long.values()), skipped
+
+
 def pictures_below(root: Path, name: str = ".", follow_links: bool = True) -> Iterator[str]:
     """Paths below `root` of all files in its folder `name` that have a picture's suffix; hidden ones are left out."""
     for folder, _, names in os.walk(root / name, followlinks=follow_links):

@@ -48,7 +48,7 @@ def generate(
     dtype: torch.dtype = torch.float32,
     on_progress: Callable[[Progress], None] | None = None,
 ) -> Tensor:
-    """Samples for labels (M,): M C S S on cpu in float32, `shape` being C S S.
+    """Samples for labels (M,): M C S S on cpu in float32, `shape` being C S S; of videos M F C S S.
 
     They are the images `first` to `first` + M - 1 of the run with `seed`. The noise is drawn on the cpu, image by image:
     the same seed gives the same noise on any device, at any `batch` and in any slice of the run. `dtype` is the model's:
@@ -77,8 +77,8 @@ def generate(
 
 
 def check_labels(labels: Tensor, null_class: int) -> None:
-    """Raises `DyditError` for a label that is no class."""
-    wrong = labels[(labels < 0) | (labels >= null_class)]
+    """Raises `DyditError` for a label that is no class; a model without classes takes 0."""
+    wrong = labels[(labels < 0) | (labels >= max(1, null_class))]
     if len(wrong):
         raise DyditError(f"class {int(wrong[0])}: the model has classes 0 to {null_class - 1}")
 

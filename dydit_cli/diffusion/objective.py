@@ -26,12 +26,13 @@ class LossTerms:
 def loss_terms(schedule: Schedule, output: Tensor, x0: Tensor, x_t: Tensor, t: Tensor, noise: Tensor) -> LossTerms:
     """Losses of a model's `output` (B C S S, or B 2C S S with the variance's values) for noise in x_t.
 
-    x0, x_t, noise: B C S S; t: B. The variational term sees a detached mean, so it trains the variance alone.
+    x0, x_t, noise: B C S S, of videos B F C S S; t: B. The variational term sees a detached mean, so it trains the
+    variance alone.
     """
-    channels = x0.shape[1]
-    if output.shape[1] == channels:
+    channels = x0.shape[-3]
+    if output.shape[-3] == channels:
         return LossTerms(_mean(output.sub(noise).square()), None)
-    eps, values = output.split(channels, dim=1)  # each B C S S
+    eps, values = output.split(channels, dim=-3)  # each B C S S
     return LossTerms(_mean(eps.sub(noise).square()), variational_bound(schedule, eps.detach(), values, x0, x_t, t))
 
 

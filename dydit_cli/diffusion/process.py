@@ -28,8 +28,8 @@ class Process(Protocol):
     """Timesteps are scalars of the process's own scale and type, `t` a tensor (B,) of them.
 
     `timeline` is their scale, and `span` the lowest and the highest that a model is trained on; `weigh` weighs squared errors
-    by timestep (Min-SNR's gamma, None for none). Images, noise and outputs are B C S S; an output may have more channels, of
-    which the first C are the prediction.
+    by timestep (Min-SNR's gamma, None for none). Images, noise and outputs are B C S S, of videos B F C S S; an output may
+    have more channels, of which the first C are the prediction.
     """
 
     @property
@@ -132,7 +132,7 @@ class GaussianDiffusion:
         return terms if weigh is None else LossTerms(self._weighed(terms.mse, t, weigh), terms.vb)
 
     def distance(self, output: Tensor, other: Tensor, channels: int, t: Tensor, weigh: float | None = None) -> Tensor:
-        distance = (output[:, :channels] - other[:, :channels]).square().flatten(1).mean(dim=1)
+        distance = (output.narrow(-3, 0, channels) - other.narrow(-3, 0, channels)).square().flatten(1).mean(dim=1)
         return distance if weigh is None else self._weighed(distance, t, weigh)
 
     def _weighed(self, errors: Tensor, t: Tensor, gamma: float) -> Tensor:
@@ -142,7 +142,7 @@ class GaussianDiffusion:
         return (self.to_noise(output, x_t, t) - noise).square()
 
     def to_noise(self, output: Tensor, x_t: Tensor, t: Tensor) -> Tensor:
-        return output[:, : x_t.shape[1]]
+        return output.narrow(-3, 0, x_t.shape[-3])
 
     def to_x0(self, output: Tensor, x_t: Tensor, t: Tensor) -> Tensor:
         return self.schedule.predicted_x0(self.to_noise(output, x_t, t), x_t, t)

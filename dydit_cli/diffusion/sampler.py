@@ -10,12 +10,12 @@ from torch import Tensor
 
 from dydit_cli.diffusion.options import SAMPLERS, TRAIN_STEPS, ReadySettings
 from dydit_cli.diffusion.process import times
-from dydit_cli.diffusion.schedule import BETA_END, BETA_START
+from dydit_cli.diffusion.schedule import BETA_END, BETA_START, linear_schedule
 from dydit_cli.model.options import GuidanceChannels
 
 
 class Denoiser(Protocol):
-    """x: B C S S, t: B, y: B -> B C S S, or B 2C S S with variance values."""
+    """x: B C S S (videos: B F C S S), t: B, y: B -> B C S S, or B 2C S S with variance values."""
 
     def __call__(self, x: Tensor, t: Tensor, y: Tensor, /) -> Tensor: ...
 
@@ -32,9 +32,10 @@ def guided(
         return model(x, t, y)
     out = model(torch.cat([x, x]), torch.cat([t, t]), torch.cat([y, torch.full_like(y, null_class)]))
     with_label, without = out.chunk(2)  # each B Cout S S
-    count = min(3, x.shape[1]) if channels == "3" else x.shape[1]
-    eps = without[:, :count] + scale * (with_label[:, :count] - without[:, :count])
-    return torch.cat([eps, with_label[:, count:]], dim=1)
+    count = min(3, x.shape[-3]) if channels == "3" else x.shape[-3]
+    first, rest = (with_label.narrow(-3, at, size) for at, size in ((0, count), (count, with_label.shape[-3] - count)))
+    base = without.narrow(-3, 0, count)
+    return torch.cat([base + scale * (first - base), rest], dim=-3)
 
 
 NoiseSource = Callable[[Tensor], Tensor]  # standard normal noise like x, in place of a generator's
@@ -57,15 +58,17 @@ def with_scheduler(make: Callable[[ReadySettings, bool], Any], variance: bool = 
     which only a scheduler with `variance` sees."""
 
     def run(denoise: Denoise, x: Tensor, settings: ReadySettings, generator: Generators) -> Tensor:
-        channels, scheduler, timesteps = x.shape[1], None, settings.timesteps
+        channels, scheduler, timesteps = x.shape[-3], None, settings.timesteps
         assert timesteps is not None
         for i, timestep in enumerate(timesteps):
             out = denoise(x, i, timestep)
             if scheduler is None:
-                scheduler = make(settings, out.shape[1] == 2 * channels)
+                scheduler = make(settings, out.shape[-3] == 2 * channels)
                 scheduler.set_timesteps(timesteps=timesteps)
-            out = out if variance else out[:, :channels]
-            x = scheduler.step(out, timestep, x, generator=generator, return_dict=False)[0]
+            out = out if variance else out.narrow(-3, 0, channels)
+            # diffusers takes dim 1 for the channels, which in a video are after the frames
+            out, x = out.movedim(-3, 1), x.movedim(-3, 1)
+            x = scheduler.step(out, timestep, x, generator=generator, return_dict=False)[0].movedim(1, -3)
         return x
 
     return run
@@ -84,7 +87,11 @@ def ddpm_scheduler(settings: ReadySettings, learn_sigma: bool) -> Any:
     from diffusers import DDPMScheduler
 
     variance = "learned_range" if learn_sigma else "fixed_large"
-    return DDPMScheduler(**BETAS, variance_type=variance, clip_sample=settings.clip)
+    scheduler: Any = DDPMScheduler(**BETAS, variance_type=variance, clip_sample=settings.clip)
+    # its own are float32: of 1 - 0.9999 at t = 0 they keep four digits, and a variance beyond its range multiplies the error
+    scheduler.betas, scheduler.alphas_cumprod = (getattr(linear_schedule(), name) for name in ("betas", "alphas_cumprod"))
+    scheduler.alphas = 1 - scheduler.betas
+    return scheduler
 
 
 def solver_scheduler(order: int) -> Callable[[ReadySettings, bool], Any]:

@@ -141,6 +141,7 @@ class FolderImages(Images):
 
     def __init__(self, folder: Path) -> None:
         record = read_record(folder)
+        check_images(folder, record.get("frames"))
         files = sorted(folder / name for name in pictures_below(folder, follow_links=False))
         self.folder, self.files = folder, [file for file in files if not (record and file == folder / GRID_FILE)]
         if not self.files:
@@ -212,6 +213,12 @@ def read_record(folder: Path) -> dict[str, Any]:
     return record
 
 
+def check_images(name: object, frames: int | None) -> None:
+    """Raises `DyditError` for samples that are videos, of which no network here knows features."""
+    if frames is not None:
+        raise DyditError(f"{name}: videos of {frames} frames; the distances here are of images, so measure FVD elsewhere")
+
+
 def labels_in_turn(record: dict[str, Any], count: int) -> Labels | None:
     """The classes of `count` images, a record's `classes` in turn; None where it has none."""
     classes = record.get("classes")
@@ -229,6 +236,7 @@ class GeneratedImages(Images):
                 f"WORLD_SIZE={world_size()}: several processes share the sampling only in dydit sample --npz; "
                 "sample so, and evaluate its folder"
             )
+        check_images(loaded.path, loaded.config.frames)
         self.per, self._sampler = config.settings.for_model(loaded.config).work, open_sampler(loaded, config)
         digest = None if loaded.file is None else sha256(loaded.file)
         record = {**record_of(loaded, config, count), "checkpoint_sha256": digest}

@@ -1,6 +1,7 @@
 """`dydit losses`: the diffusion loss of models at every timestep on the same real images and noise, and by patch.
 
 Legend: T timesteps, M images, A timesteps with maps, R images with maps, S patches and P pixels a side, C channels, B batch.
+Of videos, images are F C P P and maps F S S, F being their frames.
 """
 
 from __future__ import annotations
@@ -184,7 +185,7 @@ def maps_of(model: Executable, x0: Tensor, labels: Tensor, timestep: float, sett
     for _ in range(settings.map_noises):
         noise = torch.randn(x0.shape, generator=generator)
         errors = squared_errors(model, x0, labels, timestep, noise, settings.batch, on_work)  # R C P P
-        total = total + torch.nn.functional.avg_pool2d(errors.mean(dim=1), model.config.patch_size)  # R S S
+        total = total + torch.nn.functional.avg_pool2d(errors.mean(dim=-3), model.config.patch_size)  # R S S
     return total / settings.map_noises
 
 

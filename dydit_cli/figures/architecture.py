@@ -59,7 +59,13 @@ def draw_architecture(profile: Profile) -> Figure:
     for column, (name, part, color) in enumerate((("attention heads", HEAD, BLUE), ("MLP channel groups", GROUP, ORANGE))):
         masks = table.loc[table["part"] == part, "active"].to_numpy().reshape(-1, L, H)
         _share(grid[0, column], masks, color, f"{name}: {100 * masks.mean():.0f} % active")
-        _map(grid[1, column], masks, color, [profile.timeline.text(t) for t in timesteps])
+        _map(
+            grid[1, column],
+            masks,
+            color,
+            [profile.timeline.text(t) for t in timesteps],
+            [config.block_title(i) for i in range(L)],
+        )
         grid[1, column].set_xlabel(profile.timeline.label)
     grid[0, 0].set_ylabel("active [%]")
     grid[1, 0].set_ylabel(f"block ({H} rows each, the top one always on)")
@@ -73,7 +79,7 @@ def _share(ax: Axes, masks: NDArray[np.int8], color: str, title: str) -> None:
     ax.set_title(title)
 
 
-def _map(ax: Axes, masks: NDArray[np.int8], color: str, timesteps: list[str]) -> None:
+def _map(ax: Axes, masks: NDArray[np.int8], color: str, timesteps: list[str], blocks: list[str]) -> None:
     from matplotlib.colors import ListedColormap
 
     T, L, H = masks.shape
@@ -87,8 +93,8 @@ def _map(ax: Axes, masks: NDArray[np.int8], color: str, timesteps: list[str]) ->
     )
     for block in range(1, L):
         ax.axhline(block * H - 0.5, color="white", linewidth=1.5 if L * H < 100 else 0.6)
-    every = 1 if L <= 12 else 4
-    ax.set_yticks([block * H + (H - 1) / 2 for block in range(0, L, every)], [str(block) for block in range(0, L, every)])
+    every = 1 if L <= 12 else 4 if blocks[0].isdecimal() else 3  # of two kinds in turn both are named
+    ax.set_yticks([block * H + (H - 1) / 2 for block in range(0, L, every)], blocks[::every])
     ticks = np.unique(np.linspace(0, T - 1, min(T, 6)).round().astype(int))
     ax.set_xticks(ticks, [timesteps[i] for i in ticks])
     ax.tick_params(length=0, axis="y")

@@ -100,20 +100,22 @@ def _parameters(count: int) -> str:
 
 
 def normalised(patches: NDArray[np.float32]) -> NDArray[np.float64]:
-    """A R S S, each map from its own least loss (0) to its greatest (1)."""
-    low, high = (edge(patches, axis=(2, 3), keepdims=True).astype(np.float64) for edge in (np.min, np.max))
+    """A R S S, or of videos A R F S S, each map from its own least loss (0) to its greatest (1)."""
+    inside = tuple(range(2, patches.ndim))
+    low, high = (edge(patches, axis=inside, keepdims=True).astype(np.float64) for edge in (np.min, np.max))
     return (patches - low) / np.maximum(high - low, 1e-12)
 
 
 def loss_maps_table(losses: Losses) -> pd.DataFrame:
     """One row a timestep, image and patch: its loss and where that lies in its map."""
     maps = normalised(losses.patches)
-    at, image, row, column = (axis.ravel() for axis in np.indices(maps.shape))
+    at, image, *frame, row, column = (axis.ravel() for axis in np.indices(maps.shape))
     return pd.DataFrame(
         {
             "timestep": losses.patch_timesteps[at],
             "image": image,
             "label": losses.labels[image],
+            **({"frame": frame[0]} if frame else {}),
             "patch_row": row,
             "patch_column": column,
             loss_column(losses): losses.patches.ravel(),
@@ -138,7 +140,7 @@ def draw_loss_maps(losses: Losses) -> Figure:
         losses.labels,
         maps,
         [f"t = {losses.timeline.text(timestep)}" for timestep in losses.patch_timesteps.tolist()],
-        [[f"{mean:.2g}" for mean in means] for means in losses.patches.mean(axis=(2, 3))],
+        [[f"{mean:.2g}" for mean in means] for means in losses.patches.reshape(*losses.patches.shape[:2], -1).mean(axis=2)],
         limits=(0, 1),
         scale="loss of a patch, from its map's least (0) to its greatest (1);\n"
         f"under each map: its mean squared error of the {losses.target}",

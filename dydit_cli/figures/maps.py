@@ -1,4 +1,4 @@
-"""Images in a column, and beside each of them maps of its patches or tokens."""
+"""Images in a column, and beside each of them maps of its patches or tokens; of videos below each of them, frame by frame."""
 
 from __future__ import annotations
 
@@ -11,7 +11,11 @@ from numpy.typing import NDArray
 from dydit_cli.figures.style import HEAT, bare, new_figure
 
 if TYPE_CHECKING:
+    from matplotlib.axes import Axes
     from matplotlib.figure import Figure
+
+
+VIDEOS = 3  # shown at most
 
 
 def draw_maps(
@@ -26,18 +30,30 @@ def draw_maps(
     title: str,
 ) -> Figure:
     """A row for each of the images (R C P P): its class, the image, then its maps (A R S S) under their `titles`, a note of
-    `notes` (A lists of R) below each; colours run between the `limits`, and `scale` names what they stand for."""
-    rows, columns = len(images), 1 + len(maps)
-    figure = new_figure(max(4.6, 0.9 + 0.82 * columns), (115 + 10 * len(scale.splitlines())) / 100 + 0.92 * rows)
-    axes = figure.subplots(rows, columns, squeeze=False)
+    `notes` (A lists of R) below each; colours run between the `limits`, and `scale` names what they stand for.
+
+    Videos (R F C P P, maps A R F S S) are rows of frames, at most three of them, each with its maps below it.
+    """
+    video, edge = images.ndim == 5, (115 + 10 * len(scale.splitlines())) / 100
+    rows, columns = len(images[:VIDEOS] if video else images), 1 + len(maps)
+    if video:
+        figure = new_figure(7.0, edge + rows * columns * min(0.9, 5.2 / images.shape[1]))
+        axes = figure.subplots(rows * columns, 1, squeeze=False).reshape(rows, columns)
+    else:
+        figure = new_figure(max(4.6, 0.9 + 0.82 * columns), edge + 0.92 * rows)
+        axes = figure.subplots(rows, columns, squeeze=False)
     for row in range(rows):
         first, *others = axes[row]
         first.imshow(displayable(images[row]), cmap="gray", vmin=0, vmax=1, interpolation="nearest")
-        first.set_ylabel(f"class {labels[row]}", rotation=0, ha="right", va="center", fontsize=8)
-        for ax, values, note in zip(others, maps, notes, strict=True):
-            heat = ax.imshow(values[row], cmap=HEAT, vmin=limits[0], vmax=limits[1], interpolation="nearest")
-            ax.set_xlabel(note[row], fontsize=8, labelpad=2)
-    for ax, text in zip(axes[0], ["image", *titles], strict=True):
+        _beside(first, f"class {labels[row]}")
+        for ax, text, values, note in zip(others, titles, maps, notes, strict=True):
+            shown = np.concatenate(list(values[row]), axis=1) if video else values[row]
+            heat = ax.imshow(shown, cmap=HEAT, vmin=limits[0], vmax=limits[1], interpolation="nearest")
+            if video:
+                _beside(ax, f"{text}\n{note[row]}")
+            else:
+                ax.set_xlabel(note[row], fontsize=8, labelpad=2)
+    for ax, text in zip(axes[0], () if video else ["image", *titles], strict=False):
         ax.set_title(text, fontsize=8)
     for ax in axes.flat:
         bare(ax)
@@ -46,9 +62,14 @@ def draw_maps(
     return figure
 
 
+def _beside(ax: Axes, text: str) -> None:
+    ax.set_ylabel(text, rotation=0, ha="right", va="center", fontsize=8)
+
+
 def displayable(sample: NDArray[np.float32]) -> NDArray[np.float64]:
-    """A sample C S S as S S (one channel) or S S 3, from 0 to 1. A latent shows its first three channels, stretched."""
-    image = sample.astype(np.float64)
+    """A sample C S S as S S (one channel) or S S 3, from 0 to 1. A latent shows its first three channels, stretched; a video
+    (F C S S) its frames side by side."""
+    image = (np.concatenate(list(sample), axis=2) if sample.ndim == 4 else sample).astype(np.float64)
     if image.shape[0] in (1, 3):
         image = (image.clip(-1, 1) + 1) / 2
     else:

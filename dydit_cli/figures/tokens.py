@@ -1,11 +1,10 @@
 """Where in the images the MLPs worked (figure 6 of the DyDiT paper), summed over the sampling steps and by phases of them.
 
-Legend: K images with masks, T sampling steps, S tokens a side.
+Legend: K images with masks, T sampling steps, S tokens a side, F frames of a video.
 """
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any
@@ -30,11 +29,17 @@ SHARE = "computed_percent_of_steps_and_blocks"
 
 
 def token_share(profile: Profile, steps: slice = slice(None)) -> NDArray[np.float64]:
-    """K S S, of the images whose masks were kept: how often each of their tokens was computed, over `steps`, blocks and
-    guidance halves, from 0 to 1."""
-    side = math.isqrt(profile.config.num_tokens)
+    """K S S, or of videos K F S S, of the images whose masks were kept: how often each of their tokens was computed, over
+    `steps`, blocks and guidance halves, from 0 to 1."""
     shares = profile.record.tokens[steps].mean(axis=(0, 1, 2), dtype=np.float64)  # K N
-    return shares.reshape(-1, side, side)
+    return shares.reshape(-1, *token_grid(profile))
+
+
+def token_grid(profile: Profile) -> tuple[int, ...]:
+    """S S, or of a video F S S."""
+    config = profile.config
+    side = config.input_size // config.patch_size
+    return (side, side) if config.frames is None else (config.frames, side, side)
 
 
 def tokens_table(profile: Profile) -> pd.DataFrame:
@@ -42,8 +47,8 @@ def tokens_table(profile: Profile) -> pd.DataFrame:
     timesteps = profile.record.timesteps
     frames = []
     for span in spans(len(timesteps)):
-        share = 100 * token_share(profile, span)[:SHOWN]  # K S S
-        image, row, column = (axis.ravel() for axis in np.indices(share.shape))
+        share = 100 * token_share(profile, span)[:SHOWN]  # K S S, or K F S S
+        image, *frame, row, column = (axis.ravel() for axis in np.indices(share.shape))
         part = timesteps[span]
         frames.append(
             pd.DataFrame(
@@ -53,6 +58,7 @@ def tokens_table(profile: Profile) -> pd.DataFrame:
                     "steps": "all" if len(part) == len(timesteps) else "phase",
                     "from_timestep": part[0],
                     "to_timestep": part[-1],
+                    **({"frame": frame[0]} if frame else {}),
                     "token_row": row,
                     "token_column": column,
                     SHARE: share.ravel(),
@@ -78,10 +84,10 @@ def spans(steps: int) -> list[slice]:
     table=tokens_table,
 )
 def draw_tokens(profile: Profile) -> Figure:
-    """Each generated image, at most 10, beside the maps of its tokens: over all steps, and over phases from noise to image."""
-    side = math.isqrt(profile.config.num_tokens)
+    """Each generated image, at most 10, beside the maps of its tokens: over all steps, and over phases from noise to image; of
+    videos at most three, frame by frame, above the maps."""
     cuts = spans(len(profile.record.timesteps))
-    maps = tokens_table(profile)[SHARE].to_numpy().reshape(len(cuts), -1, side, side)  # spans K S S
+    maps = tokens_table(profile)[SHARE].to_numpy().reshape(len(cuts), -1, *token_grid(profile))  # spans K S S
     low, high = float(maps.min()), float(maps.max())
     return draw_maps(
         profile.samples[: maps.shape[1]],

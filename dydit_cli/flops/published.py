@@ -1,7 +1,8 @@
-"""The twelve DiT sizes counted, beside the figures of the DiT paper.
+"""The published sizes of all families counted, beside the figures of their papers.
 
 The papers differ by what a LayerNorm counts: DyDiT's 118.69 G for DiT-XL/2 is fvcore's, 4 per element; with 1 per element
 the figures of the DiT paper come out, 118.64 G for DiT-XL/2; without LayerNorms the products alone are torch's 118.62 G.
+Latte's 1893 G for Latte-XL/2 has 30 G of adaLN in it that we compute once a video (`model.families.latte`).
 """
 
 from __future__ import annotations

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from dydit_cli.errors import DyditError
 from dydit_cli.model.config import ModelConfig, RoutedConfig
 from dydit_cli.model.macs import total_macs
 from dydit_cli.model.merging import Merging
@@ -68,7 +69,7 @@ class Backbone(nn.Module, ABC):
 
     @abstractmethod
     def embed(self, x: Tensor) -> Tensor:
-        """B C S S -> B N C, positions added."""
+        """B C S S (a video: B F C S S) -> B N C, positions added."""
 
     @abstractmethod
     def embed_timestep(self, t: Tensor) -> Tensor:
@@ -80,9 +81,23 @@ class Backbone(nn.Module, ABC):
 
     @abstractmethod
     def head(self, h: Tensor, c: Tensor) -> Tensor:
-        """B N C, B C -> B Cout S S."""
+        """B N C, B C -> B Cout S S (a video: B F Cout S S)."""
+
+    def enter_block(self, i: int, h: Tensor) -> Tensor:
+        """What block i sees of h (B N C), the output of what is before it."""
+        return h
 
     # what all have
+
+    def labels(self, x: Tensor, y: Tensor | None) -> Tensor:
+        """y (B,), or for a model without classes, which takes none, zeros; raises `DyditError` where labels are missing."""
+        if y is not None:
+            return y
+        if self.config.num_classes:
+            raise DyditError(
+                f"the model has {self.config.num_classes} classes: give labels y, {self.config.null_class} for none"
+            )
+        return torch.zeros(len(x), dtype=torch.long, device=x.device)
 
     @property
     def device(self) -> torch.device:
@@ -93,19 +108,24 @@ class Backbone(nn.Module, ABC):
         return next(self.parameters()).dtype
 
     @overload
-    def forward(self, x: Tensor, t: Tensor, y: Tensor, *, return_routing: Literal[False] = False) -> Tensor: ...
+    def forward(self, x: Tensor, t: Tensor, y: Tensor | None = None, *, return_routing: Literal[False] = False) -> Tensor: ...
     @overload
-    def forward(self, x: Tensor, t: Tensor, y: Tensor, *, return_routing: Literal[True]) -> tuple[Tensor, Routing]: ...
+    def forward(
+        self, x: Tensor, t: Tensor, y: Tensor | None = None, *, return_routing: Literal[True]
+    ) -> tuple[Tensor, Routing]: ...
 
-    def forward(self, x: Tensor, t: Tensor, y: Tensor, *, return_routing: bool = False) -> Tensor | tuple[Tensor, Routing]:
-        """x: B Cin S S; t: B timesteps; y: B labels, `config.null_class` for none -> B Cout S S.
+    def forward(
+        self, x: Tensor, t: Tensor, y: Tensor | None = None, *, return_routing: bool = False
+    ) -> Tensor | tuple[Tensor, Routing]:
+        """x: B Cin S S, or of videos B F Cin S S; t: B timesteps; y: B labels, `config.null_class` for none -> as x, of Cout
+        channels.
 
-        With `return_routing` also the `Routing`, which is all ones for a static model.
+        A model without classes takes no y. With `return_routing` also the `Routing`, all ones for a static model.
         """
         h = self.embed(x)  # B N C
-        c = self.condition(self.embed_timestep(t), y)  # B C
-        for block in self.blocks:
-            h = self.run_block(block, h, c)
+        c = self.condition(self.embed_timestep(t), self.labels(x, y))  # B C
+        for i, block in enumerate(self.blocks):
+            h = self.run_block(block, self.enter_block(i, h), c)
         out = self.head(h, c)
         return (out, Routing.all_on(self.config, x.shape[0], x.device)) if return_routing else out
 
@@ -187,7 +207,7 @@ class DynamicBackbone(Backbone):
         self,
         x: Tensor,
         t: Tensor,
-        y: Tensor,
+        y: Tensor | None = None,
         *,
         return_routing: Literal[False] = False,
         complete: bool = False,
@@ -198,7 +218,7 @@ class DynamicBackbone(Backbone):
         self,
         x: Tensor,
         t: Tensor,
-        y: Tensor,
+        y: Tensor | None = None,
         *,
         return_routing: Literal[True],
         complete: bool = False,
@@ -209,7 +229,7 @@ class DynamicBackbone(Backbone):
         self,
         x: Tensor,
         t: Tensor,
-        y: Tensor,
+        y: Tensor | None = None,
         *,
         return_routing: bool = False,
         complete: bool = False,
@@ -224,11 +244,11 @@ class DynamicBackbone(Backbone):
         noise = self.gumbel_noise if self.training else 0.0
         h = self.embed(x)  # B N C
         e = self.embed_timestep(t)  # B C
-        c = self.condition(e, y)  # B C
+        c = self.condition(e, self.labels(x, y))  # B C
         routed: list[BlockRouting] = []
         for i, block in enumerate(self.routed_blocks):
             own = noise if gate_noise is None else (gate_noise.heads[i], gate_noise.groups[i], gate_noise.tokens[i])
-            h, routing = self.run_block(block.forward_routed, h, c, e, own)
+            h, routing = self.run_block(block.forward_routed, self.enter_block(i, h), c, e, own)
             routed.append(routing)
         out = self.head(h, c)
         return (out, Routing.stack(routed)) if return_routing else out

@@ -20,12 +20,12 @@ LARGEST = 10**7  # no size of a model is near it; a damaged file's may be
 NORM_MACS_PER_ELEMENT = 4  # fvcore's convention for a LayerNorm without affine weights
 
 
-def check_whole(values: Any, *names: str) -> None:
-    """Raises `DyditError` where an attribute of `values` is no whole number from 1 to 10^7."""
+def check_whole(values: Any, *names: str, least: int = 1) -> None:
+    """Raises `DyditError` where an attribute of `values` is no whole number from `least` to 10^7."""
     for name in names:
         value = getattr(values, name)
-        if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= LARGEST:
-            raise DyditError(f"model configuration: {name} is {value!r}; it must be a whole number of 1 or more")
+        if isinstance(value, bool) or not isinstance(value, int) or not least <= value <= LARGEST:
+            raise DyditError(f"model configuration: {name} is {value!r}; it must be a whole number of {least} or more")
 
 
 def check_flag(values: Any, name: str) -> None:
@@ -47,8 +47,9 @@ class ModelConfig(ABC):
     """What a model of any family is. Sizes are in tokens, channels and pixels of what the model takes.
 
     `kind` is the stored name; `family` the family's, and `title` that of the papers; `dynamic` whether there are routers,
-    whose modules are `routers`. `guided_channels` are those that guidance acts on in the family's own code. A family adds its
-    fields, and the MACs of what surrounds its sites.
+    whose modules are `routers`; `least_classes` is 0 where there are models without classes, whose labels count for nothing;
+    `guided_channels` are those that guidance acts on in the family's own code. A family adds its fields, and the MACs of what
+    surrounds its sites.
     """
 
     input_size: int = 32
@@ -66,13 +67,15 @@ class ModelConfig(ABC):
     title: ClassVar[str]
     dynamic: ClassVar[bool] = False
     routers: ClassVar[tuple[str, ...]] = ()
+    least_classes: ClassVar[int] = 1
     guided_channels: ClassVar[GuidanceChannels] = "3"
     measured_latents: ClassVar[bool] = False  # whether the family is trained on latents normalised by a set's statistics
     label_table: ClassVar[str] = "y_embedder.embedding_table.weight"
     blocks: ClassVar[re.Pattern[str]] = re.compile(r"(blocks\.\d+)\.")  # what the names of a block's weights begin with
 
     def __post_init__(self) -> None:
-        check_whole(self, "input_size", "patch_size", "in_channels", "hidden_size", "depth", "num_heads", "num_classes")
+        check_whole(self, "input_size", "patch_size", "in_channels", "hidden_size", "depth", "num_heads")
+        check_whole(self, "num_classes", least=self.least_classes)
         check_flag(self, "learn_sigma")
         if self.input_size % self.patch_size:
             raise DyditError(
@@ -82,13 +85,24 @@ class ModelConfig(ABC):
             raise DyditError(f"model configuration: mlp_ratio is {self.mlp_ratio!r}; it must be a positive number")
 
     @property
-    def num_tokens(self) -> int:
+    def frames(self) -> int | None:
+        """Of a video; None where samples are images."""
+        return None
+
+    @property
+    def frame_tokens(self) -> int:
+        """Of an image, or of one frame of a video."""
         return (self.input_size // self.patch_size) ** 2
 
     @property
+    def num_tokens(self) -> int:
+        return (self.frames or 1) * self.frame_tokens
+
+    @property
     def sample_shape(self) -> tuple[int, ...]:
-        """Of what the model takes and its samples are, without the batch: C S S."""
-        return (self.in_channels, self.input_size, self.input_size)
+        """Of what the model takes and its samples are, without the batch: C S S, or of a video F C S S."""
+        image = (self.in_channels, self.input_size, self.input_size)
+        return image if self.frames is None else (self.frames, *image)
 
     @property
     def patches(self) -> str:
@@ -98,11 +112,16 @@ class ModelConfig(ABC):
     @property
     def classes(self) -> str:
         """How many, in words."""
-        return f"{self.num_classes} classes"
+        return f"{self.num_classes or 'no'} classes"
 
     @property
     def out_channels(self) -> int:
         return self.in_channels * (2 if self.learn_sigma else 1)
+
+    @property
+    def class_numbers(self) -> range:
+        """The labels that a sample may have: 0 alone where the model has no classes."""
+        return range(max(1, self.num_classes))
 
     @property
     def null_class(self) -> int:
@@ -130,6 +149,10 @@ class ModelConfig(ABC):
     def block_names(self) -> list[str]:
         """What the names of each block's weights begin with, without the dot."""
         return [f"blocks.{i}" for i in range(self.depth)]
+
+    def block_title(self, block: int) -> str:
+        """What figures call a block: its number, and its kind where there are several."""
+        return str(block)
 
     def is_router(self, name: str) -> bool:
         """Whether a parameter's name is a router's."""

@@ -59,9 +59,11 @@ class Executable(Protocol):
     def clear(self) -> None: ...
 
     @overload
-    def __call__(self, x: Tensor, t: Tensor, y: Tensor, *, return_routing: Literal[False] = False) -> Tensor: ...
+    def __call__(self, x: Tensor, t: Tensor, y: Tensor | None = None, *, return_routing: Literal[False] = False) -> Tensor: ...
     @overload
-    def __call__(self, x: Tensor, t: Tensor, y: Tensor, *, return_routing: Literal[True]) -> tuple[Tensor, Routing]: ...
+    def __call__(
+        self, x: Tensor, t: Tensor, y: Tensor | None = None, *, return_routing: Literal[True]
+    ) -> tuple[Tensor, Routing]: ...
 
 
 class Wrapper(nn.Module, ABC):
@@ -100,14 +102,18 @@ class Wrapper(nn.Module, ABC):
         self.model.clear()
 
     @overload
-    def forward(self, x: Tensor, t: Tensor, y: Tensor, *, return_routing: Literal[False] = False) -> Tensor: ...
+    def forward(self, x: Tensor, t: Tensor, y: Tensor | None = None, *, return_routing: Literal[False] = False) -> Tensor: ...
     @overload
-    def forward(self, x: Tensor, t: Tensor, y: Tensor, *, return_routing: Literal[True]) -> tuple[Tensor, Routing]: ...
+    def forward(
+        self, x: Tensor, t: Tensor, y: Tensor | None = None, *, return_routing: Literal[True]
+    ) -> tuple[Tensor, Routing]: ...
 
     @torch.no_grad()
-    def forward(self, x: Tensor, t: Tensor, y: Tensor, *, return_routing: bool = False) -> Tensor | tuple[Tensor, Routing]:
+    def forward(
+        self, x: Tensor, t: Tensor, y: Tensor | None = None, *, return_routing: bool = False
+    ) -> Tensor | tuple[Tensor, Routing]:
         """As the model's, for evaluation."""
-        out, routing = self.run(x, t, y)
+        out, routing = self.run(x, t, self.model.labels(x, y))
         return (out, routing) if return_routing else out
 
     @abstractmethod
@@ -198,6 +204,7 @@ class SparseModel(Wrapper):
                     site.structure: self._slices.parts(i, block, site, getattr(width, site.structure))
                     for site in self._sites[i]
                 }
+            h = model.enter_block(i, h)
             tokens = block.forward_sparse(h, modulation.blocks[i], parts, self.pointwise)  # type: ignore[operator]
             routed.append(BlockRouting(width.head_mask.expand(B, -1), width.group_mask.expand(B, -1), tokens))
         return model.head(h, modulation.c), Routing.stack(routed)
@@ -242,8 +249,8 @@ class MergedModel(Wrapper):
         model = self.model
         h = model.embed(x)  # B N C
         c = model.condition(model.embed_timestep(t), y)  # B C
-        for block, weight, bias in zip(model.blocks, self.key_weight, self.key_bias, strict=True):
-            h = block(h, c, TokenMerging(self.merging, self.order, weight, bias))
+        for i, (block, weight, bias) in enumerate(zip(model.blocks, self.key_weight, self.key_bias, strict=True)):
+            h = block(model.enter_block(i, h), c, TokenMerging(self.merging, self.order, weight, bias))
         return model.head(h, c), Routing.all_on(self.config, len(x), x.device)
 
     def macs(self, routing: Routing) -> Tensor:

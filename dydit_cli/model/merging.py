@@ -32,10 +32,13 @@ class Merging:
     def of(cls, config: ModelConfig, ratio: float) -> Merging:
         """The share `ratio` of the tokens, rounded down.
 
-        Raises `DyditError` for a DyDiT, and where that is no token or more than there are sources: about three quarters.
+        Raises `DyditError` for a DyDiT, a model of videos, and where that is no token or more than there are sources: about
+        three quarters.
         """
         if config.dynamic:
             raise DyditError(f"tome {ratio:g}: merging is for a static model, and a DyDiT routes tokens itself; leave tome out")
+        if config.frames is not None:
+            raise DyditError(f"tome {ratio:g}: it merges tokens of images, and this model makes videos; leave tome out")
         if not 0 < ratio < 1:
             raise DyditError(f"tome {ratio:g}: it is the share of tokens that are merged and must lie between 0 and 1")
         merging = cls(config.input_size // config.patch_size, int(ratio * config.num_tokens))

@@ -88,7 +88,7 @@ def sampled_ratio(model: DynamicBackbone, images: int, settings: SamplerSettings
     """The FLOPs ratio of attention and MLP over a sampling run, without noise in the routers."""
     config = model.config
     recorder = Recorder(SparseModel(model), 1 if settings.for_model(config).cfg == 1 else 2, keep=1)
-    recorder.sample(cycle_labels(list(range(config.num_classes)), images), settings, seed=seed)
+    recorder.sample(cycle_labels(list(config.class_numbers), images), settings, seed=seed)
     return float(timestep_table(recorder.record(), config)["routed_ratio"].mean())
 
 

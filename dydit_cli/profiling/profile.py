@@ -65,7 +65,7 @@ def profile(
     if options.time and model is not built:  # a static model as it is has nothing to be compared with
         whole = static_twin(built) if isinstance(built, DynamicBackbone) else built
         clock = StepTimer(executor(built, "sparse", tome=options.tome), whole, recorder, settings.timesteps or ())
-    labels = cycle_labels(list(options.classes or range(config.num_classes)), options.images)
+    labels = cycle_labels(list(options.classes or config.class_numbers), options.images)
     samples = recorder.sample(
         labels, options.settings, seed=options.seed, batch=options.batch, denoiser=clock, on_progress=on_progress
     )

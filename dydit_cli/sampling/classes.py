@@ -15,10 +15,13 @@ def parse_classes(text: str, num_classes: int, labels: Mapping[int, str] | None 
     """The numbers of the classes that `text` lists, in its order.
 
     `labels` are the classes' names. A name matches a whole label or one of its synonyms between commas; where none matches
-    exactly, case does not count. What can be a number is one. Raises `DyditError` for what is no class, or is two.
+    exactly, case does not count. What can be a number is one. Raises `DyditError` for what is no class, or is two, and for
+    a model without classes.
     """
     exact, folded = ({} if labels is None else names_of(labels, form) for form in (str, str.casefold))
     parts = [part.strip() for part in text.split(",")]
+    if not num_classes:
+        raise DyditError(f"--classes {text}: the model has no classes; leave it out")
     classes: list[int] = []
     while parts:
         number = NUMBER.fullmatch(parts[0])

@@ -40,7 +40,8 @@ class ImageSampler:
         return torch.tensor([self.classes[i % len(self.classes)] for i in range(first, first + count)])
 
     def samples(self, first: int, count: int, on_work: OnWork = lambda images: None) -> Tensor:
-        """The model's own samples of these images, latents or pixels: count C S S, float32 on cpu."""
+        """The model's own samples of these images, latents or pixels: count C S S, or of videos count F C S S, float32 on
+        cpu."""
         config, labels = self.config, self.labels(first, count)
 
         def report(progress: Progress) -> None:
@@ -49,9 +50,11 @@ class ImageSampler:
         return run_sampler(self.model, labels, config.settings, first, config.batch, config.seed, report)
 
     def pixels(self, samples: Tensor) -> NDArray[np.uint8]:
-        """M C S S -> M S S C, decoded where they are latents, a batch at a time."""
-        parts = samples.split(self.config.batch)
-        return np.concatenate([to_pixels((self.decode(part) if self.decode else part).numpy()) for part in parts])
+        """M C S S -> M S S C, or of videos M F C S S -> M F S S C; decoded where they are latents, a batch at a time."""
+        images = samples.flatten(0, -4)  # a video frame by frame
+        parts = images.split(self.config.batch)
+        pixels = np.concatenate([to_pixels((self.decode(part) if self.decode else part).numpy()) for part in parts])
+        return pixels.reshape(*samples.shape[:-3], *pixels.shape[1:])
 
 
 def open_sampler(loaded: Checkpoint, config: SamplingConfig) -> ImageSampler:
@@ -77,6 +80,7 @@ def protocol(loaded: Checkpoint, config: SamplingConfig) -> dict[str, Any]:
     return {
         "checkpoint": str(loaded.path),
         "classes": classes_of(loaded, config),
+        **({} if loaded.config.frames is None else {"frames": loaded.config.frames}),
         **settings.protocol(),
         "execution": config.execution if loaded.config.dynamic else "static",
         "tome": config.tome or None,
@@ -94,7 +98,7 @@ def record_of(loaded: Checkpoint, config: SamplingConfig, images: int) -> dict[s
 
 def classes_of(loaded: Checkpoint, config: SamplingConfig) -> list[int]:
     """The classes in turn."""
-    return list(config.classes or range(loaded.config.num_classes))
+    return list(config.classes or loaded.config.class_numbers)
 
 
 def vae_of(loaded: Checkpoint, config: SamplingConfig) -> str | Path | None:

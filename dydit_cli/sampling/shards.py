@@ -150,7 +150,7 @@ def join(run: ShardedRun, path: Path, on_progress: Callable[[int], None]) -> Non
         sweep(folder)
     for leftover in run.folder.glob("*.begun.*"):
         leftover.unlink()  # of fewer images
-    image = read_npz(run.path(0)).shape[1:]  # S S 3
+    image = read_npz(run.path(0)).shape[1:]  # S S 3, or F S S 3
 
     def parts() -> Iterator[NDArray[np.uint8]]:
         for shard in range(run.count):

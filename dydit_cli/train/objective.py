@@ -70,7 +70,7 @@ class Objective(nn.Module):
         if start is not None:
             with torch.no_grad():
                 target = self._autocast(start, x_t, t, y, **({"complete": True} if self.model.config.dynamic else {}))
-            teacher = self.process.distance(output, target, x_t.shape[1], t, self._weigh)
+            teacher = self.process.distance(output, target, x_t.shape[-3], t, self._weigh)
         if batch.complete is not None and bool(batch.complete.any()):
             # all of them stay as they are: an index would copy them
             samples = slice(None) if bool(batch.complete.all()) else batch.complete.nonzero().squeeze(1).to(t.device)

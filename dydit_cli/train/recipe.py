@@ -18,7 +18,8 @@ if TYPE_CHECKING:
 
 
 class ModelRecipe(Section):
-    """The static model that `pretrain` starts from random weights; `family` is a name in `model.families`."""
+    """The static model that `pretrain` starts from random weights; `family` is a name in `model.families`. A model of videos
+    has `num_frames`."""
 
     family: str = "dit"
     input_size: int
@@ -29,6 +30,7 @@ class ModelRecipe(Section):
     num_heads: int
     num_classes: int
     learn_sigma: bool = True
+    num_frames: int | None = None
 
 
 class TrainRecipe(Section):

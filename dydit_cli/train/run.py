@@ -6,7 +6,7 @@ import json
 import os
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import asdict, replace
+from dataclasses import asdict, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -44,10 +44,13 @@ def random_start(recipe: Recipe) -> RunSpec:
     """Training the recipe's static model from random weights under its seed; raises `DyditError` where it has none."""
     if recipe.model is None:
         raise DyditError("the recipe has no [model] section; pretrain needs one")
-    values = recipe.model.model_dump()
+    values = recipe.model.model_dump(exclude_none=True)
     family = families().get(values.pop("family"))
     if family is None:
         raise DyditError(f"'model.family': {recipe.model.family!r} is no family; choose one of {', '.join(families())}")
+    foreign = sorted(values.keys() - {f.name for f in fields(family.static_config)})
+    if foreign:
+        raise DyditError(f"'model.{foreign[0]}': a {family.static_config.title} has none; leave it out")
     torch.manual_seed(recipe.train.seed)
     start = Checkpoint.of(build_model(family.static_config(**values)), lineage=[])
     return RunSpec("pretrain", start, for_model(recipe, start.config), {})

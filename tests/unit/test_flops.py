@@ -28,11 +28,16 @@ from dydit_cli.model.routing import Routing
 from tests.conftest import FAMILIES, TINY, inputs, randomize
 
 
-@pytest.mark.parametrize("count", static_table(), ids=lambda count: count.model)
+# Latte's figure is held against ours in tests/reference/test_latte.py: it counts work that is not done here
+PUBLISHED = [count for count in static_table() if not count.model.startswith("Latte")]
+
+
+@pytest.mark.parametrize("count", PUBLISHED, ids=lambda count: count.model)
 def test_static_sizes_match_the_published_table(count: StaticCount) -> None:
-    """To the last digit with LayerNorms at 1 per element, as the paper must have counted (B/4 is cut off, not rounded)."""
-    found = count.macs_norms_once / 1e9
-    assert count.published_giga in (round(found, 2), math.floor(found * 100) / 100)
+    """To the last digit with LayerNorms at 1 per element, as the papers must have counted (B/4 is cut off, not rounded)."""
+    found, published = count.macs_norms_once / 1e9, count.published_giga
+    whole = isinstance(published, int)  # SiT's
+    assert published in ([round(found)] if whole else [round(found, 2), math.floor(found * 100) / 100])
     assert sum(count.parts.values()) == count.macs == analytic.static_macs(named_config(count.model))
 
 

@@ -6,7 +6,7 @@ import json
 import os
 import shlex
 import tomllib
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import pytest
@@ -20,7 +20,9 @@ from dydit_cli.cli.app import load
 from dydit_cli.data.dataset import ImageData
 from dydit_cli.data.load import find_source
 from dydit_cli.errors import DyditError
-from dydit_cli.model.families.dit import DiT, DiTConfig, DyDiT, DyDiTConfig
+from dydit_cli.model.families import build_model, with_routers
+from dydit_cli.model.families.dit import DiT, DiTConfig
+from dydit_cli.model.families.latte import LatteConfig
 from dydit_cli.recipe_files import read_merged
 from dydit_cli.studies.recipe import read_study
 from dydit_cli.studies.study import study
@@ -74,14 +76,15 @@ def test_a_recipe_runs_two_steps_on_a_shrunken_model(path: Path) -> None:
     channels = 4 if find_source(recipe.data)[0].takes_path else 1
     classes = int(option(arguments, "--num-classes") or 10)
     config = replace(SHRUNKEN, in_channels=channels, num_classes=classes)
+    if path.parent.name == "ucf101":
+        config = LatteConfig(**asdict(config), num_frames=3)
     generator = torch.Generator().manual_seed(0)
-    images = torch.randn(24, channels, 8, 8, generator=generator)
+    images = torch.randn(24, *config.sample_shape, generator=generator)
     data = ImageData("synthetic", images, torch.randint(classes, (24,), generator=generator), classes)
     static = "dydit" not in arguments[0] or recipe.model is not None
     torch.manual_seed(0)
     kind = "layers" if recipe.routing.tokens == "layers" else "tokens"
-    dynamic = DyDiTConfig.from_static(config, token_router_reduction=4, token_routing=kind)
-    model = DiT(config) if static else DyDiT(dynamic)
+    model = build_model(config if static else with_routers(config, token_router_reduction=4, token_routing=kind))
     seen: list[StepMetrics] = []
     result = train(model, data, recipe, on_step=seen.append)
     assert (result.steps, result.interrupted, result.skipped) == (2, False, 0)

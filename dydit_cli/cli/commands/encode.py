@@ -24,8 +24,19 @@ def encode(
     out: options.OutArgument,
     vae: Annotated[str, Opt("The VAE: the folder or hub id of a diffusers autoencoder.", metavar="PATH")],
     size: Annotated[int, Opt("Pixels a side that pictures are cropped to.", metavar="N", min=1)] = 256,
+    frames: Annotated[
+        int | None,
+        Opt(
+            "For models of videos: IMAGES holds clips, in each class folder a folder of frames; those of under N frames are "
+            "left out.",
+            metavar="N",
+            min=1,
+        ),
+    ] = None,
     batch: Annotated[int, Opt("Pictures at once, each with its mirror image.", metavar="N", min=1)] = 8,
-    shard_size: Annotated[int, Opt("Pictures in a shard.", metavar="N", min=1)] = 5000,
+    shard_size: Annotated[
+        int | None, Opt("Pictures, or clips, in a shard.", metavar="N", min=1, default="5000; of clips 20")
+    ] = None,
     dtype: Annotated[Literal["fp32", "fp16"], Opt("Keep the latents in fp32, or in fp16: half the disk.")] = "fp32",
     latent_stats: Annotated[
         str,
@@ -45,8 +56,8 @@ def encode(
 
     with typed.continues(), console.stages() as work:
         done = run(
-            images, out, vae, size=size, batch=batch, shard_size=shard_size, dtype=dtype, latent_stats=latent_stats,
-            device=device, force=force, on_stage=work.begin, on_progress=work.advance,
+            images, out, vae, size=size, frames=frames, batch=batch, shard_size=shard_size, dtype=dtype,
+            latent_stats=latent_stats, device=device, force=force, on_stage=work.begin, on_progress=work.advance,
         )  # fmt: skip
     if done is None:  # the main process prints for all
         return
@@ -57,9 +68,9 @@ def encode(
         more = {"out": str(out), "encoded": done.encoded, "processes": done.processes, "seconds": done.seconds}
         console.as_json({**index.model_dump(), **more})
     else:
-        shape = "x".join(str(side) for side in index.shape)
+        shape, what = "x".join(str(side) for side in index.shape), "images" if frames is None else "clips"
         console.say(
-            f"{index.count} images of {len(index.classes)} classes as {shape} latents in {out}, "
+            f"{index.count} {what} of {len(index.classes)} classes as {shape} latents in {out}, "
             f"{done.encoded} of them encoded now, in {units.seconds(done.seconds)}"
         )
         console.say(f"next: dydit finetune CKPT --recipe RECIPE --data latents:{out} --out DIR")

@@ -35,7 +35,7 @@ def inspect(
         "size": f"{report['size']}: depth {model['depth']}, width {model['hidden_size']}, {model['num_heads']} heads",
         "parameters": f"{report['parameters']:,} ({report['bytes'] / 1e6:.1f} MB, {report['dtype']})",
         "tokens": f"{report['tokens']}: {config.patches}",
-        "classes": f"{model['num_classes']} and the null class",
+        "classes": f"{config.num_classes} and the null class" if config.num_classes else "none: labels count for nothing",
         "class names": f"{len(report['labels'])}, such as {next(iter(report['labels'].values()))!r}"
         if report["labels"]
         else "none",

@@ -235,7 +235,7 @@ def show_static_table(unit: str, json: bool) -> None:
         return
     scale = units.per_mac(unit) / 1e9
     console.table(
-        f"Static DiT at 32x32 latents: G{units.name(unit)} per forward and image",
+        f"Static models at 32x32 latents: G{units.name(unit)} per forward and image",
         ["", "parameters", "products", "+ norms x1", "+ norms x4", "published"],
         [
             [

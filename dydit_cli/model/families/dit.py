@@ -213,15 +213,19 @@ def modulate(x: Tensor, shift: Tensor | None, scale: Tensor) -> Tensor:
     return h if shift is None else h + shift.unsqueeze(1)
 
 
+def sincos_axis(width: int, count: int) -> Tensor:
+    """Fixed positions along one axis, count x width, float64: sines, then cosines, of 1 / 10000^(i / (width / 2))."""
+    omega = MAX_PERIOD ** -(torch.arange(width // 2, dtype=torch.float64) / (width / 2))  # C/2
+    angles = torch.arange(count, dtype=torch.float64)[:, None] * omega  # count C/2
+    return torch.cat([angles.sin(), angles.cos()], dim=1)
+
+
 def sincos_positions(width: int, side: int) -> Tensor:
     """Fixed 2-D sine-cosine positions, 1 x side^2 x width, float32.
 
-    The first half of the width encodes the column, the second the row; each half is sines, then cosines, of
-    1 / 10000^(i / (width / 4)).
+    The first half of the width encodes the column, the second the row.
     """
-    omega = MAX_PERIOD ** -(torch.arange(width // 4, dtype=torch.float64) / (width / 4))  # C/4
-    angles = torch.arange(side, dtype=torch.float64)[:, None] * omega  # side C/4
-    axis = torch.cat([angles.sin(), angles.cos()], dim=1)  # side C/2
+    axis = sincos_axis(width // 2, side)  # side C/2
     columns = axis[None, :, :].expand(side, side, -1)
     rows = axis[:, None, :].expand(side, side, -1)
     return torch.cat([columns, rows], dim=2).reshape(1, side * side, width).float()
@@ -606,7 +610,8 @@ def infer(
     """
     C, channels, P, _ = shape_of(weights, "x_embedder.proj.weight", 4)
     depth = depth_of(weights, r"blocks\.(\d{1,4})\.")
-    rows, _ = shape_of(weights, "y_embedder.embedding_table.weight", 2)
+    if "num_classes" not in own:
+        own["num_classes"] = shape_of(weights, static.label_table, 2)[0] - 1
     if own.get("swiglu"):
         _, hidden = shape_of(weights, "blocks.0.mlp.w3.weight", 2)
     else:
@@ -633,7 +638,6 @@ def infer(
         "num_heads": heads,
         "attention_width": None if attention == C else attention,
         "mlp_width": hidden,
-        "num_classes": rows - 1,
         "learn_sigma": out == 2 * P * P * channels,
         "timestep_variant": hints.timestep_variant or "original",
         "norm2_eps": 1e-6 if hints.norm2_eps is None else hints.norm2_eps,

@@ -70,8 +70,11 @@ FAMILY = Family(
     dynamic_config=DySiTConfig,
     static_model=SiT,
     dynamic_model=DySiT,
-    sizes={name.replace("DiT", "SiT"): size for name, size in dit.FAMILY.sizes.items()},
-    published_giga={"SiT-XL/2": 118.64},
+    sizes={
+        **{name.replace("DiT", "SiT"): size for name, size in dit.FAMILY.sizes.items()},
+        "SiT-XL/2-512": {**dit.FAMILY.sizes["DiT-XL/2"], "input_size": 64, "learn_sigma": False},
+    },
+    published_giga={"SiT-XL/2": 119, "SiT-XL/2-512": 525},
     process="flow",
     matches=dit.matches,  # a state dict cannot tell a SiT from a DiT: it is asked for by name
     infer=infer,
