@@ -11,12 +11,16 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from dydit_cli.checkpoint.options import LoadOptions
+from dydit_cli.checkpoint.read import read
 from dydit_cli.data.lightningdit import LightningDiTLatents
 from dydit_cli.data.load import load_data
 from dydit_cli.errors import DyditError
 from dydit_cli.model.families.dit import DiTConfig
 from dydit_cli.model.latent_norm import LatentNorm
+from dydit_cli.sampling.sampler import SamplingConfig, open_sampler
 from tests.datasets import refusal
+from tests.vaes import make_vae
 
 MODEL = DiTConfig(input_size=6, patch_size=1, in_channels=16, hidden_size=48, depth=2, num_heads=4, num_classes=10)
 
@@ -115,3 +119,19 @@ def test_damaged_files_are_named(folder: Path, change: dict[str, Tensor | None],
 def test_the_model_of_the_set_learns_its_normalisation(folder: Path, theirs: dict[str, Tensor]) -> None:
     expected = LatentNorm(1.0, tuple(theirs["mean"].flatten().tolist()), tuple(theirs["std"].flatten().tolist()))
     assert load_data(f"latents:{folder}", MODEL).latents == expected
+
+
+def test_their_checkpoints_want_their_statistics(golden: Path, folder: Path, tmp_path: Path) -> None:
+    """One tells in its options that there are some, one tells nothing; VAEs whose configuration has only a factor, as any of
+    that class has, do not tell them either."""
+    files = golden / "families" / "lightningdit"
+    reading = LoadOptions(num_heads=4)
+    for name, channels in (("ldit_a.pt", 16), ("ldit_b_train.pt", 4)):
+        loaded = read(files / name, reading)
+        assert (loaded.config.family, loaded.config.in_channels, loaded.latents) == ("lightningdit", channels, None)
+        vae = make_vae({4: "kl", 16: "kl16"}[channels], tmp_path / name)
+        with pytest.raises(DyditError, match="has no statistics of its latents, and the checkpoint stores none; give the ones"):
+            open_sampler(loaded, SamplingConfig(vae=vae, device="cpu"))
+    given = read(files / "ldit_a.pt", replace(reading, latent_stats=str(folder)))
+    assert given.latents == LightningDiTLatents(folder).latents
+    open_sampler(given, SamplingConfig(vae=tmp_path / "ldit_a.pt", device="cpu"))

@@ -48,6 +48,7 @@ class LightningDiTConfig(FlowConfig, DiTConfig):
     kind: ClassVar[str] = "lightningdit"
     family: ClassVar[str] = "lightningdit"
     title: ClassVar[str] = "LightningDiT"
+    measured_latents: ClassVar[bool] = True
     published = SIZES
 
     def __post_init__(self) -> None:
