@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Self, TypeVar
 
-from pydantic import Field, ValidationError, model_validator
+from pydantic import ConfigDict, Field, ValidationError, model_validator
 
 from dydit_cli.diffusion.options import MOST_TIMESTEPS, SamplerSettings, TimestepDraw
 from dydit_cli.errors import DyditError
@@ -18,8 +18,12 @@ if TYPE_CHECKING:
 
 
 class ModelRecipe(Section):
-    """The static model that `pretrain` starts from random weights; `family` is a name in `model.families`. A model of videos
-    has `num_frames`."""
+    """The static model that `pretrain` starts from random weights; `family` is a name in `model.families`.
+
+    Beside what all have, any field of the family's configuration may stand here; it is checked when the model is built.
+    """
+
+    model_config = ConfigDict(extra="allow")
 
     family: str = "dit"
     input_size: int
@@ -30,7 +34,6 @@ class ModelRecipe(Section):
     num_heads: int
     num_classes: int
     learn_sigma: bool = True
-    num_frames: int | None = None
 
 
 class TrainRecipe(Section):

@@ -44,13 +44,14 @@ def random_start(recipe: Recipe) -> RunSpec:
     """Training the recipe's static model from random weights under its seed; raises `DyditError` where it has none."""
     if recipe.model is None:
         raise DyditError("the recipe has no [model] section; pretrain needs one")
-    values = recipe.model.model_dump(exclude_none=True)
+    values = recipe.model.model_dump()
     family = families().get(values.pop("family"))
     if family is None:
         raise DyditError(f"'model.family': {recipe.model.family!r} is no family; choose one of {', '.join(families())}")
     foreign = sorted(values.keys() - {f.name for f in fields(family.static_config)})
     if foreign:
-        raise DyditError(f"'model.{foreign[0]}': a {family.static_config.title} has none; leave it out")
+        known = ", ".join(f.name for f in fields(family.static_config))
+        raise DyditError(f"'model.{foreign[0]}': a {family.static_config.title} has none; it has {known}")
     torch.manual_seed(recipe.train.seed)
     start = Checkpoint.of(build_model(family.static_config(**values)), lineage=[])
     return RunSpec("pretrain", start, for_model(recipe, start.config), {})

@@ -98,7 +98,9 @@ def test_every_command_takes_a_registered_family(family: str, tmp_path: Path) ->
     assert "Toy-S/9" in told
     assert set(families.named_sizes()) > {"Toy-S/4", "DiT-XL/2"}
     unknown = dydit("pretrain", "digits/pretrain", "--set", "model.family=cube", "--out", tmp_path / "no")
-    assert unknown.stderr == "error: 'model.family': 'cube' is no family; choose one of dit, toy\n"
+    assert (
+        unknown.stderr == "error: 'model.family': 'cube' is no family; choose one of dit, latte, lightningdit, repa, sit, toy\n"
+    )
 
 
 def test_weights_that_could_be_several_familys_are_read_as_the_one_asked_for(tmp_path: Path, family: str) -> None:
@@ -119,7 +121,7 @@ def test_weights_that_could_be_several_familys_are_read_as_the_one_asked_for(tmp
         assert told.exit_code == 0, told.output
         assert json.loads(told.stdout)["model"]["kind"] == kind
     refused = dydit("inspect", weights, "--family", "cube")
-    assert refused.stderr == f"error: {weights}: no family 'cube'; choose one of dit, toy\n"
+    assert refused.stderr == f"error: {weights}: no family 'cube'; choose one of dit, latte, lightningdit, repa, sit, toy\n"
 
 
 class DeepRouter(WidthRouter):

@@ -20,7 +20,7 @@ from dydit_cli.cli.app import load
 from dydit_cli.data.dataset import ImageData
 from dydit_cli.data.load import find_source
 from dydit_cli.errors import DyditError
-from dydit_cli.model.families import build_model, with_routers
+from dydit_cli.model.families import build_model, families, with_routers
 from dydit_cli.model.families.dit import DiT, DiTConfig
 from dydit_cli.model.families.latte import LatteConfig
 from dydit_cli.recipe_files import read_merged
@@ -76,8 +76,11 @@ def test_a_recipe_runs_two_steps_on_a_shrunken_model(path: Path) -> None:
     channels = 4 if find_source(recipe.data)[0].takes_path else 1
     classes = int(option(arguments, "--num-classes") or 10)
     config = replace(SHRUNKEN, in_channels=channels, num_classes=classes)
-    if path.parent.name == "ucf101":
-        config = LatteConfig(**asdict(config), num_frames=3)
+    family = recipe.model.family if recipe.model else path.stem.split("-")[0].lower()  # of Latte-XL-2-0.5, say
+    if family in families():
+        config = families()[family].static_config(**asdict(config))  # type: ignore[assignment]  # all are DiTs
+    if isinstance(config, LatteConfig):
+        config = replace(config, num_frames=3)
     generator = torch.Generator().manual_seed(0)
     images = torch.randn(24, *config.sample_shape, generator=generator)
     data = ImageData("synthetic", images, torch.randint(classes, (24,), generator=generator), classes)
