@@ -15,9 +15,9 @@ if TYPE_CHECKING:
     from dydit_cli.checkpoint.checkpoint import Checkpoint
     from dydit_cli.checkpoint.options import LoadOptions
 
-Ckpt = Annotated[str, Arg("CKPT", "A checkpoint: folder, .pt, .safetensors, hub id, or `digits-dit`, `glyphs-dit`.")]
+Ckpt = Annotated[str, Arg("CKPT", "A checkpoint: folder, .pt, .safetensors, hub id, or a bundled one, such as `digits-dit`.")]
 
-StaticCkpt = Annotated[str, Arg("CKPT", "A static checkpoint of any format, or `digits-dit`, `glyphs-dit`.")]
+StaticCkpt = Annotated[str, Arg("CKPT", "A static checkpoint of any format, or a bundled one, such as `digits-dit`.")]
 
 Out = Annotated[Path, Opt("The folder to write.", ("--out", "-o"), metavar="DIR")]
 

@@ -20,7 +20,13 @@ from typer.testing import CliRunner
 from dydit_cli.checkpoint.export import export
 from dydit_cli.checkpoint.options import LoadOptions
 from dydit_cli.cli.app import app
+from dydit_cli.model.config import ModelConfig
+from dydit_cli.model.families import build_model
 from dydit_cli.model.families.dit import DiT, DiTConfig, DyDiT, DyDiTConfig
+from dydit_cli.model.families.latte import LatteConfig
+from dydit_cli.model.families.lightningdit import LightningDiTConfig
+from dydit_cli.model.families.repa import REPAConfig
+from dydit_cli.model.families.sit import SiTConfig
 from tests.conftest import ROOT
 
 README = (ROOT / "README.md").read_text()
@@ -107,6 +113,16 @@ def stand_ins(folder: Path) -> None:
         folder / "DiT-XL-2-256x256.pt", folder / "DiT-XL-2-256", format="diffusers", any_variant=True,
         reading=LoadOptions(family="dit"),
     )  # fmt: skip
+    sizes: dict[str, Any] = {"input_size": 4, "hidden_size": 384, "depth": 12, "num_heads": 6, "num_classes": 1000}
+    others: dict[str, ModelConfig] = {
+        "SiT-XL-2-256.pt": SiTConfig(**sizes, patch_size=2),
+        "last.pt": REPAConfig(**sizes, patch_size=2, projector_dims=(8,), projector_width=8),
+        "lightningdit-xl-imagenet256.pt": LightningDiTConfig(**sizes, patch_size=1, in_channels=32),
+        "ucf101.pt": LatteConfig(**sizes, patch_size=2, num_frames=2),
+    }
+    for name, of in others.items():
+        weights = build_model(of).state_dict()
+        torch.save(weights if name == "SiT-XL-2-256.pt" else {"ema": weights}, folder / name)
     pictures_and_vae(folder / "ILSVRC2012" / "train", folder / "sd-vae-ft-ema", classes=1000)
 
 
@@ -115,8 +131,8 @@ def test_the_real_models_commands_on_stand_ins(tmp_path: Path, monkeypatch: pyte
     stand_ins(tmp_path)
     monkeypatch.setattr("huggingface_hub.snapshot_download", lambda name, **more: str(tmp_path / "DiT-XL-2-256"))
     commands = [command for block in BLOCKS for command in printed(block) if "XL" in shlex.join(command)]
-    assert len(commands) == 7
-    assert len(table_commands()) == 7
+    assert len(commands) == 10
+    assert len(table_commands()) == 10
     for command in [*commands, *table_commands()]:
         run(command)
 

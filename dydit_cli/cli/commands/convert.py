@@ -16,7 +16,7 @@ from dydit_cli.options import Arg
 
 
 def convert(
-    source: Annotated[str, Arg("SRC", "A static checkpoint of any format, or `digits-dit`, `glyphs-dit`.")],
+    source: Annotated[str, Arg("SRC", "A static checkpoint of any format, or a bundled one, such as `digits-dit`.")],
     destination: Annotated[Path, Arg("DST", "The folder to write.")],
     config: ConvertOptions,
     loading: LoadOptions,

@@ -27,7 +27,7 @@ SHARED = True
 def finetune(
     typed: Typed,
     checkpoint: Annotated[
-        str | None, Arg("CKPT", "A checkpoint: folder, .pt, .safetensors, hub id, or `digits-dit`, `glyphs-dit`.")
+        str | None, Arg("CKPT", "A checkpoint: folder, .pt, .safetensors, hub id, or a bundled one, such as `digits-dit`.")
     ] = None,
     out: options.RunOut = None,
     flops_ratio: Annotated[

@@ -14,7 +14,7 @@ from dydit_cli.options import Arg
 
 
 def inspect(
-    path: Annotated[str, Arg("PATH", "A checkpoint of any format, or `digits-dit`, `glyphs-dit`.")],
+    path: Annotated[str, Arg("PATH", "A checkpoint of any format, or a bundled one, such as `digits-dit`.")],
     loading: LoadOptions,
     json: options.Json = False,
 ) -> None:
