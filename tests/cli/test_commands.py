@@ -125,7 +125,11 @@ def test_published_sizes_without_a_checkpoint() -> None:
     for word in ("118.64", "118.69", "118.62", "DiT-S/8", "1 MAC = 1 FLOP", "norms x4"):
         assert word in shown
     assert "237.28" in dydit("profile", "--table", "--unit", "flop").stdout
-    assert figures(dydit("profile", "--table", "--json"))["sizes"][-1]["model"] == "DiT-XL/8"
+    sizes = {size["model"]: size for size in figures(dydit("profile", "--table", "--json"))["sizes"]}
+    assert list(sizes)[-1] == "SiT-XL/2-512"
+    # what SiT's and Latte's papers count, the latter with adaLN once a frame or place where it is once a video here
+    assert [round(sizes[name]["macs"] / 1e9) for name in ("SiT-XL/2", "SiT-XL/2-512", "Latte-XL/2")] == [119, 525, 1864]
+    assert [sizes[name]["published_giga"] for name in ("SiT-XL/2", "SiT-XL/2-512", "Latte-XL/2")] == [119, 525, 1893]
 
 
 def test_width_only_needs_no_images(room: Path, tmp_path: Path) -> None:

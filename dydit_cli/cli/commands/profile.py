@@ -22,6 +22,7 @@ from dydit_cli.profiling.options import ProfileOptions
 
 if TYPE_CHECKING:
     from dydit_cli.artifacts.profile import Profile
+    from dydit_cli.flops.published import StaticCount
 
 Unit = Literal["mac", "flop"]
 
@@ -235,14 +236,14 @@ def show_static_table(unit: str, json: bool) -> None:
         return
     scale = units.per_mac(unit) / 1e9
     console.table(
-        f"Static models at 32x32 latents: G{units.name(unit)} per forward and image",
+        f"Static models at 32x32 latents (-512: 64x64; Latte: 16 frames): G{units.name(unit)} per forward and image",
         ["", "parameters", "products", "+ norms x1", "+ norms x4", "published"],
         [
             [
                 count.model,
                 f"{count.parameters / 1e6:.1f} M",
                 *(f"{macs * scale:.3f}" for macs in (count.macs_products, count.macs_norms_once, count.macs)),
-                "" if count.published_giga is None else f"{count.published_giga * units.per_mac(unit):.2f}",
+                _published(count, unit),
             ]
             for count in counts
         ],
@@ -251,5 +252,12 @@ def show_static_table(unit: str, json: bool) -> None:
         f"{units.convention(unit)}. Included: attention, MLP, adaLN, embedders, final layer.\n"
         "products: matrix products and convolutions alone, what torch's counter sees (halved).\n"
         "norms x1: and 1 per element of a LayerNorm: the DiT paper's (118.64 for XL/2).\n"
-        "norms x4: and 4 per element, fvcore's count: the DyDiT paper's (118.69), and dydit's."
+        "norms x4: and 4 per element, fvcore's count: the DyDiT paper's (118.69), and dydit's.\n"
+        "Latte's paper counts adaLN once a frame or place, 30 G more; here it runs once a video."
     )
+
+
+def _published(count: StaticCount, unit: str) -> str:
+    """As the paper rounds it; empty where it gives none."""
+    giga = count.published_giga
+    return "" if giga is None else f"{giga * units.per_mac(unit):.{0 if isinstance(giga, int) else 2}f}"

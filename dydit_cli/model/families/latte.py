@@ -192,7 +192,7 @@ FAMILY = Family(
     dynamic_model=DyLatte,
     sizes={name.replace("DiT", "Latte"): size for name, size in dit.FAMILY.sizes.items()},
     # of 16 frames of 32 x 32 latents (arXiv 2401.03048)
-    published_giga={"Latte-XL/2": 1893.0},
+    published_giga={"Latte-XL/2": 1893},
     process="gaussian",
     matches=lambda names: FRAME_TABLE in names,
     infer=infer,
