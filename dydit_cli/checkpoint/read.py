@@ -19,7 +19,6 @@ from dydit_cli.devices import pick_device
 from dydit_cli.errors import DyditError, naming
 from dydit_cli.files import read_json
 from dydit_cli.hub import download, may_be_hub_id
-from dydit_cli.model.config import FlowConfig
 from dydit_cli.model.execution import Executable, executor
 from dydit_cli.model.families import Hints, recognise
 from dydit_cli.model.families.dit import FAMILY, from_diffusers, is_diffusers
@@ -65,10 +64,24 @@ def read(path: CheckpointLike, reading: LoadOptions = LoadOptions()) -> Checkpoi
         names = ", ".join(MODELS)
         raise DyditError(f"{path}: no such checkpoint; give a folder, a .pt or .safetensors file, or a bundled one: {names}")
     found = replace(_read_folder(local, reading) if local.is_dir() else _read_file(local, reading), path=str(path))
-    if reading.latent_stats is not None:
-        with naming(path):
-            return with_norm(found, reading.latent_stats)
-    return found
+    with naming(path):
+        check_said(found, reading)
+        return found if reading.latent_stats is None else with_norm(found, reading.latent_stats)
+
+
+def check_said(checkpoint: Checkpoint, reading: LoadOptions) -> None:
+    """Raises `DyditError` where the reader was told something else than the checkpoint knows of itself."""
+    config = checkpoint.config
+    for option, name in (("family", "family"), ("flow_path", "path"), ("prediction", "prediction"), ("noise_at", "noise_at")):
+        said, known, flag = getattr(reading, option), getattr(config, name, None), f"--{option.replace('_', '-')}"
+        if said is None or said == known:
+            continue
+        if known is None:
+            raise DyditError(
+                f"a {config.model_name} is trained by Gaussian diffusion: {flag} is for flow matching; leave it out, or say "
+                "another family with --family"
+            )
+        raise DyditError(f"is a {config.model_name}, whose {name} is {known} and not {said}; leave {flag} out")
 
 
 def resolve(path: str | Path) -> Path:
@@ -124,11 +137,6 @@ def _from_state_dict(
     flow = (reading.flow_path, reading.prediction, reading.noise_at)
     inferred = family.infer(weights, Hints(reading.num_heads, reading.input_size, variant, eps, *flow, trained))
     config = inferred.config
-    if not isinstance(config, FlowConfig) and any(said is not None for said in flow):
-        raise DyditError(
-            f"a {config.model_name} is trained by Gaussian diffusion: --flow-path, --prediction and --noise-at are for flow "
-            "matching (say another family with --family)"
-        )
     weights = family.fill(weights, config)
     found = f"{origin}{config.model_name} weights ({format})"
     norm = norm_in_training(config, trained)

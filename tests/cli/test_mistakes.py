@@ -100,9 +100,19 @@ MISTAKES: dict[str, tuple[str, str]] = {
         "the recipe has no [model] section",
     ),
     "unknown sampler": (
-        "sample {room}/tuned --sampler euler --out {tmp}/out",
-        "Invalid value for '--sampler': 'euler' is not one of 'ddpm', 'ddim', 'dpmsolver++'.",
+        "sample {room}/tuned --sampler eulers --out {tmp}/out",
+        "Invalid value for '--sampler': 'eulers' is not one of 'ddpm', 'ddim', 'dpmsolver++', 'euler', 'heun', 'dopri5',",
     ),
+    "sampler of another process": (
+        "sample {room}/tuned --sampler euler --out {tmp}/out",
+        "sampler euler is not for DiT-2x32/2, whose process is gaussian; choose one of ddpm, ddim, dpmsolver++",
+    ),
+    "direction of another process": (
+        "convert {room}/static {tmp}/out --noise-at 1",
+        "a DiT is trained by Gaussian diffusion: --noise-at is for flow matching; leave it out, or say another family",
+    ),
+    "wrong family": ("profile {room}/tuned --family sit --out {tmp}/out", "is a DyDiT, whose family is dit and not sit"),
+    "timestep that is no direction": ("sample {room}/tuned --noise-at 3 --out {tmp}/out", "noise at t = 3; t of flow matching"),
     "unknown device": (
         "sample {room}/tuned --device tpu --out {tmp}/out",
         "no device 'tpu'; choose auto, cpu, cuda or mps",
@@ -157,7 +167,7 @@ MISTAKES: dict[str, tuple[str, str]] = {
     ),
     "unknown format": (
         "export {room}/tuned {tmp}/out --format onnx",
-        "Invalid value for '--format': 'onnx' is not one of 'dit', 'dydit', 'diffusers', 'native'.",
+        "no format 'onnx'; choose one of dit, latte, lightningdit, repa, sit, dydit, diffusers, native",
     ),
     "unknown dtype": (
         "export {room}/tuned {tmp}/out --format native --dtype fp8",

@@ -85,11 +85,15 @@ def test_what_is_said_is_stored_and_goes_back_bit_for_bit(sit: Path, tmp_path: P
 
 
 def test_a_process_that_the_family_does_not_have(golden: Path, sit: Path, tmp_path: Path) -> None:
-    with pytest.raises(DyditError, match="a DiT is trained by Gaussian diffusion: --flow-path, --prediction and --noise-at"):
+    with pytest.raises(
+        DyditError, match="a DiT is trained by Gaussian diffusion: --noise-at is for flow matching; leave it out"
+    ):
         read(golden / "dit_static_a.pt", LoadOptions(family="dit", num_heads=4, noise_at=0))
     with pytest.raises(DyditError, match="noise at t = 2; t of flow matching runs from 0 to 1"):
         LoadOptions(noise_at=2)
     write(read(sit / FILES["a"], HEADS), tmp_path / "ours")
+    with pytest.raises(DyditError, match=r"ours: is a SiT, whose noise_at is 0 and not 1; leave --noise-at out"):
+        read(tmp_path / "ours", LoadOptions(noise_at=1))
     with pytest.raises(DyditError, match="is a SiT, which other code reads from --format sit"):
         export(tmp_path / "ours", tmp_path / "x.pt", format="dit")
     with pytest.raises(DyditError, match="is a SiT, which diffusers has no class for; use --format sit"):
