@@ -117,11 +117,12 @@ class Objective(nn.Module):
 def cosine_distance(output: Tensor, target: Tensor) -> Tensor:
     """(B,) the mean over positions of 1 - the cosine between a prediction's channels and the target's (LightningDiT).
 
-    output: B Cout S S, of which the first C channels are the prediction; target: B C S S.
+    output: B Cout S S, of which the first C channels are the prediction; target: B C S S. A vector shorter than 0.01 counts as
+    so long: a fresh model predicts zeros, at which the cosine's gradient has no bound.
     """
     channels = -3
     prediction = output.narrow(channels, 0, target.shape[channels])
-    return (1 - nn.functional.cosine_similarity(prediction, target, dim=channels)).flatten(1).mean(dim=1)
+    return (1 - nn.functional.cosine_similarity(prediction, target, dim=channels, eps=0.01)).flatten(1).mean(dim=1)
 
 
 @dataclass(frozen=True)

@@ -35,8 +35,8 @@ class Ema:
         torch._foreach_lerp_(list(self.weights.values()), current, 1 - decay)
 
     def copy_to(self, model: nn.Module) -> None:
-        """Loads the averaged weights into `model`."""
-        model.load_state_dict(self.weights, strict=True)
+        """Loads the averaged weights into `model`, whose tables stay its own."""
+        model.load_state_dict({**model.state_dict(), **self.weights}, strict=True)
 
 
 @dataclass(frozen=True)

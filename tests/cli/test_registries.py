@@ -113,9 +113,9 @@ def test_weights_that_could_be_several_familys_are_read_as_the_one_asked_for(tmp
     families.register(replace(families.families()[family], matches=DIT.matches, infer=infer))
     static = pretrained(tmp_path / "static", "model.family=toy")
     weights = (static / "model.safetensors").rename(tmp_path / "bare.safetensors")
-    two = "could be of family dit or sit or toy: say which with --family dit|sit|toy"
+    three = "could be of family dit or sit or toy: say which with --family dit|sit|toy"
     refused = dydit("inspect", weights, "--num-heads", 2, "--json")
-    assert (refused.exit_code, refused.stderr) == (2, f"error: {weights}: {two}\n")
+    assert (refused.exit_code, refused.stderr) == (2, f"error: {weights}: {three}\n")
     for name, kind in (("toy", "toy"), ("dit", "dit")):
         told = dydit("inspect", weights, "--num-heads", 2, "--family", name, "--json")
         assert told.exit_code == 0, told.output

@@ -19,6 +19,7 @@ from dydit_cli.diffusion.timeline import DDPM_TIMELINE, FLOW_TIMELINES
 from dydit_cli.errors import DyditError
 from dydit_cli.model.config import ModelConfig
 from dydit_cli.model.families.sit import SiTConfig
+from dydit_cli.train.objective import cosine_distance
 from tests.conftest import TINY
 
 FLOW = SiTConfig(input_size=4, patch_size=1, in_channels=1, hidden_size=24, depth=1, num_heads=3, num_classes=10)
@@ -233,6 +234,18 @@ def test_guidance_is_decided_by_the_timestep_that_the_model_sees() -> None:
 def test_settings_that_do_not_fit_are_named(config: ModelConfig, values: dict[str, Any], message: str) -> None:
     with pytest.raises(DyditError, match=message.replace("(", r"\(")):
         SamplerSettings(**values).for_model(config)
+
+
+def test_the_cosine_of_a_fresh_model_has_a_bounded_gradient() -> None:
+    """It predicts zeros; elsewhere length does not count, and a prediction along the target costs nothing."""
+    target, _ = pairs()
+    zeros = torch.zeros_like(target, requires_grad=True)
+    cosine_distance(zeros, target).sum().backward()
+    assert zeros.grad is not None
+    assert 0 < zeros.grad.abs().max() < 100
+    variance = torch.randn_like(target)
+    for output, expected in ((3 * target, 0.0), (-target, 2.0), (torch.cat([target, variance], dim=1), 0.0)):
+        assert cosine_distance(output, target).tolist() == pytest.approx([expected] * 6, abs=1e-9)
 
 
 def test_phases_run_from_noise_to_data() -> None:
