@@ -211,7 +211,8 @@ def test_conversion_keeps_the_function(tmp_path: Path, any_static: Backbone, ran
     x, t, y = inputs(any_static.config, batch=8)
     with torch.no_grad():
         assert (converted.build()(x, t, y) - any_static(x, t, y)).abs().max() < 1e-4
-    assert report.parameters_dynamic - report.parameters_static == 3 * (2 * (24 * 2 + 2) + 24 + 1 + 1 + 1)
+    routers = 2 * (24 * 2 + 2) + 24 + 1 + 1 + 1
+    assert report.parameters_dynamic - report.parameters_static == any_static.config.depth * routers
 
 
 def test_conversion_that_changes_the_function_is_refused(static_folder: Path, tmp_path: Path) -> None:
