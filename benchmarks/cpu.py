@@ -28,6 +28,9 @@ ROWS = (
     ("DiT-B/2", 16, 4, 3),
     ("DiT-XL/2", 2, 12, 2),
     ("DiT-XL/2", 8, 3, 2),
+    ("SiT-S/2", 8, 8, 3),
+    ("LightningDiT-B/1", 4, 8, 3),
+    ("Latte-S/2", 1, 4, 3),
 )
 KINDS = ("static", "static compiled", "sparse", "sparse compiled")
 HEADER = (

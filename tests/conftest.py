@@ -37,7 +37,6 @@ FAMILIES: dict[str, DiTConfig] = {
     "repa": REPAConfig(**SIZES, qk_norm=True, projector_dims=(5,), projector_width=8),
     "lightningdit": LightningDiTConfig(**SIZES),
     "lightningdit with qk-norm, without shift": LightningDiTConfig(**SIZES, qk_norm=True, shift=False),
-    "dit with qk-norm": LightningDiTConfig(**SIZES, learn_sigma=True, qk_norm=True, rms_norm=False, swiglu=False, rope=False),
     "latte": VIDEO,
     "latte without classes": replace(VIDEO, num_classes=0),
 }

@@ -256,7 +256,7 @@ def test_rotary_positions_are_not_merged() -> None:
     config = FAMILIES["lightningdit"]
     with pytest.raises(DyditError, match="tome: tokens with rotary positions cannot be merged; leave tome out"):
         MergedModel(build_model(config), 0.4)
-    model = randomize(build_model(FAMILIES["dit with qk-norm"]))  # norms alone are
+    model = randomize(build_model(FAMILIES["repa"]))  # norms alone are
     x, t, y = inputs(model.config, 2)
     merged = MergedModel(model, 0.4)
     _, routing = merged(x, t, y, return_routing=True)
