@@ -46,11 +46,14 @@ def draw_maps(
         first, *others = axes[row]
         first.imshow(displayable(images[row]), cmap="gray", vmin=0, vmax=1, interpolation="nearest")
         _beside(first, f"class {labels[row]}")
+        if video:
+            _part(first, *images.shape[1:5:3])
         for ax, text, values, note in zip(others, titles, maps, notes, strict=True):
             shown = np.concatenate(list(values[row]), axis=1) if video else values[row]
             heat = ax.imshow(shown, cmap=HEAT, vmin=limits[0], vmax=limits[1], interpolation="nearest")
             if video:
                 _beside(ax, f"{text}\n{note[row]}")
+                _part(ax, *maps.shape[2:5:2])
             else:
                 ax.set_xlabel(note[row], fontsize=8, labelpad=2)
     for ax, text in zip(axes[0], () if video else ["image", *titles], strict=False):
@@ -60,6 +63,12 @@ def draw_maps(
     figure.colorbar(heat, ax=axes, location="bottom", shrink=0.8, aspect=40, pad=0.02).set_label(scale)
     figure.suptitle(title)
     return figure
+
+
+def _part(ax: Axes, frames: int, width: int) -> None:
+    """White lines between frames side by side."""
+    for frame in range(1, frames):
+        ax.axvline(frame * width - 0.5, color="white", linewidth=1.5)
 
 
 def _beside(ax: Axes, text: str) -> None:

@@ -27,11 +27,14 @@ def inspect(
     if json:
         console.as_json(report)
         return
-    model, config = report["model"], config_from_dict(report["model"])
+    process, model, config = report["process"], report["model"], config_from_dict(report["model"])
     shown = {
         "found": report["found"] + "".join(f"; {note}" for note in report["notes"]),
         "kind": f"{config.model_name} ({'dynamic' if config.dynamic else 'static'})",
-        "process": ", ".join(f"{name.replace('_', ' ')} {value}" for name, value in report["process"].items()),
+        "process": f"{process['name']}, predicts {process['predicts']}"
+        + (f" on the {process['path']} path" if "path" in process else "")
+        + f"; t from {process['t']}, noise at {process['noise_at']}",
+        "guidance": "on all channels" if report["guided_channels"] == "all" else "on the first 3 channels",
         "size": f"{report['size']}: depth {model['depth']}, width {model['hidden_size']}, {model['num_heads']} heads",
         "parameters": f"{report['parameters']:,} ({report['bytes'] / 1e6:.1f} MB, {report['dtype']})",
         "tokens": f"{report['tokens']}: {config.patches}",
