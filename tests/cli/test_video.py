@@ -203,7 +203,7 @@ def test_the_other_commands_run(room: Path, tmp_path: Path) -> None:
 
 
 def test_a_model_of_videos_is_pretrained(room: Path, tmp_path: Path) -> None:
-    sizes = {name: value for name, value in CONFIG.to_dict().items() if name in ModelRecipe.model_fields}
+    sizes = {name: value for name, value in CONFIG.to_dict().items() if name in (*ModelRecipe.model_fields, "num_frames")}
     lines = [f"data = {json.dumps('latents:' + str(room / 'latents'))}", "[model]"]
     lines += [f"{name} = {json.dumps(value)}" for name, value in {"family": "latte", **sizes}.items()]
     (tmp_path / "videos.toml").write_text("\n".join([*lines, "[train]", "steps = 2", "batch_size = 4"]))
@@ -211,7 +211,7 @@ def test_a_model_of_videos_is_pretrained(room: Path, tmp_path: Path) -> None:
     assert read(tmp_path / "run").config == CONFIG
     (tmp_path / "images.toml").write_text((tmp_path / "videos.toml").read_text().replace('"latte"', '"dit"'))
     message = refused("pretrain", tmp_path / "images.toml", "--out", tmp_path / "no", *FAST)
-    assert "'model.num_frames': a DiT has none; leave it out" in message
+    assert "'model.num_frames': a DiT has none; it has input_size" in message
 
 
 def test_what_does_not_fit_is_one_line(room: Path, tmp_path: Path) -> None:
