@@ -124,7 +124,7 @@ def test_damage_is_named_in_one_line(static_folder: Path, damage: str) -> None:
 
 
 def test_missing_and_foreign_paths(tmp_path: Path) -> None:
-    kinds = "a folder, a .pt or .safetensors file, or a bundled one: digits-dit, glyphs-dit"
+    kinds = "a folder, a .pt or .safetensors file, or a bundled one: digits-dit, digits-sit, glyphs-dit"
     with pytest.raises(DyditError, match=f"no such checkpoint; give {kinds}"):
         read(tmp_path / "nowhere")
     (tmp_path / "file").write_text("hello")

@@ -250,7 +250,9 @@ def test_what_cannot_be_kept_is_refused() -> None:
 @pytest.mark.parametrize("method", CRITERIA)
 def test_the_pruned_model_is_the_original_with_the_others_at_zero(method: str, any_static: Backbone) -> None:
     original, whole = any_static.double(), any_static.config
-    scores = CRITERIA[method].score(original, EVIDENCE)
+    noise = torch.randn(20, *whole.sample_shape, generator=torch.Generator().manual_seed(3))
+    samples = ImageData("noise", noise, torch.arange(20) % len(whole.class_numbers), 10)
+    scores = CRITERIA[method].score(original, replace(EVIDENCE, data=samples))
     config = narrower(whole, 0.6)
     heads, channels = chosen(scores, config)
     pruned = build_model(config).double().eval()

@@ -81,7 +81,7 @@ def test_every_block_equals_its_masked_self(
     model = any_dynamic.to(dtype)
     slices = WeightSlices(access, capacity=10**9)
     generator = torch.Generator().manual_seed(0)
-    h, c = (torch.randn(shape, generator=generator).to(dtype) for shape in ((3, 16, 24), (3, 24)))
+    h, c = (torch.randn(shape, generator=generator).to(dtype) for shape in ((3, model.config.num_tokens, 24), (3, 24)))
     with torch.no_grad():
         e = model.embed_timestep(torch.tensor([321]))
         for i, (block, width) in enumerate(zip(model.blocks, plan_width(model, [321])[321], strict=True)):
@@ -131,7 +131,7 @@ def test_other_sizes(size: int, patch: int) -> None:
 
 def test_copies_keep_to_their_memory(any_dynamic: DynamicBackbone) -> None:
     """The results are the same at any cap; what does not fit is made again."""
-    x, _, y = inputs(TINY, 2)
+    x, _, y = inputs(any_dynamic.config, 2)
     outputs, stats = [], []
     for memory in (0, 20_000, 10**9):
         model = SparseModel(any_dynamic, access="copies", plan_memory=memory)
@@ -144,7 +144,7 @@ def test_copies_keep_to_their_memory(any_dynamic: DynamicBackbone) -> None:
     assert torch.equal(outputs[0], outputs[2])
     assert stats[0].evictions > stats[1].evictions > stats[2].evictions == 0
     assert stats[2].misses == stats[2].distinct
-    assert stats[2].hits + stats[2].misses == 2 * 20 * 2 * TINY.depth
+    assert stats[2].hits + stats[2].misses == 2 * 20 * 2 * any_dynamic.config.depth
     model.clear()
     assert model.stats.bytes == 0
     assert torch.equal(torch.stack([model(x, torch.full((2,), t), y) for t in range(0, 1000, 50)]), outputs[0][:20])
@@ -207,7 +207,7 @@ def test_fused_elementwise_work_is_not_compiled_anew_by_routing(any_dynamic: Dyn
     sparse.pointwise = compiled("eager")
     seen = set()
     for seed in range(10):
-        x, _, y = inputs(TINY, 4, seed)
+        x, _, y = inputs(any_dynamic.config, 4, seed)
         t = torch.full((4,), 100 * seed)
         with torch.no_grad():
             expected, routing = any_dynamic(x, t, y, return_routing=True)
