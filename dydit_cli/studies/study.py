@@ -26,7 +26,7 @@ from dydit_cli.studies.progress import Interrupted, OnStage, OnWork
 from dydit_cli.studies.recipe import FREE, StudyRecipe, read_study
 from dydit_cli.studies.runner import Runner
 from dydit_cli.studies.tables import Tables, make_tables
-from dydit_cli.train.recipe import defaults, flat
+from dydit_cli.train.recipe import CalibrationRecipe, defaults, flat
 from dydit_cli.train.run_folder import fingerprint
 from dydit_cli.version import __version__
 
@@ -37,7 +37,9 @@ def settings_of(start: Start) -> tuple[dict[str, Any], set[str]]:
     settings, unchanged = flat(start.recipe.model_dump(mode="json")), defaults(start.recipe)
     for name, tuning in start.tunings.items():
         settings |= flat(tuning.model_dump(mode="json"), f"{name}.")
-        unchanged |= defaults(tuning, f"{name}.")
+        # a calibration's sampler is the model's own where none is given
+        usual = flat(CalibrationRecipe().for_model(start.checkpoint.config).model_dump(mode="json"), f"{name}.calibration.")
+        unchanged |= defaults(tuning, f"{name}.") | {key for key, value in usual.items() if settings[key] == value}
     return {**settings, "first_seed": start.recipe.seeds[0], "model_sha256": fingerprint(start.checkpoint)}, unchanged
 
 
