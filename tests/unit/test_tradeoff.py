@@ -252,7 +252,7 @@ def test_a_row_that_was_killed_before_calibrating_goes_on(model: Path, tmp_path:
     tuned = tmp_path / "out" / "checkpoints" / "dydit-0.5-seed3"
     assert read(tuned).lineage[-1]["shift"] == values["calibration_shift"] != 0
     written = json.loads((tuned / "recipe.json").read_text())
-    assert written["calibration"] == {"sampler": "ddim", "steps": 2, "cfg": 1.5, "cfg_channels": "3"}
+    assert written["calibration"] == {"sampler": "ddim", "steps": 2, "cfg": 1.5, "cfg_channels": "3", "time_shift": None}
     by_hand = with_settings(read_recipe("digits/finetune"), {"train.seed": 3})
     by_hand = with_settings(with_steps(by_hand, 2), {"routing.calibrate": True, "calibration.steps": 2})
     convert(read(model), tmp_path / "start")
