@@ -105,7 +105,7 @@ def test_sparse_model_equals_fvcore_and_torch(
     by_formula = analytic.total_macs(routing, config)
     # the timestep embedding and the width routers are the same for the whole batch: run once, counted once a sample
     shared = 256 * config.hidden_size + config.hidden_size**2
-    routers = 2 * config.hidden_size * config.router_rows * depth
+    routers = 2 * config.hidden_size * config.router_rows * config.depth
     sparse.clear()  # adaLN's rows of this timestep: to be computed again where they are counted
     total, unsupported = count(sparse, (x, t, y))
     assert total + (batch - 1) * shared + batch * routers == by_formula.sum().item()
