@@ -31,7 +31,7 @@ from dydit_cli.pixels import save_png
 from dydit_cli.profiling.profile import profile
 from dydit_cli.provenance import made_by
 from dydit_cli.reports.report import report
-from dydit_cli.train.recipe import Recipe, flat, read_recipe, with_settings
+from dydit_cli.train.recipe import Recipe, flat, for_model, read_recipe, with_settings
 from dydit_cli.train.run import finetune
 from dydit_cli.train.run_folder import RunFolder
 
@@ -72,8 +72,10 @@ def demo(
     start, out, chosen = time.perf_counter(), Path(out), pick_device(device)
     recipe = recipe or read_recipe(RECIPE)
     often = min(SAVE_EVERY, recipe.train.save_every)
-    recipe = with_settings(recipe, {"train.seed": seed, "train.save_every": often})
-    ready = settings.for_model(read(BUNDLED).config)
+    static = read(BUNDLED)
+    # with what is left to the model filled in, as a finished run holds it
+    recipe = for_model(with_settings(recipe, {"train.seed": seed, "train.save_every": often}), static.config)
+    ready = settings.for_model(static.config)
     sampling = {**ready.protocol(), "clip": settings.clip}
     wanted = {"images": images, "seed": seed, "device": chosen.type, **flat({"sampling": sampling, **recipe.model_dump()})}
     unfinished = Resumable(out, UNFINISHED_FILE, FORMAT, "an unfinished demo")
@@ -95,7 +97,7 @@ def demo(
             unfinished.check(wanted)
         unfinished.begin({"format": FORMAT, **wanted}, force)
         write_json(out / RECIPE_FILE, recipe.model_dump())
-        static, run, profiled = read(BUNDLED), RunFolder(out / RUN_FOLDER), out / PROFILE_FOLDER
+        run, profiled = RunFolder(out / RUN_FOLDER), out / PROFILE_FOLDER
 
         whole = (out / "converted" / CONFIG_FILE).is_file()
         stage("convert", 1, "model", whole, lambda: convert(BUNDLED, out / "converted", seed=seed))
