@@ -81,6 +81,19 @@ def compiled(backend: str = "inductor") -> Pointwise:
 
 
 Inner = Callable[[list[Tensor], Part], Tensor]
+ALIGNED = 16  # numbers: 64 bytes in float32, a cache line
+
+
+def product(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    """x: M C, weight: U C, bias: (U,) -> M U.
+
+    Its rows begin on cache lines: where groups are of uneven widths (341 channels, say), MKL is up to a third slower without.
+    """
+    U = len(bias)
+    if U % ALIGNED == 0:
+        return torch.addmm(bias, x, weight.t())
+    rows = x.new_empty(len(x), U + -U % ALIGNED)[:, :U]
+    return torch.addmm(bias, x, weight.t(), out=rows)
 
 
 def sparse_linears(parts: Sequence[Part], x: Tensor, bias: Tensor, inner: Inner) -> Tensor:
@@ -90,7 +103,7 @@ def sparse_linears(parts: Sequence[Part], x: Tensor, bias: Tensor, inner: Inner)
     """
     total = bias.expand_as(x)
     for i, part in enumerate(parts):
-        hidden = inner([torch.addmm(bias, x, weight.t()) for weight, bias in part.inputs], part)  # M Uu
+        hidden = inner([product(x, *pair) for pair in part.inputs], part)  # M Uu
         total = torch.addmm(total, hidden, part.output.t(), out=total if i else None)
     return total if parts else total.clone()
 
