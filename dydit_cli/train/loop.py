@@ -47,6 +47,7 @@ def train(
     data: Dataset,
     recipe: Recipe,
     *,
+    teacher: Backbone | None = None,
     processes: Distributed | None = None,
     resume: Saved | None = None,
     save: Callable[[Saved], None] | None = None,
@@ -55,6 +56,7 @@ def train(
 ) -> TrainResult:
     """Trains `model` in place on its device and leaves the EMA weights in it, in evaluation mode.
 
+    `teacher` is whose output is a target where the recipe has a weight for it, by default `model` as it begins.
     Deterministic under `recipe.train.seed` on cpu. `save` is given the state every `recipe.train.save_every` steps, at an
     interruption between steps (`should_stop`), when the guard ends the run after 100 skipped steps in a row, and at the end
     where the recipe keeps it; one that is given back as `resume`, with the same start of `model`, continues to the same end.
@@ -65,11 +67,11 @@ def train(
     processes = processes or Distributed()
     settings, device = recipe.train, model.device
     dynamic = isinstance(model, DynamicBackbone)
-    start = frozen(model) if dynamic and recipe.routing.teacher_weight else None
+    teacher = frozen(teacher or model) if settings.teacher_weight else None
     if resume is None and isinstance(model, DynamicBackbone) and recipe.routing.start == "importance":
         start_by_importance(model, recipe, data)
     fixed = FixedRouters(model, recipe, data) if isinstance(model, DynamicBackbone) else None
-    trainer = Trainer(model, recipe, processes, start)
+    trainer = Trainer(model, recipe, processes, teacher)
     batches = TrainingBatches(data, model.config, recipe, processes.part(settings.batch_size))
     facts: dict[str, Any] = {"skipped": 0, "skipped_in_a_row": 0, "seconds": 0.0}
     step = 0

@@ -28,7 +28,7 @@ from dydit_cli.train.recipe import TrainRecipe
 class SampleLosses:
     """Per sample, each (B,), but `complete` (n,); squared noise errors are weighted by timestep where the recipe has
     `min_snr`. `ratio` is the FLOPs ratio under the batch's noise, and None for a static model; `teacher` the squared
-    distance to the start model's noise; `cosine` what `cosine_distance` says of the prediction; `complete` the complete model's
+    distance to the teacher's prediction; `cosine` what `cosine_distance` says of it; `complete` the complete model's
     diffusion loss, the cosine's included."""
 
     mse: Tensor
@@ -47,29 +47,29 @@ class SampleLosses:
 class Objective(nn.Module):
     """`model` and its losses as one module, so that what shares gradients between processes wraps a single forward.
 
-    `start` is the frozen model that the run began with, where its output is a target.
+    `teacher` is a frozen model whose output is a target; of one with routers it is the complete model's.
     """
 
-    def __init__(self, model: Backbone, recipe: TrainRecipe, start: Backbone | None = None) -> None:
+    def __init__(self, model: Backbone, recipe: TrainRecipe, teacher: Backbone | None = None) -> None:
         super().__init__()
         self.model = model
         self.process = process_of(model.config)
         self._weigh, self._cosine_weight = recipe.min_snr, recipe.cosine_weight
         self._bf16 = recipe.precision == "bf16"
-        # in a tuple, so that this module has each weight once, and none of the start's
-        self._others: tuple[Callable[..., Any], Backbone | None] = (torch.compile(model) if recipe.compile else model, start)
+        # in a tuple, so that this module has each weight once, and none of the teacher's
+        self._others: tuple[Callable[..., Any], Backbone | None] = (torch.compile(model) if recipe.compile else model, teacher)
 
     def forward(self, batch: Batch) -> SampleLosses:
         """The losses of one part of a batch, on the model's device."""
-        run, start = self._others
+        run, known = self._others
         t, y = batch.t, batch.y
         x_t = self.process.add_noise(batch.x0, t, batch.noise)
         output, ratio = self._output(x_t, batch)
         mse, vb, cosine = self._terms(output, batch.x0, x_t, t, batch.noise)
         teacher = complete = None
-        if start is not None:
+        if known is not None:
             with torch.no_grad():
-                target = self._autocast(start, x_t, t, y, **({"complete": True} if self.model.config.dynamic else {}))
+                target = self._autocast(known, x_t, t, y, **({"complete": True} if known.config.dynamic else {}))
             teacher = self.process.distance(output, target, x_t.shape[-3], t, self._weigh)
         if batch.complete is not None and bool(batch.complete.any()):
             # all of them stay as they are: an index would copy them
@@ -128,7 +128,7 @@ def cosine_distance(output: Tensor, target: Tensor) -> Tensor:
 @dataclass(frozen=True)
 class LossWeights:
     """How a step's losses are weighed: `samples` and `complete_samples` are those of the global batch, `target` and
-    `flops` belong to the FLOPs term, `complete`, `teacher` and `cosine` are the weights of those means."""
+    `flops` belong to the FLOPs term, `complete`, `teacher`, `cosine` and `data` (the error's own) are the weights of means."""
 
     samples: int
     complete_samples: int
@@ -137,10 +137,11 @@ class LossWeights:
     complete: float
     teacher: float
     cosine: float = 0.0
+    data: float = 1.0
 
     def part(self, losses: SampleLosses, ratio: Tensor | None) -> Tensor:
         """A scalar whose sum over all parts has the gradient of the global batch's loss; `ratio` is the global mean."""
-        total = (losses.mse + losses.vb).sum() / self.samples
+        total = (self.data * losses.mse + losses.vb).sum() / self.samples
         if losses.ratio is not None and ratio is not None:
             slope = 2 * self.flops * (ratio.detach() - self.target)
             total = total + slope * losses.ratio.sum() / self.samples
@@ -156,7 +157,7 @@ class LossWeights:
         """The global batch's means, and their `loss`, from its sums."""
         counts = {"complete": self.complete_samples}
         means = {name: value / counts.get(name, self.samples) for name, value in sums.items()}
-        loss = means["mse"] + means["vb"]
+        loss = self.data * means["mse"] + means["vb"]
         loss += self.complete * means.get("complete", 0.0) + self.teacher * means.get("teacher", 0.0)
         loss += self.cosine * means.get("cosine", 0.0)
         if "ratio" in means:

@@ -52,6 +52,9 @@ class TrainRecipe(Section):
     min_snr: float | None = Field(
         default=None, gt=0, description="gamma: a timestep's squared noise errors weigh min(SNR, gamma) / SNR"
     )
+    data_weight: float = Field(default=1.0, ge=0, description="of the squared error against the data's noise or velocity")
+    teacher_weight: float = Field(default=0.0, ge=0, description="of the squared distance to the teacher's prediction")
+    teacher: str | None = Field(default=None, description="a checkpoint; by default the model that the run begins with")
     cosine_weight: float = Field(
         default=0.0, ge=0, description="of 1 - cosine over the channels of prediction and target (LightningDiT)"
     )
@@ -80,7 +83,6 @@ class RoutingRecipe(Section):
     complete_share: float = Field(
         default=1.0, gt=0, le=1, description="what the complete pass sees of a batch: 1, 1/2, 1/3, ..."
     )
-    teacher_weight: float = Field(default=0.0, ge=0, description="weight of the distance to the start model's noise")
     start: Literal["on", "importance"] = Field(
         default="on", description="width routers begin all on, or off where a head or group adds least at a timestep"
     )
@@ -146,6 +148,10 @@ class Recipe(Section):
     def _phases_fit(self) -> Recipe:
         if self.train.lr_warmup_steps > self.train.steps:
             raise ValueError("train.lr_warmup_steps is over train.steps")
+        if not self.train.data_weight and not self.train.teacher_weight:
+            raise ValueError("train.data_weight and train.teacher_weight are both 0: nothing is learned")
+        if self.train.teacher is not None and not self.train.teacher_weight:
+            raise ValueError("train.teacher needs a train.teacher_weight over 0")
         return self
 
 

@@ -27,12 +27,15 @@ from dydit_cli.errors import DyditError
 from dydit_cli.files import locked
 from dydit_cli.model.backbone import Backbone
 from dydit_cli.model.config import RoutedConfig
-from dydit_cli.model.families import build_model, families
+from dydit_cli.model.families import build_model, families, family_of
 from dydit_cli.profiling.calibrate import calibrate
 from dydit_cli.provenance import made_with
 from dydit_cli.train.loop import TrainResult, train
 from dydit_cli.train.recipe import Recipe, for_model, read_recipe, with_settings, with_steps
 from dydit_cli.train.run_folder import RunFolder, RunSpec, Saved
+
+# of a configuration: what a teacher has in common with whom it teaches
+TAUGHT = ("input_size", "in_channels", "num_classes", "path", "prediction", "noise_at")
 
 
 def pretrain(recipe: Recipe, out: str | Path, **options: Any) -> TrainResult:
@@ -94,7 +97,20 @@ def tuned_start(checkpoint: CheckpointLike, recipe: Recipe, reading: LoadOptions
         start = with_classes(start, num_classes, recipe.train.seed)
     if recipe.routing.tokens == "layers" and isinstance(start.config, RoutedConfig):
         start = replace(start, config=replace(start.config, token_routing="layers"))
-    return RunSpec("finetune", start, for_model(recipe, start.config), source)
+    return RunSpec("finetune", start, for_model(recipe, start.config), source, teacher_of(recipe, start))
+
+
+def teacher_of(recipe: Recipe, start: Checkpoint) -> Checkpoint | None:
+    """The teacher that the recipe names; raises `DyditError` where it sees or predicts something else than `start` does."""
+    if recipe.train.teacher is None:
+        return None
+    teacher = read(recipe.train.teacher)
+    pair = (start.config, teacher.config)
+    for what in ("process", *TAUGHT):
+        own, other = (family_of(one).process if what == "process" else getattr(one, what, None) for one in pair)
+        if own != other:
+            raise DyditError(f"train.teacher {recipe.train.teacher}: its {what} is {other}, and the model's is {own}")
+    return teacher
 
 
 def resume(
@@ -195,6 +211,7 @@ def run_training(
         try:
             saved = folder.open(spec, force, processes, on_note)
             model = start.build().to(pick_device(device)).float()
+            teacher = None if spec.teacher is None else spec.teacher.build().to(pick_device(device)).float()
             if processes.main:
                 on_begin(0 if saved is None else saved.step)
             with folder.log(processes.main) as log:
@@ -209,7 +226,7 @@ def run_training(
                     folder.states.save(state, recipe.train.keep)
 
                 hooks: dict[str, Any] = {"save": save, "on_step": record, "should_stop": should_stop}
-                result = train(model, data, recipe, processes=processes, resume=saved, **hooks)
+                result = train(model, data, recipe, teacher=teacher, processes=processes, resume=saved, **hooks)
             if processes.main:
                 # the command that began the run made it, whichever one ended it
                 with made_with(folder.states.made().get("command")):

@@ -184,12 +184,14 @@ class StateFolder:
 
 @dataclass(frozen=True)
 class RunSpec:
-    """What a run is: `action`, the weights it begins with, the recipe; and `source`, where those weights were read."""
+    """What a run is: `action`, the weights it begins with, the recipe; `source`, where those weights were read; and the
+    `teacher` that the recipe names."""
 
     action: str
     start: Checkpoint
     recipe: Recipe
     source: dict[str, Any]
+    teacher: Checkpoint | None = None
 
     @property
     def dynamic(self) -> bool:
@@ -197,7 +199,8 @@ class RunSpec:
 
     def facts(self) -> dict[str, Any]:
         """What a resumed run has to repeat, flat: `train.lr` and so on."""
-        return {"action": self.action, "start": fingerprint(self.start), **flat(self.recipe.model_dump())}
+        teacher = {} if self.teacher is None else {"teacher": fingerprint(self.teacher)}
+        return {"action": self.action, "start": fingerprint(self.start), **teacher, **flat(self.recipe.model_dump())}
 
 
 @dataclass(frozen=True)

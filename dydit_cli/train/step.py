@@ -53,11 +53,11 @@ class StepResult:
 class Trainer:
     """A model in training with its optimiser and its EMA.
 
-    `start` is the frozen model that the recipe's teacher weight asks for. Raises `DyditError` where processes and
+    `teacher` is the frozen model that the recipe's teacher weight asks for. Raises `DyditError` where processes and
     micro-batches do not divide the batch.
     """
 
-    def __init__(self, model: Backbone, recipe: Recipe, team: Distributed, start: Backbone | None = None) -> None:
+    def __init__(self, model: Backbone, recipe: Recipe, team: Distributed, teacher: Backbone | None = None) -> None:
         parts = team.count * recipe.train.accumulation
         if recipe.train.batch_size % parts:
             raise DyditError(
@@ -69,7 +69,7 @@ class Trainer:
         model.checkpointing = recipe.train.gradient_checkpointing
         model.train()
         self.optimizer, self.ema = make_optimizer(model, recipe), Ema(model, recipe.train.ema_decay)
-        self.objective = Objective(model, recipe.train, start)
+        self.objective = Objective(model, recipe.train, teacher)
         self._shared = team.wrap(self.objective)
         self._parameters = [p for _, p in model.trainable()]
 
@@ -132,8 +132,9 @@ class Trainer:
             target=routing.target(step),
             flops=routing.weight,
             complete=float(routing.complete_every),  # the rarer, the heavier: the mean over steps stays
-            teacher=routing.teacher_weight,
+            teacher=self.recipe.train.teacher_weight,
             cosine=self.recipe.train.cosine_weight,
+            data=self.recipe.train.data_weight,
         )
 
 

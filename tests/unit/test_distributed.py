@@ -31,7 +31,7 @@ SETTINGS = {
     "routing.weight": 20.0,
     "routing.complete_steps": 6,
     "routing.complete_share": 0.25,
-    "routing.teacher_weight": 0.5,
+    "train.teacher_weight": 0.5,
 }
 
 

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
 from dydit_cli.artifacts.run import StepMetrics
+from dydit_cli.compress.prune import prune
 from dydit_cli.data.load import load_data
 from dydit_cli.distributed import Distributed
 from dydit_cli.errors import DyditError
@@ -19,6 +21,7 @@ from dydit_cli.train.batch import Batch, TrainingBatches, complete_samples
 from dydit_cli.train.loop import frozen, train
 from dydit_cli.train.objective import LossWeights, Objective, SampleLosses
 from dydit_cli.train.recipe import Recipe, RoutingRecipe, with_settings
+from dydit_cli.train.run import finetune
 from dydit_cli.train.step import Trainer
 from tests.conftest import randomize
 from tests.unit.test_train import DIGITS, digits_dydit, quick
@@ -77,7 +80,7 @@ def test_min_snr_weighs_the_noise_error_of_each_timestep_alone() -> None:
     """Held against SNR and its clamp written out by hand; the variational term and the ratio stay as they were."""
     model = randomize(digits_dydit()).train()
     batch, recipe = a_batch(model, complete_steps=1), quick().train
-    plain, weighted = (Objective(model, r, start=model)(batch) for r in (recipe, recipe.model_copy(update={"min_snr": 5.0})))
+    plain, weighted = (Objective(model, r, teacher=model)(batch) for r in (recipe, recipe.model_copy(update={"min_snr": 5.0})))
     alpha_bar = np.cumprod(1 - np.linspace(1e-4, 0.02, 1000))[batch.t.numpy()]
     snr = alpha_bar / (1 - alpha_bar)
     weights = torch.from_numpy(np.minimum(snr, 5) / snr).float()
@@ -123,13 +126,39 @@ def test_the_start_model_is_a_target_that_stays() -> None:
     with torch.no_grad():
         torch.nn.init.normal_(model.final_layer.linear.weight, std=0.1)
     before = frozen(model)
-    train(model, load_data("digits"), quick(3, teacher_weight=5.0), on_step=seen.append)
+    train(model, load_data("digits"), with_settings(quick(3), {"train.teacher_weight": 5.0}), on_step=seen.append)
     losses = [m.teacher_loss for m in seen]
     assert losses[0] == pytest.approx(0.0, abs=1e-9)  # everything is on, so it is its own teacher
     assert losses[2] is not None
     assert losses[2] > 1e-6
     assert seen[2].loss - seen[2].mse - seen[2].vb > 4.9 * losses[2]
     assert all(not p.requires_grad for p in before.parameters())
+
+
+def test_another_model_teaches_a_static_one(tmp_path: Path) -> None:
+    """With the data's own weight at 0 the pruned model learns nothing but what the teacher says."""
+    prune("digits-dit", tmp_path / "pruned", keep=0.7)
+    settings = {"train.teacher": "digits-dit", "train.teacher_weight": 1.0, "train.data_weight": 0.0, "train.lr": 3e-4}
+    recipe = with_settings(quick(20), settings)
+    seen = list[StepMetrics]()
+    finetune(tmp_path / "pruned", tmp_path / "run", recipe=recipe, on_step=seen.append)
+    first, last = ([m.teacher_loss or 0.0 for m in seen[part]] for part in (slice(5), slice(-5, None)))
+    assert 0 < sum(last) < 0.8 * sum(first)
+    assert all(m.loss == pytest.approx((m.teacher_loss or 0.0) + m.vb, rel=1e-5) for m in seen)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"train.data_weight": 0}, "both 0: nothing is learned"),
+        ({"train.teacher": "digits-dit"}, "train.teacher needs a train.teacher_weight over 0"),
+        ({"train.teacher": "digits-sit", "train.teacher_weight": 1}, "its process is flow, and the model's is gaussian"),
+    ],
+)
+def test_what_cannot_teach_is_one_line(tmp_path: Path, settings: dict[str, object], message: str) -> None:
+    with pytest.raises(DyditError, match=message):
+        finetune("digits-dit", tmp_path / "run", recipe=quick(1), settings=settings)
+    assert not (tmp_path / "run").exists()
 
 
 def test_noise_from_outside_is_what_the_model_draws_itself() -> None:
@@ -201,7 +230,7 @@ def test_checkpointed_gradients_are_the_same() -> None:
 
 
 def test_bf16_trains_nearly_alike() -> None:
-    recipe = quick(4, complete_steps=2, teacher_weight=0.1)
+    recipe = with_settings(quick(4, complete_steps=2), {"train.teacher_weight": 0.1})
     full, half = (outcome(digits_dydit(1.0), with_settings(recipe, {"train.precision": p})) for p in ("fp32", "bf16"))
     for a, b in zip(full[0], half[0], strict=True):
         assert b.loss == pytest.approx(a.loss, rel=0.05)
