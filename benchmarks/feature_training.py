@@ -23,7 +23,9 @@ from dydit_cli.files import atomic_file, check_output, write_json
 
 EPOCHS, BATCH = 12, 128
 
-FEW = {"digits": (40, 64)}  # epochs and batch of a set of few images
+SCHEDULES = {"digits": (40, 64), "fashion": (10, 256)}  # epochs and batch of a set of few images, and of one of many
+
+POOLED_TWICE = 20  # pixels a side, from which on both convolutions are pooled: a quarter of the work and of the weights
 
 LEARNING_RATE, WEIGHT_DECAY, SMOOTHING = 3e-3, 0.05, 0.05
 
@@ -34,12 +36,13 @@ def train(name: str, epochs: int | None = None, seed: int = 0) -> FeatureNetwork
     The held-out ones play no part. The same seed on the same machine gives the same network.
     """
     images, labels = examples(name)
-    usual, batch = FEW.get(name, (EPOCHS, BATCH))
+    usual, batch = SCHEDULES.get(name, (EPOCHS, BATCH))
     epochs = epochs or usual
     generator = torch.Generator().manual_seed(seed)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        network = FeatureNetwork(images.shape[-1], load_data(name).num_classes)
+        side = images.shape[-1]
+        network = FeatureNetwork(side, load_data(name).num_classes, poolings=2 if side >= POOLED_TWICE else 1)
     optimizer = torch.optim.AdamW(network.parameters(), lr=LEARNING_RATE, weight_decay=WEIGHT_DECAY)
     steps = epochs * -(-len(images) // batch)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, LEARNING_RATE, total_steps=steps)
@@ -85,11 +88,12 @@ def write(name: str, folder: Path, epochs: int | None = None, seed: int = 0) -> 
         "format": format_of(name),
         "format_version": FORMAT_VERSION,
         "features": FEATURES,
+        "poolings": network.poolings,
         "accuracy": accuracy(name, network),
         "held_out": held_out,
         "training_accuracy": accuracy(name, network, held_out=False),
         "training": real_images(name).count,
-        "epochs": epochs or FEW.get(name, (EPOCHS, BATCH))[0],
+        "epochs": epochs or SCHEDULES.get(name, (EPOCHS, BATCH))[0],
         "seed": seed,
         "torch": torch.__version__,
         "seconds": round(time.perf_counter() - start, 1),
