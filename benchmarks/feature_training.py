@@ -17,7 +17,7 @@ from dydit_cli.checkpoint.stream import write_safetensors
 from dydit_cli.data.imagefolder import to_model
 from dydit_cli.data.load import load_data
 from dydit_cli.errors import DyditError
-from dydit_cli.evaluate.feature_network import FACTS_FILE, FEATURES, FORMAT_VERSION, WEIGHTS_FILE, FeatureNetwork, format_of
+from dydit_cli.evaluate.feature_network import FACTS_FILE, FORMAT_VERSION, WEIGHTS_FILE, WIDTH, FeatureNetwork, format_of
 from dydit_cli.evaluate.images import real_images
 from dydit_cli.files import atomic_file, check_output, write_json
 
@@ -87,7 +87,7 @@ def write(name: str, folder: Path, epochs: int | None = None, seed: int = 0) -> 
     facts = {
         "format": format_of(name),
         "format_version": FORMAT_VERSION,
-        "features": FEATURES,
+        "features": WIDTH,
         "poolings": network.poolings,
         "accuracy": accuracy(name, network),
         "held_out": held_out,

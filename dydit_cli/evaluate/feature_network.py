@@ -24,7 +24,7 @@ WEIGHTS_FILE, FACTS_FILE = "model.safetensors", "features.json"
 
 FORMAT_VERSION = 1
 
-FEATURES = 64
+WIDTH = 64  # features
 
 
 class FeatureNetwork(nn.Module):
@@ -38,8 +38,8 @@ class FeatureNetwork(nn.Module):
         self.side, self.poolings = side, poolings
         self.near = nn.Conv2d(1, 16, 3, padding=1)
         self.far = nn.Conv2d(16, 32, 3, padding=1)
-        self.features = nn.Linear(32 * (side // 2**poolings) ** 2, FEATURES)
-        self.head = nn.Linear(FEATURES, classes)
+        self.features = nn.Linear(32 * (side // 2**poolings) ** 2, WIDTH)
+        self.head = nn.Linear(WIDTH, classes)
 
     def forward(self, images: Tensor) -> Tensor:
         x = F.gelu(self.near(images))  # M 16 S S
@@ -91,7 +91,7 @@ def network_extractor(name: str) -> Extractor:
     """The shipped network of the data set `name`, for grey images."""
     network, accuracy = read_network(name)
     facts = {
-        "features": f"{name}-features, {FEATURES} of a network trained on the real {name}",
+        "features": f"{name}-features, {WIDTH} of a network trained on the real {name}",
         "features_accuracy": accuracy,
         "features_sha256": sha256(shipped(name) / WEIGHTS_FILE),
     }
