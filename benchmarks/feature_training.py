@@ -27,6 +27,8 @@ SCHEDULES = {"digits": (40, 64), "fashion": (10, 256)}  # epochs and batch of a 
 
 POOLED_TWICE = 20  # pixels a side, from which on both convolutions are pooled: a quarter of the work and of the weights
 
+AT_ONCE = 1000  # images
+
 LEARNING_RATE, WEIGHT_DECAY, SMOOTHING = 3e-3, 0.05, 0.05
 
 
@@ -76,7 +78,8 @@ def shifted(images: Tensor, generator: torch.Generator) -> Tensor:
 def accuracy(name: str, network: FeatureNetwork, held_out: bool = True) -> float:
     """The share of the real images of `name`, held-out or training ones, that `network` takes for their class."""
     images, labels = examples(name, held_out)
-    return (network.logits(network(images)).argmax(dim=1) == labels).double().mean().item()
+    predicted = torch.cat([network.logits(network(part)).argmax(dim=1) for part in images.split(AT_ONCE)])
+    return (predicted == labels).double().mean().item()
 
 
 def write(name: str, folder: Path, epochs: int | None = None, seed: int = 0) -> dict[str, object]:

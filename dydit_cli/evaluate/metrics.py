@@ -7,6 +7,7 @@ beside them. Shapes: M images, D features, K classes.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -30,6 +31,15 @@ class Gaussian:
     mean: Float
     covariance: Float
     count: int | None = None
+
+    @cached_property
+    def root(self) -> Float:
+        """The symmetric square root of the covariance; directions whose variance is a rounding, of either sign, have none."""
+        variances, directions = np.linalg.eigh((self.covariance + self.covariance.T) / 2)
+        noise = len(variances) * np.finfo(np.float64).eps * max(variances[-1], 0.0)
+        roots = np.sqrt(np.where(variances > noise, variances, 0.0))
+        root: Float = (directions * roots) @ directions.T
+        return root
 
 
 class Moments:
@@ -70,18 +80,9 @@ def frechet_distance(a: Gaussian, b: Gaussian) -> float:
     if a.mean.shape != b.mean.shape or a.covariance.shape != b.covariance.shape:
         raise ValueError(f"{len(a.mean)} features on one side and {len(b.mean)} on the other")
     apart = a.mean - b.mean
-    shared = np.linalg.svd(_root(a.covariance) @ _root(b.covariance), compute_uv=False).sum()
+    shared = np.linalg.svd(a.root @ b.root, compute_uv=False).sum()
     distance = apart @ apart + np.trace(a.covariance) + np.trace(b.covariance) - 2 * shared
     return max(float(distance), 0.0)  # equal Gaussians differ by a rounding, which may have either sign
-
-
-def _root(covariance: Float) -> Float:
-    """The symmetric square root; directions whose variance is a rounding, of either sign, have none."""
-    variances, directions = np.linalg.eigh((covariance + covariance.T) / 2)
-    noise = len(variances) * np.finfo(np.float64).eps * max(variances[-1], 0.0)
-    roots = np.sqrt(np.where(variances > noise, variances, 0.0))
-    root: Float = (directions * roots) @ directions.T
-    return root
 
 
 def inception_score(probabilities: NDArray[Any], split: int = SPLIT) -> float:

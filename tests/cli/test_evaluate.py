@@ -117,7 +117,10 @@ def test_mistakes_are_one_line(room: Path, tmp_path: Path, monkeypatch: pytest.M
     monkeypatch.setitem(sys.modules, "torch_fidelity", None)
     np.savez(tmp_path / "bare.npz", mu=np.zeros(3))
     for arguments, message in (
-        ([room / "pictures", "--features", "vgg"], "no features 'vgg'; choose one of inception, efficientnet, digits, fashion, glyphs"),
+        (
+            [room / "pictures", "--features", "vgg"],
+            "no features 'vgg'; choose one of inception, efficientnet, digits, fashion, glyphs",
+        ),
         ([room / "pictures"], "needs torch-fidelity: pip install 'dydit[evaluate]'"),
         ([room / "pictures", *DIGITS, "--reference", tmp_path / "none"], "no such file; give an ADM .npz, a folder"),
         ([room / "pictures", *DIGITS, "--reference", tmp_path / "bare.npz"], "has mu without sigma"),
