@@ -17,12 +17,11 @@ from dydit_cli.data.imagefolder import to_model
 from dydit_cli.data.load import find_source
 from dydit_cli.devices import pick_device
 from dydit_cli.errors import DyditError
-from dydit_cli.evaluate.feature_network import NETWORKS, network_extractor
 from dydit_cli.evaluate.features import Extractor, FeatureStats, Pixels, extract_features
 from dydit_cli.evaluate.images import FolderImages, Images, Preprocessor, named_images, read_record
-from dydit_cli.evaluate.inception import inception_extractor
 from dydit_cli.evaluate.metrics import NEIGHBOURS, SPLIT, frechet_distance, inception_score, precision_recall
 from dydit_cli.evaluate.reference import NpzImages, Reference, ReferenceStats, open_reference, reference_stats
+from dydit_cli.evaluate.registry import FEATURES
 from dydit_cli.hub import may_be_hub_id
 from dydit_cli.sampling.classes import class_text
 from dydit_cli.version import __version__
@@ -50,9 +49,9 @@ def evaluate(
 ) -> Evaluation:
     """The figures of `images` against `reference` (`open_reference`; None is the extractor's own), in its features.
 
-    For inception `fid`, `sfid`, `inception_score`, `precision`, `recall`; for a data set's own network `frechet`, `recognised`
-    (the share that the set's classifier takes for the class asked for), `precision`, `recall`. Raises `DyditError` for
-    damaged files, moments of other features and fewer than 2 images.
+    They are the `figures` of the extractor: `fid`, `sfid` and `inception_score`, or `frechet`; of a data set's own network
+    `recognised`, the share that the set's classifier takes for the class asked for; `precision` and `recall`. Raises
+    `DyditError` for damaged files, moments of other features and fewer than 2 images.
     """
     reference = reference if isinstance(reference, Reference) else open_reference(reference, extractor)
     if images.count < 2:
@@ -62,13 +61,13 @@ def evaluate(
 
     def batches() -> Iterator[Pixels]:
         for pixels in images.batches(batch, preprocess, on_work):
-            if extractor.data is not None:
+            if "recognised" in extractor.figures:
                 kept.append(pixels)  # for the classifier; they are small
             yield pixels
 
     on_stage("draw and look at samples" if images.per > 1 else "look at samples", images.count, "images", images.per)
     stats = extract_features(extractor, batches())
-    if reference.images is not None:
+    if reference.images is not None and (extractor, preprocess.side) not in reference.known:
         on_stage("look at the reference", reference.images.count, "images", 1)
     against = reference_stats(reference, extractor, preprocess.side, batch, on_work)
     for stored, own in ((against.gaussian, stats.gaussian), (against.spatial, stats.spatial)):
@@ -78,7 +77,7 @@ def evaluate(
                 f"{len(own.mean)}; choose the features that it was made with"
             )
     on_stage("compare", 1, "comparison", 1)
-    figures, facts = compare(extractor.data, images, stats, against, kept, pick_device(device))
+    figures, facts = compare(extractor, images, stats, against, kept, pick_device(device))
     on_work(1)
     classes = images.record.get("classes")
     protocol = {
@@ -94,7 +93,7 @@ def evaluate(
         "resize": preprocess.resize,
         **against.facts,
         "neighbours": NEIGHBOURS,
-        **({"inception_score_split": SPLIT} if extractor.data is None else {}),
+        **({"inception_score_split": SPLIT} if "inception_score" in extractor.figures else {}),
         "device": pick_device(device).type,
         "torch": torch.__version__,
         "dydit": __version__,
@@ -103,45 +102,49 @@ def evaluate(
 
 
 def compare(
-    data: str | None, images: Images, stats: FeatureStats, against: ReferenceStats, pixels: list[Pixels], device: torch.device
+    extractor: Extractor,
+    images: Images,
+    stats: FeatureStats,
+    against: ReferenceStats,
+    pixels: list[Pixels],
+    device: torch.device,
 ) -> tuple[dict[str, float | None], dict[str, Any]]:
-    """The figures, and the protocol's facts about the classifier of the data set `data`, where there is one."""
-    distance = frechet_distance(stats.gaussian, against.gaussian)
+    """The extractor's figures, and the protocol's facts about the classifier, where one of them is of a class."""
+    figures: dict[str, float | None] = dict.fromkeys(extractor.figures)
+    figures[extractor.figures[0]] = frechet_distance(stats.gaussian, against.gaussian)
     facts: dict[str, Any] = {}
-    figures: dict[str, float | None]
-    if data is not None:
-        accuracy, facts = class_accuracy(data, images, pixels)
-        figures = {"frechet": distance, "recognised": accuracy}
-    else:
-        spatial, probabilities = (stats.spatial, against.spatial), stats.probabilities
-        figures = {
-            "fid": distance,
-            "sfid": None if spatial[0] is None or spatial[1] is None else frechet_distance(spatial[0], spatial[1]),
-            "inception_score": None if probabilities is None else inception_score(probabilities),
-        }
-    precision, recall = None, None
-    if against.pool is not None:
-        # mps has no float64
-        device = device if device.type == "cuda" else torch.device("cpu")
-        real, generated = (torch.from_numpy(pool).to(device) for pool in (against.pool, stats.pool))
-        precision, recall = precision_recall(real, generated)
-    return {**figures, "precision": precision, "recall": recall}, facts
+    if "sfid" in figures and stats.spatial is not None and against.spatial is not None:
+        figures["sfid"] = frechet_distance(stats.spatial, against.spatial)
+    if "inception_score" in figures and stats.probabilities is not None:
+        figures["inception_score"] = inception_score(stats.probabilities)
+    if "recognised" in figures:
+        figures["recognised"], facts = recognised(extractor, images, stats, pixels)
+    device = device if device.type == "cuda" else torch.device("cpu")  # mps has no float64
+    manifold = against.manifold(device)
+    if manifold is not None:
+        figures["precision"], figures["recall"] = precision_recall(manifold, torch.from_numpy(stats.pool).to(device))
+    return figures, facts
 
 
-def class_accuracy(data: str, images: Images, pixels: list[Pixels]) -> tuple[float | None, dict[str, Any]]:
-    """The share whose class by the classifier of `data` is the one asked for, and the protocol's facts about it.
+def recognised(
+    extractor: Extractor, images: Images, stats: FeatureStats, pixels: list[Pixels]
+) -> tuple[float | None, dict[str, Any]]:
+    """The share that is taken for the class asked for, None where no class is known; and the protocol's facts about it.
 
-    The share is None where no class is known, or the data set has no classifier.
+    The data set's support-vector classifier says so; where it has none, the head of the network of the features.
     """
     from dydit_cli.evaluate.classifier import classifier
 
-    if find_source(data)[0].classifier is None:
-        return None, {}
-    known = classifier(data)
-    facts = {"judge": f"support-vector classifier of the real {data}", "judge_accuracy": known.accuracy}
-    if images.labels is None:
-        return None, facts
-    return known.class_accuracy(to_model(np.concatenate(pixels)), torch.from_numpy(images.labels)), facts
+    data, labels = extractor.data, images.labels
+    if data is not None and find_source(data)[0].classifier is not None:
+        known = classifier(data)
+        facts = {"judge": f"support-vector classifier of the real {data}", "judge_accuracy": known.accuracy}
+        predicted = None if labels is None else known.predict(to_model(np.concatenate(pixels))).numpy()
+    else:
+        facts = {"judge": "the head of the network of the features", "judge_accuracy": extractor.facts["features_accuracy"]}
+        predicted = None if stats.probabilities is None else stats.probabilities.argmax(axis=1)
+    share = None if labels is None or predicted is None else float((predicted == labels).mean())
+    return share, facts
 
 
 def cautions(extractor: Extractor, images: Images, stats: FeatureStats, against: ReferenceStats) -> list[str]:
@@ -156,9 +159,9 @@ def cautions(extractor: Extractor, images: Images, stats: FeatureStats, against:
                 f"{count} {what} for {width} features: their covariance is singular and the Fréchet distance too high; "
                 f"take more than {width}"
             )
-    if extractor.data is None and images.count < USUAL_COUNT:
+    if "fid" in extractor.figures and images.count < USUAL_COUNT:
         notes.append(f"{images.count:,} images: the fewer, the higher the FID; published ones are of {USUAL_COUNT:,}")
-    if extractor.data is not None and images.labels is None:
+    if "recognised" in extractor.figures and images.labels is None:
         notes.append("no classes are known: nothing can be recognised (name files ...-class7.png, or keep samples.json)")
     if images.count <= NEIGHBOURS and against.pool is not None:
         notes.append(f"recall needs more than {NEIGHBOURS} samples")
@@ -166,8 +169,6 @@ def cautions(extractor: Extractor, images: Images, stats: FeatureStats, against:
         notes.append(f"precision needs more than {NEIGHBOURS} reference images")
     return notes
 
-
-FEATURES = ("inception", *NETWORKS)
 
 CHECKPOINT_NAMES = {"config.json", "model_index.json"}
 
@@ -200,14 +201,13 @@ def find_images(samples: str | Path) -> Images | None:
 
 
 def find_extractor(features: str, *, inception: str | Path | None = None, device: str = "auto") -> Extractor:
-    """The network of `inception`, or a data set's own by its name; `inception` is the file of the first one's weights.
+    """The network of the judge `features`; `inception` is the file of Inception's weights.
 
-    Raises `DyditError` for another name, and where torch-fidelity or the weights are missing.
+    Raises `DyditError` for another name, and where the judge's package or its weights are missing.
     """
-    if features in NETWORKS:
-        if inception is not None:
-            raise DyditError("--inception is for --features inception; leave it out")
-        return network_extractor(features)
-    if features == "inception":
-        return inception_extractor(inception, pick_device(device))
-    raise DyditError(f"no features {features!r}; choose one of {', '.join(FEATURES)}")
+    judge = FEATURES.get(features)
+    if judge is None:
+        raise DyditError(f"no features {features!r}; choose one of {', '.join(FEATURES)}")
+    if inception is not None and not judge.takes_weights:
+        raise DyditError("--inception is for --features inception; leave it out")
+    return judge.open(None if inception is None else Path(inception), pick_device(device))

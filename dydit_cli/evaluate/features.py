@@ -13,6 +13,11 @@ from dydit_cli.evaluate.metrics import Gaussian, Moments
 
 Pixels = NDArray[np.uint8]
 
+# the figures of a judge, in their order; the first is its Fréchet distance, which is called FID in Inception's features alone
+ADM_FIGURES = ("fid", "sfid", "inception_score", "precision", "recall")
+CLASS_FIGURES = ("frechet", "recognised", "precision", "recall")
+DISTANCE_ONLY = ("frechet", "precision", "recall")
+
 
 @dataclass(frozen=True)
 class Features:
@@ -23,13 +28,13 @@ class Features:
     probabilities: NDArray[np.float32] | None = None
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Extractor:
     """A network that takes images of `channels` channels and `side` pixels a side (None: of any size).
 
     `name` is what `--features` calls it, and `data` the data set of whose classes it is, None for a network of all kinds of
     images; `facts` are the protocol's: what network it is, its accuracy where that is known, the sha256 of its weights.
-    `extract` returns the features of M S S C uint8.
+    `extract` returns the features of M S S C uint8, and `figures` are those that it has, the distance first.
     """
 
     name: str
@@ -38,6 +43,7 @@ class Extractor:
     channels: int
     facts: dict[str, Any]
     extract: Callable[[Pixels], Features]
+    figures: tuple[str, ...]
 
 
 @dataclass(frozen=True)

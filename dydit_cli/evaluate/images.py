@@ -60,6 +60,10 @@ class Preprocessor:
         if shrunken is not None:
             self.steps.add(UNDONE)
             return shrunken
+        smallest = smallest_shown(image)
+        if smallest is not image:
+            self.steps.add(UNDONE)
+            return self._resized(smallest, side)
         self.steps.add(RESIZED)
         grey = image.shape[-1] == 1
         square = centre_crop(Image.fromarray(image[..., 0] if grey else image), side)
@@ -85,6 +89,20 @@ def without_enlargement(image: Pixels, side: int) -> Pixels | None:
     small = image[::times, ::times]
     enlarged = small.repeat(times, axis=0).repeat(times, axis=1)
     return small if np.array_equal(enlarged, image) else None
+
+
+def smallest_shown(image: Pixels) -> Pixels:
+    """The smallest image whose pixels the square `image` shows as equal squares; itself where there is none.
+
+    So samples in pictures that were enlarged, and the same ones in an array, are resized from the same pixels.
+    """
+    if image.shape[0] != image.shape[1] or len(image) < 2 or not np.array_equal(image[0], image[1]):
+        return image
+    for side in range(1, image.shape[0]):
+        shrunken = without_enlargement(image, side)
+        if shrunken is not None:
+            return shrunken
+    return image
 
 
 Labels = NDArray[np.int64]

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from dydit_cli.checkpoint.tensors import read_pickle
 from dydit_cli.errors import DyditError
-from dydit_cli.evaluate.features import Extractor, Features, Pixels
+from dydit_cli.evaluate.features import ADM_FIGURES, Extractor, Features, Pixels
 from dydit_cli.files import sha256
 
 PACKAGE, MODULE = "torch_fidelity", "feature_extractor_inceptionv3"
@@ -73,7 +73,7 @@ def inception_extractor(weights: str | Path | None, device: torch.device) -> Ext
         "features_sha256": sha256(path),
         "features_resize": "bilinear to 299 pixels, as TensorFlow 1",
     }
-    return Extractor("inception", None, None, 3, facts, Inception(network, device))
+    return Extractor("inception", None, None, 3, facts, Inception(network, device), ADM_FIGURES)
 
 
 def find_weights(weights: str | Path | None, module: Any) -> Path:

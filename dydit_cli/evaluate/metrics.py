@@ -7,6 +7,7 @@ beside them. Shapes: M images, D features, K classes.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -30,6 +31,15 @@ class Gaussian:
     mean: Float
     covariance: Float
     count: int | None = None
+
+    @cached_property
+    def root(self) -> Float:
+        """The symmetric square root of the covariance; directions whose variance is a rounding, of either sign, have none."""
+        variances, directions = np.linalg.eigh((self.covariance + self.covariance.T) / 2)
+        noise = len(variances) * np.finfo(np.float64).eps * max(variances[-1], 0.0)
+        roots = np.sqrt(np.where(variances > noise, variances, 0.0))
+        root: Float = (directions * roots) @ directions.T
+        return root
 
 
 class Moments:
@@ -70,18 +80,9 @@ def frechet_distance(a: Gaussian, b: Gaussian) -> float:
     if a.mean.shape != b.mean.shape or a.covariance.shape != b.covariance.shape:
         raise ValueError(f"{len(a.mean)} features on one side and {len(b.mean)} on the other")
     apart = a.mean - b.mean
-    shared = np.linalg.svd(_root(a.covariance) @ _root(b.covariance), compute_uv=False).sum()
+    shared = np.linalg.svd(a.root @ b.root, compute_uv=False).sum()
     distance = apart @ apart + np.trace(a.covariance) + np.trace(b.covariance) - 2 * shared
     return max(float(distance), 0.0)  # equal Gaussians differ by a rounding, which may have either sign
-
-
-def _root(covariance: Float) -> Float:
-    """The symmetric square root; directions whose variance is a rounding, of either sign, have none."""
-    variances, directions = np.linalg.eigh((covariance + covariance.T) / 2)
-    noise = len(variances) * np.finfo(np.float64).eps * max(variances[-1], 0.0)
-    roots = np.sqrt(np.where(variances > noise, variances, 0.0))
-    root: Float = (directions * roots) @ directions.T
-    return root
 
 
 def inception_score(probabilities: NDArray[Any], split: int = SPLIT) -> float:
@@ -103,19 +104,35 @@ def inception_score(probabilities: NDArray[Any], split: int = SPLIT) -> float:
     return float(np.mean(scores))
 
 
-def precision_recall(reference: Tensor, samples: Tensor, k: int = NEIGHBOURS) -> tuple[float | None, float | None]:
+@dataclass(frozen=True, eq=False)
+class Manifold:
+    """features: M x D float64, less `centre` (D,); radii: (M,), `manifold_radii` of them, or None for too few images."""
+
+    centre: Tensor
+    features: Tensor
+    radii: Tensor | None
+
+    @classmethod
+    def of(cls, features: Tensor, k: int = NEIGHBOURS, centre: Tensor | None = None) -> Manifold:
+        """features: M x D, real. Without a `centre` it is their mean: products of centred features cancel less."""
+        features = features.double()
+        centre = features.mean(dim=0) if centre is None else centre
+        features = features - centre
+        return cls(centre, features, manifold_radii(features, k) if len(features) > k else None)
+
+
+def precision_recall(reference: Tensor | Manifold, samples: Tensor, k: int = NEIGHBOURS) -> tuple[float | None, float | None]:
     """Improved precision and recall (Kynkäänniemi et al., arXiv 1904.06991, eq. 1 and 2).
 
-    `reference`: M x D, `samples`: M' x D, real, on one device. Precision is the share of samples that lie in the
-    manifold of the reference: within some reference image's distance to its `k`-th nearest other one. Recall is the
-    share of reference images that lie in the samples' manifold. A manifold needs more than `k` images: where there are
+    `reference`: M x D or its manifold, `samples`: M' x D, real, on one device. Precision is the share of samples that lie
+    in the manifold of the reference: within some reference image's distance to its `k`-th nearest other one. Recall is
+    the share of reference images that lie in the samples' manifold. A manifold needs more than `k` images: where there are
     fewer, its figure is None. Memory is that of the features and of one block of distances.
     """
-    # products of centred features cancel less
-    centre = reference.double().mean(dim=0)
-    real, generated = reference.double() - centre, samples.double() - centre
-    precision = inside(generated, real, manifold_radii(real, k)) if len(real) > k else None
-    recall = inside(real, generated, manifold_radii(generated, k)) if len(generated) > k else None
+    real = reference if isinstance(reference, Manifold) else Manifold.of(reference, k)
+    generated = Manifold.of(samples, k, real.centre)
+    precision = None if real.radii is None else inside(generated.features, real.features, real.radii)
+    recall = None if generated.radii is None else inside(real.features, generated.features, generated.radii)
     return precision, recall
 
 

@@ -6,12 +6,13 @@ import math
 import zipfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import IO, Any
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
 from dydit_cli.errors import DyditError
@@ -25,12 +26,14 @@ from dydit_cli.evaluate.images import (
     named_images,
     read_record,
 )
-from dydit_cli.evaluate.metrics import Gaussian
+from dydit_cli.evaluate.metrics import Gaussian, Manifold
 from dydit_cli.files import sha256
 
 IMAGES, LABELS = "arr_0", "arr_1"
 
 POOL, SPATIAL = ("mu", "sigma"), ("mu_s", "sigma_s")
+
+LARGEST_MANIFOLD = 10_000  # images of a reference that precision and recall are against: as many as ADM's batches hold
 
 LARGEST_HEADER = 10_000  # bytes, numpy's own limit
 
@@ -142,11 +145,31 @@ def _header(file: IO[bytes]) -> tuple[tuple[int, ...], bool, np.dtype[Any]]:
     return read(file, max_header_size=LARGEST_HEADER)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
+class ReferenceStats:
+    """The reference in an extractor's features: the Gaussian; the spatial one or None; the pool features M x D of its images,
+    at most 10,000 of them, or None; the protocol's facts; and notes on what it lacks."""
+
+    gaussian: Gaussian
+    spatial: Gaussian | None
+    pool: NDArray[np.float32] | None
+    facts: dict[str, Any]
+    notes: list[str]
+    _manifolds: dict[torch.device, Manifold] = field(default_factory=dict)
+
+    def manifold(self, device: torch.device) -> Manifold | None:
+        """Of its pool features, on `device`, computed once; None where it has none."""
+        if self.pool is not None and device not in self._manifolds:
+            self._manifolds[device] = Manifold.of(torch.from_numpy(self.pool).to(device))
+        return self._manifolds.get(device)
+
+
+@dataclass(frozen=True, eq=False)
 class Reference:
     """A reference before any feature is computed: `images`, or moments, or both.
 
-    `digest` returns the sha256 of the file, of a folder's names and files, or of a data set's pixels, in hexadecimal.
+    `digest` returns the sha256 of the file, of a folder's names and files, or of a data set's pixels, in hexadecimal. `known`
+    holds what was computed of it, by extractor and side: a study compares every row with the same reference.
     """
 
     name: str
@@ -154,25 +177,17 @@ class Reference:
     digest: Callable[[], str]
     gaussian: Gaussian | None = None
     spatial: Gaussian | None = None
-
-
-@dataclass(frozen=True)
-class ReferenceStats:
-    """The reference in an extractor's features: the Gaussian; the spatial one or None; the pool features M x D of its images
-    or None; the protocol's facts; and notes on what it lacks."""
-
-    gaussian: Gaussian
-    spatial: Gaussian | None
-    pool: NDArray[np.float32] | None
-    facts: dict[str, Any]
-    notes: list[str]
+    known: dict[tuple[Extractor, int | None], ReferenceStats] = field(default_factory=dict)
 
 
 def open_reference(reference: str | Path | None, extractor: Extractor) -> Reference:
     """Raises `DyditError` where it is missing, or holds neither moments nor images."""
     if reference is None:
         if extractor.data is None:
-            raise DyditError(f"--features {extractor.name} needs a --reference: an ADM .npz, or a folder of real images")
+            raise DyditError(
+                f"--features {extractor.name} needs a --reference: an ADM .npz, a folder of real images, or a data set such as "
+                "fashion"
+            )
         reference = extractor.data
     path, named = Path(reference), named_images(str(reference))
     images = named or (FolderImages(path) if path.is_dir() else None)
@@ -198,8 +213,11 @@ def reference_stats(
 ) -> ReferenceStats:
     """The features of the reference's images, brought to the samples' `side`; stored moments stand before computed ones.
 
+    What is known of it already is returned again. Of more than 10,000 images so many, evenly spread, are kept in the pool.
     Raises `DyditError` where stored moments are of other features, or there are fewer than 2 images.
     """
+    if (extractor, side) in reference.known:
+        return reference.known[extractor, side]
     preprocess, notes = Preprocessor(side, extractor.channels), []
     stats = None
     if reference.images is not None:
@@ -209,7 +227,7 @@ def reference_stats(
     moments = reference if reference.gaussian is not None else stats
     if moments is None or moments.gaussian is None:
         raise DyditError(f"{reference.name}: has neither moments nor images; give an ADM reference batch")
-    if extractor.data is None and moments.spatial is None:
+    if "sfid" in extractor.figures and moments.spatial is None:
         notes.append(f"{reference.name} has no {' and '.join(SPATIAL)}: no sFID")
     if stats is None:
         notes.append(f"{reference.name} has no images ({IMAGES}): no precision and recall")
@@ -220,4 +238,10 @@ def reference_stats(
         "reference_sha256": reference.digest(),
         "reference_resize": preprocess.resize,
     }
-    return ReferenceStats(moments.gaussian, moments.spatial, stats.pool if stats else None, facts, notes)
+    pool = stats.pool if stats else None
+    if pool is not None and len(pool) > LARGEST_MANIFOLD:
+        pool = pool[np.linspace(0, len(pool) - 1, LARGEST_MANIFOLD).round().astype(np.int64)]
+        facts["precision_recall"] = f"against {LARGEST_MANIFOLD:,} of the reference's images, evenly spread"
+    known = ReferenceStats(moments.gaussian, moments.spatial, pool, facts, notes)
+    reference.known[extractor, side] = known
+    return known

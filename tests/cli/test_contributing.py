@@ -14,6 +14,7 @@ import pytest
 from dydit_cli.compress.criteria import CRITERIA
 from dydit_cli.data.registry import SOURCES
 from dydit_cli.diffusion.options import SAMPLERS
+from dydit_cli.evaluate.registry import FEATURES
 from dydit_cli.figures import base as figures
 from dydit_cli.model import families
 from dydit_cli.model.routers import WIDTH_ROUTERS
@@ -28,7 +29,7 @@ SMALL = ("input_size=8", "patch_size=4", "hidden_size=24", "depth=1", "num_heads
 def registered(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     figures.all_figures()
     registries: tuple[dict[str, Any], ...] = (
-        families._registered, WIDTH_ROUTERS, figures._figures, CRITERIA, SOURCES, SAMPLERS
+        families._registered, WIDTH_ROUTERS, figures._figures, CRITERIA, SOURCES, SAMPLERS, FEATURES
     )  # fmt: skip
     before = [dict(registry) for registry in registries]
     monkeypatch.syspath_prepend(str(tmp_path))
@@ -36,7 +37,7 @@ def registered(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None
         (tmp_path / f"contributed_{i}.py").write_text(code, encoding="utf-8")
         monkeypatch.delitem(sys.modules, f"contributed_{i}", raising=False)
         importlib.import_module(f"contributed_{i}")
-    assert [len(registry) - len(old) for registry, old in zip(registries, before, strict=True)] == [1] * 6
+    assert [len(registry) - len(old) for registry, old in zip(registries, before, strict=True)] == [1] * 7
     yield
     for registry, old in zip(registries, before, strict=True):
         for name in registry.keys() - old.keys():
@@ -55,6 +56,7 @@ def test_the_examples_and_their_commands(tmp_path: Path) -> None:
         ["prune", static, tmp_path / "pruned", "--method", "first", *cpu],
         ["finetune", static, "--data", "grey", *flat, "--out", tmp_path / "tuned", *cpu],
         ["sample", dynamic, "--sampler", "little", "--num", 1, "--out", tmp_path / "samples", *cpu],
+        ["evaluate", "digits:held-out", "--features", "thumbnail", "--reference", "digits", *cpu],
         ["profile", dynamic, "--images", 1, "--steps", 2, "--out", profile, *cpu],
         ["visualize", profile, "--figure", "ratio", "--out", tmp_path / "ratio.png", "--data"],
     ):  # fmt: skip

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ import numpy as np
 import pytest
 
 from dydit_cli.cli.commands.evaluate import OF_IMAGES
-from dydit_cli.evaluate import evaluate as find
+from dydit_cli.evaluate.registry import FEATURES
 from tests.processes import dydit
 from tests.unit.test_evaluate_networks import STAND_IN
 
@@ -98,7 +99,7 @@ def test_unlabelled_images_are_not_recognised(tmp_path: Path) -> None:
 
 
 def test_the_figures_of_inception(room: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(find, "inception_extractor", lambda weights, place: STAND_IN)
+    monkeypatch.setitem(FEATURES, "inception", replace(FEATURES["inception"], open=lambda weights, device: STAND_IN))
     pixels = np.random.default_rng(0).integers(0, 256, (20, 8, 8, 3)).astype(np.uint8)
     np.savez(tmp_path / "ref.npz", pixels)
     command = ["evaluate", room / "array", "--reference", tmp_path / "ref.npz", "--device", "cpu"]
@@ -116,7 +117,10 @@ def test_mistakes_are_one_line(room: Path, tmp_path: Path, monkeypatch: pytest.M
     monkeypatch.setitem(sys.modules, "torch_fidelity", None)
     np.savez(tmp_path / "bare.npz", mu=np.zeros(3))
     for arguments, message in (
-        ([room / "pictures", "--features", "vgg"], "no features 'vgg'; choose one of inception, digits, glyphs"),
+        (
+            [room / "pictures", "--features", "vgg"],
+            "no features 'vgg'; choose one of inception, efficientnet, digits, fashion, glyphs",
+        ),
         ([room / "pictures"], "needs torch-fidelity: pip install 'dydit[evaluate]'"),
         ([room / "pictures", *DIGITS, "--reference", tmp_path / "none"], "no such file; give an ADM .npz, a folder"),
         ([room / "pictures", *DIGITS, "--reference", tmp_path / "bare.npz"], "has mu without sigma"),

@@ -246,7 +246,7 @@ def test_the_bundled_sets_by_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
 
 
 def test_features_by_name() -> None:
-    with pytest.raises(DyditError, match="no features 'vgg'; choose one of inception, digits, glyphs"):
+    with pytest.raises(DyditError, match="no features 'vgg'; choose one of inception, efficientnet, digits, fashion, glyphs"):
         find_extractor("vgg")
     with pytest.raises(DyditError, match="--inception is for --features inception"):
         find_extractor("digits", inception="x.pth")

@@ -18,7 +18,7 @@ from benchmarks import feature_training
 from dydit_cli.errors import DyditError
 from dydit_cli.evaluate.evaluate import evaluate
 from dydit_cli.evaluate.feature_network import network_extractor, read_network, shipped
-from dydit_cli.evaluate.features import Extractor, Features, Pixels, extract_features
+from dydit_cli.evaluate.features import ADM_FIGURES, Extractor, Features, Pixels, extract_features
 from dydit_cli.evaluate.images import ArrayImages, real_images
 from dydit_cli.evaluate.inception import WEIGHTS_FILE, fidelity_module, inception_extractor
 from dydit_cli.evaluate.metrics import Gaussian, frechet_distance, inception_score
@@ -36,7 +36,7 @@ def random_features(pixels: Pixels) -> Features:
 
 
 # Inception's contract with random projections: 6 pool features, 5 spatial ones, 4 classes
-STAND_IN = Extractor("inception", None, None, 3, {"features": "random"}, random_features)
+STAND_IN = Extractor("inception", None, None, 3, {"features": "random"}, random_features, ADM_FIGURES)
 
 
 def noise(count: int, seed: int, high: int = 256) -> Pixels:

@@ -16,6 +16,7 @@ from dydit_cli.checkpoint.options import LoadOptions
 from dydit_cli.cli import console, options
 from dydit_cli.cli.build import Typed
 from dydit_cli.errors import DyditError
+from dydit_cli.evaluate.registry import features_help
 from dydit_cli.options import Arg, Opt
 from dydit_cli.sampling.options import SamplingConfig
 
@@ -44,12 +45,10 @@ def evaluate(
         Opt(
             "An ADM reference batch (.npz), a folder of real images, or a data set: digits, digits:held-out, ...",
             metavar="REF",
-            default="of digits and glyphs: the real ones of the training set",
+            default="of a set's own features: its real ones to train on",
         ),
     ] = None,
-    features: Annotated[
-        str, Opt("inception (FID, sFID, IS, precision, recall), digits or glyphs (for the bundled sets).")
-    ] = "inception",
+    features: Annotated[str, Opt(features_help(), metavar="JUDGE")] = "inception",
     inception: Annotated[
         Path | None, Opt("torch-fidelity's file of Inception weights.", metavar="PATH", default="in PyTorch's hub cache")
     ] = None,
