@@ -1,28 +1,27 @@
-"""How much each attention head and each MLP channel of a static model matters, by one of several criteria.
+"""Pruning the width: how much each attention head and each MLP channel of a static model matters, by one of several criteria.
 
 A criterion takes the model and the `CalibrationData` that it may look at, and gives a score to every head and channel of every
 block; higher is kept. Scores are compared within a block and a site only, so their scale is free. A new one is a function with
 `@criterion`.
 
-Legend: L depth, H heads, F MLP width, B batch, C channels, S size, T timesteps.
+Legend: L depth, H heads, F MLP width, T timesteps.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from dydit_cli.data.dataset import Dataset, batches
-from dydit_cli.diffusion.objective import LossTerms
-from dydit_cli.diffusion.options import MOST_TIMESTEPS
-from dydit_cli.diffusion.process import process_of, times
+from dydit_cli.compress.calibration import BatchLosses, CalibrationData
+from dydit_cli.compress.methods import Kept, PruningMethod, register
+from dydit_cli.diffusion.process import times
 from dydit_cli.errors import DyditError
 from dydit_cli.model.backbone import Backbone
 from dydit_cli.model.config import ModelConfig
-from dydit_cli.seeds import check_seed
+from dydit_cli.model.macs import attention_macs, mlp_macs
 
 
 @dataclass(frozen=True)
@@ -34,61 +33,68 @@ class Scores:
     seen: str = "the weights alone"
 
 
-def _ignore(amount: int = 1) -> None:
-    pass
+Score = Callable[[Backbone, CalibrationData], Scores]
 
 
 @dataclass(frozen=True)
-class CalibrationData:
-    """What a criterion may look at beside the weights: `batches` of `batch_size` images of `data`, all chance from `seed`.
+class Criterion(PruningMethod):
+    """Keeps the heads and channels of the highest scores, in every block as many as in the others.
 
-    `timesteps` and `threshold` are `diff`'s: so many timesteps, of which those count whose loss is at least that share of
-    the largest. `on_work` is told of every forward pass. Raises `DyditError` for a number out of range.
+    `score` takes the model and what it may look at; `count(data)` is how many forward passes it takes with each batch.
     """
 
-    seed: int = 0
-    data: Dataset | None = None
-    batches: int = 1
-    batch_size: int = 64
-    timesteps: int = 50
-    threshold: float = 0.05
-    on_work: Callable[[int], None] = _ignore
-
-    def __post_init__(self) -> None:
-        check_seed(self.seed)
-        for what, value in (("batches", self.batches), ("images in a batch", self.batch_size)):
-            if value < 1:
-                raise DyditError(f"{value} {what}; importance is measured on at least 1")
-        if not 1 <= self.timesteps <= MOST_TIMESTEPS:
-            raise DyditError(f"{self.timesteps} timesteps; choose 1 to {MOST_TIMESTEPS}")
-        if not 0 <= self.threshold <= 1:
-            raise DyditError(f"threshold {self.threshold:g}; it is a share of the largest loss, from 0 to 1")
-
-
-@dataclass(frozen=True)
-class Criterion:
-    """`score` takes the model and what it may look at. `batches` is how many it looks at by default, 0 for none, and
-    `passes(data)` how many forward passes one takes, for the progress shown."""
-
-    score: Callable[[Backbone, CalibrationData], Scores]
+    score: Score
     batches: int = 0
-    passes: Callable[[CalibrationData], int] = lambda data: 1
+    count: Callable[[CalibrationData], int] = lambda data: 1
 
+    def smaller(self, config: ModelConfig, keep: float) -> ModelConfig:
+        return narrower(config, keep)
 
-CRITERIA: dict[str, Criterion] = {}
-Score = Callable[[Backbone, CalibrationData], Scores]
+    def passes(self, config: ModelConfig, smaller: ModelConfig, data: CalibrationData) -> int:
+        return self.count(data)
+
+    def choose(self, model: Backbone, smaller: ModelConfig, data: CalibrationData) -> Kept:
+        scores = self.score(model, data)
+        heads, channels = chosen(scores, smaller)
+        return Kept(list(range(smaller.depth)), list(heads), list(channels), scores.seen)
 
 
 def criterion(
     name: str, *, batches: int = 0, passes: Callable[[CalibrationData], int] = lambda data: 1
 ) -> Callable[[Score], Score]:
-    """Registers a function as the pruning criterion `name`; see `Criterion`."""
+    """Registers a function as the `score` of the pruning criterion `name`; see `Criterion`."""
 
-    def register(score: Score) -> Score:
-        CRITERIA[name] = Criterion(score, batches, passes)
+    def decorate(score: Score) -> Score:
+        register(name, Criterion(score, batches, passes))
         return score
 
-    return register
+    return decorate
+
+
+def narrower(config: ModelConfig, keep: float) -> ModelConfig:
+    """`config` with the share `keep` of its heads, at least one, and the MLP width that brings attention and MLP of a block
+    together nearest to `keep` of their MACs.
+
+    Raises `DyditError` where `keep` is less than a head and a channel cost.
+    """
+    H, F = config.num_heads, config.mlp_hidden
+    heads, both = max(1, round(keep * H)), attention_macs(config) + mlp_macs(config)
+    channel = mlp_macs(config) // F
+    attention = attention_macs(config) // H * heads
+    width = min(F, round((keep * both - attention) / channel))
+    if width < 1:
+        least = (attention + channel) / both
+        raise DyditError(f"share to keep {keep:g}: with {heads} of {H} heads and one channel it is {least:.3f}; keep more")
+    return config.narrowed(heads, width)
+
+
+def chosen(scores: Scores, config: ModelConfig) -> tuple[Tensor, Tensor]:
+    """Which heads (L x kept) and channels (L x kept) of each block `config`, the narrower one, has room for, ascending."""
+    kept = ((scores.heads, config.num_heads), (scores.channels, config.mlp_hidden))
+    heads, channels = (
+        score.argsort(dim=1, descending=True, stable=True)[:, :count].sort(dim=1).values for score, count in kept
+    )
+    return heads, channels
 
 
 def structure_sums(values: Mapping[str, Tensor], config: ModelConfig) -> tuple[Tensor, Tensor]:
@@ -129,9 +135,6 @@ def magnitude(model: Backbone, data: CalibrationData) -> Scores:
     return Scores(heads.sqrt(), channels.sqrt())
 
 
-LABEL_DROPOUT = 0.1  # as in training
-
-
 @criterion("taylor", batches=16)
 def taylor(model: Backbone, data: CalibrationData) -> Scores:
     """The mean over batches of |sum of w dL/dw|, L the training loss with the batch's timesteps spread over the schedule."""
@@ -142,7 +145,7 @@ def taylor(model: Backbone, data: CalibrationData) -> Scores:
         losses.at(x0, y, t, losses.noise(x0)).loss.mean().backward()
         data.on_work(1)
         total.add()
-    return total.scores(f"{_images(data)}, timesteps spread over the schedule")
+    return total.scores(f"{data.images}, timesteps spread over the schedule")
 
 
 @criterion("diff", batches=1, passes=lambda data: 2 * data.timesteps)
@@ -173,40 +176,13 @@ def diff(model: Backbone, data: CalibrationData) -> Scores:
         total.add()
     mean = counted / data.batches
     return total.scores(
-        f"{_images(data)}, {mean:g} of {len(timesteps)} timesteps with {data.threshold:g} of the largest loss or more"
+        f"{data.images}, {mean:g} of {len(timesteps)} timesteps with {data.threshold:g} of the largest loss or more"
     )
 
 
 def contributing(losses: Tensor, threshold: float) -> Tensor:
     """The places in losses (T,) whose loss is at least `threshold` times the largest, ascending."""
     return (losses >= threshold * losses.max()).nonzero().squeeze(1)
-
-
-class BatchLosses:
-    """The model's losses on the batches of the calibration data, with all chance drawn on the cpu by `generator`."""
-
-    def __init__(self, model: Backbone, data: CalibrationData) -> None:
-        assert data.data is not None
-        self._model, self._calibration, self._data = model, data, data.data
-        self.process = process_of(model.config)
-        self.generator = torch.Generator().manual_seed(data.seed)
-
-    def batches(self) -> Iterator[tuple[Tensor, Tensor]]:
-        """Images B C S S and labels B, a tenth of which stand for none."""
-        stream = batches(self._data, self._calibration.batch_size, self.generator)
-        for _ in range(self._calibration.batches):
-            x0, y = next(stream)
-            dropped = torch.rand(len(y), generator=self.generator) < LABEL_DROPOUT
-            yield x0, torch.where(dropped, torch.full_like(y, self._model.config.null_class), y)
-
-    def noise(self, x0: Tensor) -> Tensor:
-        return torch.randn(x0.shape, generator=self.generator)
-
-    def at(self, x0: Tensor, y: Tensor, t: Tensor, noise: Tensor) -> LossTerms:
-        device, dtype = self._model.device, self._model.dtype
-        x0, noise, t, y = x0.to(device, dtype), noise.to(device, dtype), t.to(device), y.to(device)
-        x_t = self.process.add_noise(x0, t, noise)
-        return self.process.losses(self._model(x_t, t, y), x0, x_t, t, noise)
 
 
 class _Total:
@@ -232,8 +208,3 @@ class _Total:
 
     def scores(self, seen: str) -> Scores:
         return Scores(self._heads / self._batches, self._channels / self._batches, seen)
-
-
-def _images(data: CalibrationData) -> str:
-    assert data.data is not None
-    return f"{data.batches} x {data.batch_size} images of {data.data.name}"

@@ -29,20 +29,24 @@ class ConvertOptions:
 
 @dataclass(frozen=True)
 class PruneOptions:
-    """`method` keeps the share `keep` of the blocks' MACs: `random` (under `seed`), `magnitude`, `taylor` or `diff`
-    (Diff-Pruning). The last two look at `batches` (16 and 1 by default) of `batch_size` images of `data`, by default what
-    the checkpoint was trained on; `timesteps` and `threshold` are `diff`'s, see `CalibrationData`."""
+    """`method` keeps the share `keep` of the blocks' MACs: of every block the heads and channels that `random` (under `seed`),
+    `magnitude`, `taylor` or `diff` (Diff-Pruning) takes; or whole blocks, `depth`. The last three look at `batches` (16, 1 and
+    4 by default) of `batch_size` images of `data`, by default what the checkpoint was trained on; `timesteps` and `threshold`
+    are `diff`'s, see `CalibrationData`."""
 
-    method: Annotated[str, Opt("What is kept: by random, by magnitude, by taylor, or by diff (Diff-Pruning).")] = "magnitude"
+    method: Annotated[
+        str,
+        Opt("What is kept of each block: by random, magnitude, taylor or diff (Diff-Pruning); or depth: which blocks."),
+    ] = "magnitude"
     keep: Annotated[float, Opt("The share of the blocks' MACs to keep.", metavar="SHARE")] = 0.5
     data: Annotated[
         str | None,
         Opt(
-            "What taylor and diff look at: digits, fashion, glyphs, idx:PATH, imagefolder:PATH or latents:PATH.",
+            "What taylor, diff and depth look at: digits, fashion, glyphs, idx:PATH, imagefolder:PATH or latents:PATH.",
             default="what CKPT was trained on",
         ),
     ] = None
-    batches: Annotated[int | None, Opt("Batches that they look at.", metavar="N", default="taylor 16, diff 1")] = None
+    batches: Annotated[int | None, Opt("Batches that they look at.", metavar="N", default="taylor 16, diff 1, depth 4")] = None
     batch_size: Annotated[int, Opt("Images in a batch.", metavar="N")] = 64
     timesteps: Annotated[int, Opt("Timesteps at which diff looks at each batch.", metavar="N")] = 50
     threshold: Annotated[float, Opt("diff leaves out timesteps with less than this share of the largest loss.")] = 0.05

@@ -40,3 +40,17 @@ def narrowed(weights: Mapping[str, Tensor], config: ModelConfig, kept: Mapping[s
         for site in config.sites(i):
             result |= site.select(weights, block, kept[site.structure][i])
     return result
+
+
+def shallower(weights: Mapping[str, Tensor], config: ModelConfig, kept: Sequence[int]) -> Weights:
+    """`weights` of a model of `config` with the blocks of these numbers alone, in their order and numbered anew."""
+    names = config.block_names()
+    new = {names[i]: name for i, name in zip(kept, names, strict=False)}
+    result: Weights = {}
+    for name, w in weights.items():
+        match = config.blocks.match(name)
+        if match is None:
+            result[name] = w
+        elif match.group(1) in new:
+            result[new[match.group(1)] + name[match.end(1) :]] = w
+    return result

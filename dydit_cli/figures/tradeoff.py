@@ -37,6 +37,7 @@ STYLES = {
     "magnitude": MethodStyle("magnitude pruning", ORANGE, "s", "--", "keep {:g}"),
     "taylor": MethodStyle("Taylor pruning", GREEN, "^", "-.", "keep {:g}"),
     "diff": MethodStyle("Diff pruning", "#CC79A7", "v", ":", "keep {:g}"),
+    "depth": MethodStyle("depth pruning", "#D55E00", "d", "--", "keep {:g}"),
     "random": MethodStyle("random pruning", GREY, "x", "--", "keep {:g}"),
     "tome": MethodStyle("ToMe", "#56B4E9", "P", "-.", "{:g} merged"),
 }

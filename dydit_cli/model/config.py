@@ -150,6 +150,10 @@ class ModelConfig(ABC):
         """What the names of each block's weights begin with, without the dot."""
         return [f"blocks.{i}" for i in range(self.depth)]
 
+    def layers(self) -> list[tuple[int, ...]]:
+        """The blocks' numbers, those together of which none can be left out alone; all layers are of the same size."""
+        return [(i,) for i in range(self.depth)]
+
     def block_title(self, block: int) -> str:
         """What figures call a block: its number, and its kind where there are several."""
         return str(block)

@@ -8,16 +8,16 @@ from typing import Annotated
 
 from pydantic import AfterValidator, Field, model_validator
 
-from dydit_cli.compress.criteria import CRITERIA
+from dydit_cli.compress.methods import pruning_methods
 from dydit_cli.recipe_files import Section, Seed
 from dydit_cli.train.recipe import SamplingSection, read_as
 
 Share = Annotated[float, Field(gt=0, le=1)]
 
 
-def _criterion(name: str) -> str:
-    if name not in CRITERIA:
-        *names, last = map(repr, CRITERIA)
+def _pruning(name: str) -> str:
+    if name not in pruning_methods():
+        *names, last = map(repr, pruning_methods())
         raise ValueError(f"input should be {', '.join(names)} or {last}")
     return name
 
@@ -36,7 +36,7 @@ class MethodsPart(Section):
 
     control: bool = Field(default=True, description="the static model, fine-tuned as long")
     dydit: tuple[Share, ...] = Field(default=(), description="lambdas")
-    prune: tuple[Annotated[str, AfterValidator(_criterion)], ...] = Field(default=(), description="criteria of pruning")
+    prune: tuple[Annotated[str, AfterValidator(_pruning)], ...] = Field(default=(), description="methods of pruning")
     keep: tuple[Share, ...] | None = Field(default=None, description="shares that pruning keeps; by default the lambdas")
     tome: tuple[Annotated[float, Field(gt=0, lt=1)], ...] = Field(default=(), description="shares of tokens that are merged")
 

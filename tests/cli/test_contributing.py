@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from dydit_cli.compress.criteria import CRITERIA
+from dydit_cli.compress import methods
 from dydit_cli.data.registry import SOURCES
 from dydit_cli.diffusion.options import SAMPLERS
 from dydit_cli.evaluate.registry import FEATURES
@@ -28,8 +28,9 @@ SMALL = ("input_size=8", "patch_size=4", "hidden_size=24", "depth=1", "num_heads
 @pytest.fixture
 def registered(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     figures.all_figures()
+    methods.pruning_methods()
     registries: tuple[dict[str, Any], ...] = (
-        families._registered, WIDTH_ROUTERS, figures._figures, CRITERIA, SOURCES, SAMPLERS, FEATURES
+        families._registered, WIDTH_ROUTERS, figures._figures, methods._methods, SOURCES, SAMPLERS, FEATURES
     )  # fmt: skip
     before = [dict(registry) for registry in registries]
     monkeypatch.syspath_prepend(str(tmp_path))

@@ -6,11 +6,13 @@ import json
 from pathlib import Path
 
 import pytest
+import torch
 
 from dydit_cli.checkpoint.checkpoint import Checkpoint
 from dydit_cli.checkpoint.native import write
 from dydit_cli.checkpoint.read import read
 from dydit_cli.model.families.dit import DiT, DyDiT, DyDiTConfig
+from dydit_cli.model.macs import static_macs
 from tests.cli.conftest import FAST, SMALL
 from tests.conftest import randomize
 from tests.processes import dydit
@@ -35,7 +37,8 @@ def test_the_example_in_the_help_works(tmp_path: Path, monkeypatch: pytest.Monke
     assert shown.exit_code == 0, shown.output
     words = " ".join(shown.stdout.split())
     for part in (
-        "heads 3 of 6 in each of 6 blocks (attention width 48 of 96)",
+        "blocks 6 of 6: 0, 1, 2, 3, 4, 5",
+        "heads 3 of 6 in each block (attention width 48 of 96)",
         "MLP channels 192 of 384 in each block",
         "parameters 730,370 of 1,064,162",
         "MACs 24.31 MMACs of 47.91 MMACs per forward and image: 0.508",
@@ -60,6 +63,36 @@ def test_every_method_reports_the_same_macs(room: Path, tmp_path: Path, method: 
     assert report["routed_ratio"] == 0.5
     assert report["ratio"] == report["macs"] / report["macs_before"] < 1
     assert [len(block) for block in report["kept_heads"]] == [2, 2]
+    assert report["kept_blocks"] == [0, 1]
+
+
+def test_depth_drops_whole_blocks(tmp_path: Path) -> None:
+    arguments = ["prune", "digits-dit", tmp_path / "out", "--method", "depth", "--keep", 0.5, "--batches", 1, "--device", "cpu"]
+    shown = dydit(*arguments)
+    assert shown.exit_code == 0, shown.output
+    assert "depth: 20/20 passes" in shown.stderr
+    result = dydit(*arguments, "--force", "--json")
+    report, static, pruned = json.loads(result.stdout), read("digits-dit"), read(tmp_path / "out")
+    kept = report["kept_blocks"]
+    assert (report["depth"], report["depth_before"], report["heads"], report["mlp_width"]) == (3, 6, 6, 384)
+    assert kept == sorted(kept)
+    assert len(set(kept)) == 3
+    assert report["kept_heads"] == [[0, 1, 2, 3, 4, 5]] * 3
+    assert (report["routed_ratio"], report["macs"]) == (0.5, static_macs(pruned.config))
+    for i, block in enumerate(kept):
+        name = "attn.qkv.weight"
+        assert torch.equal(pruned.weights[f"blocks.{i}.{name}"], static.weights[f"blocks.{block}.{name}"])
+    numbers = ", ".join(map(str, kept))
+    assert f"blocks 3 of 6: {numbers}" in " ".join(shown.stdout.split())
+    assert pruned.lineage[-1]["blocks"] == kept
+    assert f"depth 3, blocks [{numbers}]" in (tmp_path / "out" / "README.md").read_text()
+    assert f"blocks [{numbers}]" in " ".join(dydit("inspect", tmp_path / "out").stdout.split())
+    for command in (
+        ["finetune", tmp_path / "out", "--out", tmp_path / "tuned", "--steps", 1, "--batch-size", 4, "--device", "cpu"],
+        ["convert", tmp_path / "out", tmp_path / "dynamic"],
+    ):
+        result = dydit(*command)
+        assert result.exit_code == 0, result.output
 
 
 @pytest.mark.parametrize(
@@ -84,7 +117,7 @@ def test_other_commands_take_a_pruned_model(room: Path, tmp_path: Path, command:
 MISTAKES = {
     "method": (
         "{room}/static {tmp}/out --method best",
-        "no pruning method 'best'; choose one of random, magnitude, taylor, diff",
+        "no pruning method 'best'; choose one of random, magnitude, taylor, diff, depth",
     ),
     "share": ("{room}/static {tmp}/out --keep 1.5", "share to keep 1.5; it must be over 0 and at most 1"),
     "too little": ("{room}/static {tmp}/out --keep 0.01", "with 1 of 4 heads and one channel it is"),

@@ -17,7 +17,9 @@ import torch
 from torch import Tensor, nn
 
 from dydit_cli.checkpoint.read import read
-from dydit_cli.compress.criteria import CRITERIA, CalibrationData, Scores, criterion
+from dydit_cli.compress import methods
+from dydit_cli.compress.calibration import CalibrationData
+from dydit_cli.compress.criteria import Scores, criterion
 from dydit_cli.diffusion.options import SAMPLERS, ReadySettings, Sampler
 from dydit_cli.diffusion.sampler import Denoise, Generators
 from dydit_cli.model import families
@@ -176,7 +178,7 @@ def test_pruning_takes_a_registered_criterion(tmp_path: Path) -> None:
         told = dydit("prune", static, tmp_path / "no", "--method", "last").stderr
         assert "first" in told
     finally:
-        del CRITERIA["first"]
+        del methods._methods["first"]
 
 
 def little(denoise: Denoise, x: Tensor, settings: ReadySettings, generator: Generators) -> Tensor:

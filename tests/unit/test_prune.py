@@ -4,30 +4,36 @@ from __future__ import annotations
 
 from collections import Counter
 from dataclasses import replace
+from itertools import combinations
+from math import nan
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 import dydit_cli
 from dydit_cli.checkpoint.checkpoint import Checkpoint
 from dydit_cli.checkpoint.native import write
 from dydit_cli.checkpoint.read import read
+from dydit_cli.compress import depth as depth_module
+from dydit_cli.compress.calibration import BatchLosses, CalibrationData
 from dydit_cli.compress.criteria import (
-    CRITERIA,
-    BatchLosses,
-    CalibrationData,
+    Criterion,
     Scores,
+    chosen,
     contributing,
     diff,
     magnitude,
+    narrower,
     random,
     structure_sums,
     structured,
     taylor,
 )
-from dydit_cli.compress.prune import chosen, narrower, prune
+from dydit_cli.compress.methods import find_method, pruning_methods
+from dydit_cli.compress.prune import kept_weights, prune
 from dydit_cli.compress.structures import narrowed
 from dydit_cli.data.dataset import ImageData
 from dydit_cli.diffusion.process import GaussianDiffusion
@@ -37,7 +43,8 @@ from dydit_cli.model.config import ModelConfig
 from dydit_cli.model.families import build_model
 from dydit_cli.model.families.dit import DiT, DiTConfig
 from dydit_cli.model.families.lightningdit import LightningDiTConfig
-from tests.conftest import TINY, inputs, randomize
+from dydit_cli.model.macs import routed_macs
+from tests.conftest import TINY, VIDEO, inputs, randomize
 
 # one block of two heads of width 2 and three channels
 SMALLEST = DiTConfig(input_size=2, patch_size=1, in_channels=1, hidden_size=4, depth=1, num_heads=2, num_classes=2, mlp_width=3)
@@ -212,7 +219,9 @@ def test_what_has_no_part_in_the_output_goes_first(method: str, tiny_static: DiT
                 p.view(3, 3, 8)[:, 1] = 0
             if name == "blocks.1.attn.proj.weight":
                 p[:, 8:16] = 0
-    scores = CRITERIA[method].score(tiny_static, EVIDENCE)
+    criterion = find_method(method)
+    assert isinstance(criterion, Criterion)
+    scores = criterion.score(tiny_static, EVIDENCE)
     assert scores.heads[1, 1] == 0
     heads, _ = chosen(scores, narrower(TINY, 0.6))
     assert heads[1].tolist() == [0, 2]
@@ -239,36 +248,106 @@ def test_the_mlp_makes_up_for_whole_heads(keep: float) -> None:
     assert (config == whole) == (keep == 1)
 
 
-def test_what_cannot_be_kept_is_refused() -> None:
-    for keep in (0.0, -1.0, 1.01, float("nan")):
-        with pytest.raises(DyditError, match="it must be over 0 and at most 1"):
-            narrower(TINY, keep)
+def test_less_than_a_head_and_a_channel_is_refused() -> None:
     with pytest.raises(DyditError, match=r"share to keep 0.05: with 1 of 3 heads and one channel it is 0\.1\d\d; keep more"):
         narrower(TINY, 0.05)
 
 
-@pytest.mark.parametrize("method", CRITERIA)
+def calibration_for(config: ModelConfig) -> CalibrationData:
+    noise = torch.randn(20, *config.sample_shape, generator=torch.Generator().manual_seed(3))
+    return replace(EVIDENCE, data=ImageData("noise", noise, torch.arange(20) % len(config.class_numbers), 10))
+
+
+@pytest.mark.parametrize("method", pruning_methods())
 def test_the_pruned_model_is_the_original_with_the_others_at_zero(method: str, any_static: Backbone) -> None:
-    original, whole = any_static.double(), any_static.config
-    noise = torch.randn(20, *whole.sample_shape, generator=torch.Generator().manual_seed(3))
-    samples = ImageData("noise", noise, torch.arange(20) % len(whole.class_numbers), 10)
-    scores = CRITERIA[method].score(original, replace(EVIDENCE, data=samples))
-    config = narrower(whole, 0.6)
-    heads, channels = chosen(scores, config)
+    original, whole, pruning = any_static.double(), any_static.config, find_method(method)
+    config = pruning.smaller(whole, 0.6)
+    assert routed_macs(config) < routed_macs(whole)
+    kept = pruning.choose(original, config, calibration_for(whole))
     pruned = build_model(config).double().eval()
-    pruned.load_state_dict(narrowed(original.state_dict(), whole, {"heads": list(heads), "groups": list(channels)}))
+    pruned.load_state_dict(kept_weights(original.state_dict(), whole, kept))
     output = whole.site("groups").output
+    blocks = [original.blocks[i] for i in kept.blocks]
     with torch.no_grad():
-        for i in range(whole.depth):
-            gone = sorted({*range(3)} - {*heads[i].tolist()})
-            assert len(gone) == 1
-            original.get_parameter(f"blocks.{i}.attn.proj.weight")[:, 8 * gone[0] : 8 * gone[0] + 8] = 0
-            others = sorted({*range(whole.mlp_hidden)} - {*channels[i].tolist()})
+        for block, heads, channels in zip(blocks, kept.heads, kept.channels, strict=True):
+            gone = sorted({*range(3)} - {*heads.tolist()})
+            assert len(gone) == whole.num_heads - config.num_heads
+            for head in gone:
+                block.get_parameter("attn.proj.weight")[:, 8 * head : 8 * head + 8] = 0
+            others = sorted({*range(whole.mlp_hidden)} - {*channels.tolist()})
             assert len(others) == whole.mlp_hidden - config.mlp_hidden
-            original.get_parameter(f"blocks.{i}.{output}.weight")[:, others] = 0
+            block.get_parameter(f"{output}.weight")[:, others] = 0
+        original.blocks = nn.ModuleList(blocks)
         x, t, y = inputs(whole, batch=6)
         expected = original(x.double(), t, y)
         assert (pruned(x.double(), t, y) - expected).abs().max() < 1e-6 * expected.abs().max()
+
+
+@pytest.mark.parametrize(
+    ("depth", "keep", "left"), [(6, 0.5, 3), (6, 0.75, 4), (9, 0.5, 4), (9, 0.9, 8), (28, 0.7, 20), (4, 0.01, 1), (4, 1.0, 4)]
+)
+def test_the_number_of_blocks_is_the_nearest(depth: int, keep: float, left: int) -> None:
+    assert find_method("depth").smaller(replace(TINY, depth=depth), keep) == replace(TINY, depth=left)
+
+
+@pytest.mark.parametrize(("keep", "left"), [(0.5, 2), (0.7, 2), (0.8, 4), (0.01, 2)])
+def test_a_video_models_blocks_go_in_pairs(keep: float, left: int) -> None:
+    """A spatial one and its temporal one, which is what the two kinds' turns leave."""
+    method = find_method("depth")
+    config = method.smaller(VIDEO, keep)
+    assert config == replace(VIDEO, depth=left)
+    kept = method.choose(randomize(build_model(VIDEO)), config, calibration_for(VIDEO))
+    assert kept.blocks in ([0, 1], [2, 3], [0, 1, 2, 3])
+    assert len(kept.blocks) == left
+
+
+def blocks_left(model: Backbone, data: CalibrationData) -> dict[tuple[int, ...], float]:
+    """The loss of every pair of TINY's three blocks, each with its own draw of the same chance."""
+    result: dict[tuple[int, ...], float] = {}
+    blocks = list(model.blocks)
+    for pair in combinations(range(3), 2):
+        model.blocks, losses = nn.ModuleList(blocks[i] for i in pair), BatchLosses(model, data)
+        values = []
+        for x0, y in losses.batches():
+            t = losses.process.spread(len(y), losses.generator)
+            with torch.no_grad():
+                values.append(losses.at(x0, y, t, losses.noise(x0)).loss.mean().item())
+        result[pair] = sum(values) / len(values)
+    model.blocks = nn.ModuleList(blocks)
+    return result
+
+
+@pytest.mark.parametrize("most", [500, 1])
+def test_depth_keeps_the_blocks_whose_loss_is_the_smallest(most: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of all subsets, and where those are too many, greedily; of one block less both are the same."""
+    monkeypatch.setattr(depth_module, "MOST_SUBSETS", most)
+    chosen_ones = set()
+    for seed in range(3):
+        model, work, passes = randomize(DiT(TINY), seed), Counter[str](), find_method("depth").passes
+        data = replace(EVIDENCE, seed=seed, on_work=lambda n, work=work: work.update(n=n))  # type: ignore[misc]
+        expected = blocks_left(model, replace(EVIDENCE, seed=seed))
+        smaller = replace(TINY, depth=2)
+        kept = find_method("depth").choose(model, smaller, data)
+        assert tuple(kept.blocks) == min(expected, key=lambda pair: expected[pair])
+        assert work["n"] == passes(TINY, smaller, data) == 3
+        assert kept.seen == "1 x 4 images of noise, timesteps spread over the schedule, " + (
+            "all subsets" if most == 500 else "one block less at a time"
+        )
+        assert len(model.blocks) == 3
+        chosen_ones.add(tuple(kept.blocks))
+    assert len(chosen_ones) > 1
+
+
+def test_one_block_less_at_a_time_stays_among_those_left(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(depth_module, "MOST_SUBSETS", 1)
+    model, work = randomize(DiT(replace(TINY, depth=5))), Counter[str]()
+    method, smaller = find_method("depth"), replace(TINY, depth=2)
+    data = replace(EVIDENCE, batches=2, on_work=lambda n: work.update(n=n))
+    two, three = (method.choose(model, replace(TINY, depth=left), data).blocks for left in (2, 3))
+    assert set(two) < set(three)
+    assert method.passes(model.config, smaller, data) == 5 + 4 + 3
+    assert work["n"] == 2 * (5 + 4 + 3) + 2 * (5 + 4)
+    assert depth_module.Depth().passes(replace(TINY, depth=28), replace(TINY, depth=14), data) == sum(range(15, 29))
 
 
 @pytest.fixture
@@ -311,9 +390,9 @@ def test_a_pruned_model_can_be_pruned_again(static_folder: Path, tmp_path: Path)
     assert second.macs < first.macs < first.macs_before
 
 
-@pytest.mark.parametrize("method", ["taylor", "diff"])
-def test_criteria_that_look_at_data_are_deterministic(method: str, tmp_path: Path) -> None:
-    config = DiTConfig(input_size=8, patch_size=2, in_channels=1, hidden_size=16, depth=1, num_heads=4, num_classes=10)
+@pytest.mark.parametrize(("method", "passes"), [("taylor", 1), ("diff", 6), ("depth", 3)])
+def test_methods_that_look_at_data_are_deterministic(method: str, passes: int, tmp_path: Path) -> None:
+    config = DiTConfig(input_size=8, patch_size=2, in_channels=1, hidden_size=16, depth=3, num_heads=4, num_classes=10)
     write(Checkpoint.of(randomize(DiT(config)), []), tmp_path / "static")
     work: Counter[str] = Counter()
     for name, seed in (("a", 0), ("b", 0), ("c", 1)):
@@ -323,14 +402,15 @@ def test_criteria_that_look_at_data_are_deterministic(method: str, tmp_path: Pat
         )  # fmt: skip
     weights = {name: (tmp_path / name / "model.safetensors").read_bytes() for name in "abc"}
     assert weights["a"] == weights["b"] != weights["c"]
-    assert work["done"] == work["total"] == 3 * 2 * (6 if method == "diff" else 1)
+    assert work["done"] == work["total"] == 3 * 2 * passes
 
 
 def test_mistakes_are_one_line_and_nothing_is_written(static_folder: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
-    for arguments, message in (
-        ({"method": "best"}, "no pruning method 'best'; choose one of random, magnitude, taylor, diff"),
-        ({"keep": 2.0}, "share to keep 2; it must be over 0 and at most 1"),
+    mistakes: tuple[tuple[dict[str, Any], str], ...] = (
+        ({"method": "best"}, "no pruning method 'best'; choose one of random, magnitude, taylor, diff, depth"),
+        *(({"keep": keep}, f"share to keep {keep:g}; it must be over 0 and at most 1") for keep in (2.0, 0.0, -1.0, nan)),
+        ({"method": "depth", "batches": 0}, "0 batches; importance is measured on at least 1"),
         ({"method": "taylor", "batches": 0}, "0 batches; importance is measured on at least 1"),
         ({"method": "taylor", "batch_size": 0}, "0 images in a batch; importance is measured on at least 1"),
         ({"method": "diff", "timesteps": 1001}, "1001 timesteps; choose 1 to 1000"),
@@ -338,7 +418,8 @@ def test_mistakes_are_one_line_and_nothing_is_written(static_folder: Path, tmp_p
         ({"method": "taylor", "data": "cats"}, "no data set 'cats'"),
         ({"method": "taylor"}, "the model has no record of what it was trained on; name data with --data: digits, fashion, "),
         ({"method": "taylor", "data": "digits"}, "data set digits has 8 pixels a side and the model 4"),
-    ):
+    )
+    for arguments, message in mistakes:
         with pytest.raises(DyditError) as error:
             prune(static_folder, out, **arguments)
         assert message in str(error.value)

@@ -8,7 +8,7 @@ import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -18,8 +18,8 @@ import torch
 from dydit_cli.checkpoint.checkpoint import Checkpoint
 from dydit_cli.checkpoint.native import write
 from dydit_cli.checkpoint.read import read
+from dydit_cli.compress import methods
 from dydit_cli.compress.convert import convert
-from dydit_cli.compress.criteria import CRITERIA
 from dydit_cli.data.digits import load_digits_split
 from dydit_cli.diffusion.objective import loss_terms
 from dydit_cli.diffusion.schedule import linear_schedule
@@ -278,7 +278,7 @@ def test_a_model_that_was_never_calibrated_is_not_taken_for_the_rows(model: Path
 def test_a_method_is_one_entry(model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """And a criterion of pruning none: it is in the registry of those."""
     monkeypatch.setitem(METHODS, "as-it-is", Method(lambda part: [("as-it-is", ratio) for ratio in part.dydit]))
-    monkeypatch.setitem(cast(dict[str, Any], CRITERIA), "toy", CRITERIA["magnitude"])
+    monkeypatch.setitem(methods._methods, "toy", methods.find_method("magnitude"))
     found = run(recipe(model, methods={"control": False, "prune": ["toy"], "tome": []}), tmp_path / "out", time=False)
     assert list(found.table["method"]) == ["static", "dydit", "toy", "as-it-is"]
     static, _, toy, as_it_is = found.table["frechet"].to_list()

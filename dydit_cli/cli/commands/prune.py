@@ -1,6 +1,7 @@
-"""Cut whole heads and MLP channels out of a static DiT: the smaller static model that DyDiT is compared with.
+"""Cut whole heads and MLP channels, or whole blocks, out of a static DiT: the smaller static model to compare DyDiT with.
 
-Every block keeps as many heads and channels as the others. Fine-tune it as you would the DyDiT:
+Every block keeps as many heads and channels as the others; `--method depth` keeps some of the blocks, whole. Fine-tune it as
+you would the DyDiT:
 `dydit finetune runs/digits-pruned --out runs/digits-pruned-tuned`
 
 Example: `dydit prune digits-dit runs/digits-pruned --method magnitude --keep 0.5`
@@ -39,8 +40,8 @@ def prune(
         {
             "found": report.found,
             "method": f"{report.method}, from {report.seen}",
-            "heads": f"{report.heads} of {report.heads_before} in each of {report.depth} blocks (attention width {width} of "
-            f"{before})",
+            "blocks": f"{report.depth} of {report.depth_before}: {', '.join(map(str, report.kept_blocks))}",
+            "heads": f"{report.heads} of {report.heads_before} in each block (attention width {width} of {before})",
             "MLP channels": f"{report.mlp_width} of {report.mlp_width_before} in each block",
             "parameters": f"{report.parameters:,} of {report.parameters_before:,}",
             "MACs": f"{units.macs(report.macs)} of {units.macs(report.macs_before)} per forward and image: {report.ratio:.3f}",

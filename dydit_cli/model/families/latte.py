@@ -54,6 +54,10 @@ class LatteConfig(DiTConfig):
         heads, groups = super().sites(block)
         return replace(heads, context=self.num_frames if is_temporal(block) else self.frame_tokens), groups
 
+    def layers(self) -> list[tuple[int, ...]]:
+        """A spatial block and the temporal one after it."""
+        return [(i, i + 1) for i in range(0, self.depth, 2)]
+
     def block_title(self, block: int) -> str:
         return f"{block} {'temporal' if is_temporal(block) else 'spatial'}"
 
