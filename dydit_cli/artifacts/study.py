@@ -20,11 +20,18 @@ TABLE_FILE, PROTOCOL_FILE, SAMPLES_FILE, RECIPE_FILE = "study.csv", marks.STUDY,
 
 NEEDED = ("method", "target", "seed", "macs", "ratio", "frechet")
 
+KEYS = ("method", "target", "steps")  # rows that are alike in these differ by their seeds alone
+
+
+def other_steps(steps: float | None, own: int | None) -> int | None:
+    """A row's sampling steps where they are others than the study's `own`, which go without saying."""
+    return None if steps is None or own is None or pd.isna(steps) or steps == own else int(steps)
+
 
 @dataclass(frozen=True)
 class StudyTable(Artifact):
-    """`rows` is study.csv, a line for each method, target and seed; `protocol` study.json and `recipe` recipe.json, empty
-    where there is none."""
+    """`rows` is study.csv, a line for each method, target, number of steps and seed; `protocol` study.json and `recipe`
+    recipe.json, empty where there is none."""
 
     kind = "study"
     name = "a study"
@@ -36,8 +43,31 @@ class StudyTable(Artifact):
     protocol: dict[str, Any]
     recipe: dict[str, Any]
 
+    @property
+    def keys(self) -> list[str]:
+        """Those of `KEYS` that the table has: an older one has no steps, since all its rows have the same."""
+        return [name for name in KEYS if name in self.rows.columns]
+
+    @property
+    def steps(self) -> int | None:
+        """The study's own number of sampling steps; None where it is not known, or the solver chooses it."""
+        steps = self.protocol.get("steps")
+        return steps if isinstance(steps, int) else None
+
+    @property
+    def alike(self) -> pd.DataFrame:
+        """The rows that are sampled with the study's own number of steps."""
+        if "steps" not in self.rows.columns:
+            return self.rows
+        return self.rows[[other_steps(steps, self.steps) is None for steps in self.rows["steps"]]]
+
+    @property
+    def other_judges(self) -> list[str]:
+        """Beside the main one, whose columns bear no name."""
+        return [name.removeprefix("frechet_") for name in self.rows.columns if name.startswith("frechet_")]
+
     def samples(self) -> dict[str, Pixels]:
-        """M S S C by method and target, empty where none were kept; raises `DyditError` where they are damaged."""
+        """M S S C by method, target and steps, empty where none were kept; raises `DyditError` where they are damaged."""
         file = self.folder / SAMPLES_FILE
         return dict(read_arrays(file)) if file.is_file() else {}
 

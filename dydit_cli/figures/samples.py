@@ -103,7 +103,12 @@ def rows_of_study(study: StudyTable) -> SampleRows:
     kept = study.samples()
     if not kept:
         raise TooLittleError(f"{study.folder}: this study kept no samples: it has no {SAMPLES_FILE}; keep some in its recipe")
-    means = study.rows.groupby(["method", "target"], dropna=False, sort=False)["ratio"].mean().reset_index()
+    rows, static = study.rows, study.rows.loc[study.rows["method"] == "static"]
+    # fewer steps are another way to do less, of the static model: what counts is a whole image's MACs
+    rows = pd.concat([study.alike, rows[[style_of(method).hurries for method in rows["method"]]]])
+    if "macs_per_image" in rows.columns and len(static):
+        rows = rows.assign(ratio=rows["macs_per_image"] / static["macs_per_image"].mean())
+    means = rows.groupby(["method", "target"], dropna=False, sort=False)["ratio"].mean().reset_index()
     means["name"] = [samples_name(str(line["method"]), line["target"]) for line in means.to_dict("records")]
     means = means[means["name"].isin(list(kept))]
     if means.empty:

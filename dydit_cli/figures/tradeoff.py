@@ -1,8 +1,8 @@
-"""Quality against compute (figure 3 of the DyDiT paper), drawn from a study's table alone."""
+"""Quality against compute (figure 3 of the DyDiT paper), by forward, drawn from a study's table alone."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import pandas as pd
@@ -20,7 +20,8 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class MethodStyle:
-    """`label` is the method in words, `target` its number in words; a `whole` one leaves nothing out: it is one point."""
+    """`label` is the method in words, `target` its number in words; a `whole` one leaves nothing out: it is one point; the
+    target of one that `hurries` is its number of steps."""
 
     label: str
     color: str
@@ -28,6 +29,7 @@ class MethodStyle:
     line: str = "-"
     target: str = "{:g}"
     whole: bool = False
+    hurries: bool = False
 
 
 STYLES = {
@@ -40,6 +42,7 @@ STYLES = {
     "depth": MethodStyle("depth pruning", "#D55E00", "d", "--", "keep {:g}"),
     "random": MethodStyle("random pruning", GREY, "x", "--", "keep {:g}"),
     "tome": MethodStyle("ToMe", "#56B4E9", "P", "-.", "{:g} merged"),
+    "steps": MethodStyle("static DiT", "black", "*", target="{:g} steps", hurries=True),
 }
 
 
@@ -48,10 +51,11 @@ def style_of(method: str) -> MethodStyle:
     return STYLES.get(method, MethodStyle(method, "black", "."))
 
 
-def row_label(method: str, target: float) -> str:
-    """`DyDiT, lambda 0.5`; `static DiT`."""
+def row_label(method: str, target: float, steps: int | None = None) -> str:
+    """`DyDiT, lambda 0.5`; `static DiT`; with a number of steps `DyDiT, lambda 0.5, 10 steps`."""
     style = style_of(method)
-    return style.label if style.whole or pd.isna(target) else f"{style.label}, {style.target.format(target)}"
+    label = style.label if style.whole or pd.isna(target) else f"{style.label}, {style.target.format(target)}"
+    return label if steps is None or style.hurries else f"{label}, {steps} steps"
 
 
 @dataclass(frozen=True)
@@ -64,21 +68,38 @@ class Panel:
     scale: float = 1.0
 
 
+FRECHET = Panel("frechet", "frechet_distance", "Fréchet distance (lower is better)")
+
 PANELS = (
-    Panel("frechet", "frechet_distance", "Fréchet distance (lower is better)"),
     Panel("recognised", "recognised_percent", "recognised samples [%] (higher is better)", 100),
     Panel("loss_ratio", "held_out_loss_over_static", "held-out loss / static's (lower is better)"),
     Panel("speedup", "speedup_over_static", "sampling speed / static's (higher is better)"),
 )
 
 
+def frechet_panels(study: StudyTable) -> list[Panel]:
+    """One for each judge, the main one first; where there are several each bears its name."""
+    if not study.other_judges:
+        return [FRECHET]
+    main = str(study.protocol.get("judges", ["main judge"])[0])
+    axis = "Fréchet distance, {}\n(lower is better)".format
+    others = [Panel(f"frechet_{name}", f"frechet_distance_{name}", axis(name)) for name in study.other_judges]
+    return [replace(FRECHET, axis=axis(main)), *others]
+
+
+def panels_of(study: StudyTable) -> list[Panel]:
+    """Of all measures that a study can have."""
+    return [*frechet_panels(study), *PANELS]
+
+
 def tradeoff_table(study: StudyTable) -> pd.DataFrame:
-    """One row a method, target and measure: the mean over seeds, the sample standard deviation (empty for one seed), and
-    how many seeds; beside them the MACs per forward and image, and what share of the static model's they are."""
-    rows = study.rows
+    """One row a method, target and measure, all with the study's own number of steps: the mean over seeds, the sample standard
+    deviation (empty for one seed), and how many seeds; beside them the MACs per forward and image, and what share of the
+    static model's they are."""
+    rows = study.alike
     order = [*STYLES, *(method for method in rows["method"].unique() if method not in STYLES)]
     frames = []
-    for panel in PANELS:
+    for panel in panels_of(study):
         if panel.column not in rows.columns or rows[panel.column].isna().all():
             continue
         known = rows[rows[panel.column].notna()]
@@ -109,8 +130,8 @@ def draw_tradeoff(study: StudyTable) -> Figure:
     """A panel for each measure over the MACs: a line a method, its spread over seeds as bars, the static model's level
     dotted."""
     table = tradeoff_table(study)
-    panels = [panel for panel in PANELS if panel.name in set(table["measure"])]
-    down, across = (2 if len(panels) > 2 else 1), min(len(panels), 2)
+    panels = [panel for panel in panels_of(study) if panel.name in set(table["measure"])]
+    down, across = -(-len(panels) // 2), min(len(panels), 2)
     figure = new_figure(3.9 * across if across > 1 else 5.0, 0.9 + 2.9 * down, gap=0.05)
     axes = figure.subplots(down, across, squeeze=False)
     for ax, panel in zip(axes.flat, panels, strict=False):
@@ -123,7 +144,7 @@ def draw_tradeoff(study: StudyTable) -> Figure:
         f"MACs per forward and image, share of the static model's (1 = {macs / size:.4g} {prefix}MACs)", fontsize=9
     )
     handles, labels = axes[0, 0].get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside upper center", ncols=4 if across > 1 else 2, fontsize=8, title=_title(study))
+    figure.legend(handles, labels, loc="outside upper center", ncols=4 if across > 1 else 2, fontsize=8, title=title_of(study))
     return figure
 
 
@@ -162,7 +183,8 @@ def _static_macs(study: StudyTable) -> float:
     return float((study.rows["macs"] / study.rows["ratio"]).median())
 
 
-def _title(study: StudyTable) -> str:
+def title_of(study: StudyTable) -> str:
+    """Of which model and data, over how many seeds and samples."""
     protocol, seeds = study.protocol, study.rows["seed"].nunique()
     about = f"{protocol['model']} on {protocol['data']}. " if {"model", "data"} <= protocol.keys() else ""
     spread = f"mean and standard deviation over {seeds} seeds" if seeds > 1 else "one seed"

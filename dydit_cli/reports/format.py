@@ -100,6 +100,7 @@ NAMES = {
     "label": "class",
     "flops_ratio_asked": "lambda",
     "macs": "work",
+    "macs_per_image": "work for an image",
     "seconds_per_image": "time",
     "dynamic_macs": "dynamic",
     "static_macs": "static",
@@ -112,6 +113,8 @@ NAMES = {
 NOTHING = "\N{EN DASH}"
 
 LOW, HIGH = "lower is better", "higher is better"
+
+JUDGED = ("frechet", "precision", "recall")
 
 UNITS = {
     "frechet": (LOW, ".2f"),
@@ -150,8 +153,9 @@ def column(key: str, values: pd.Series) -> Column:
         return Column(name)
     if stem in ORDINALS:
         return Column(name, spec=".0f")
-    if stem in UNITS:
-        return Column(name, *UNITS[stem])
+    of, _, judge = stem.partition("_")  # a study's figure by another judge than its main one
+    if stem in UNITS or (judge and of in JUDGED):
+        return Column(name if stem in UNITS else f"{NAMES.get(of, of)}, {judge}", *UNITS[stem if stem in UNITS else of])
     words, largest = stem.split("_"), float(values.abs().max()) if len(values) else 0.0
     each = " per image" if stem.endswith("per_image") else ""
     if "macs" in words:

@@ -8,7 +8,7 @@ import pandas as pd
 
 from dydit_cli import units
 from dydit_cli.artifacts.demo import Demo
-from dydit_cli.artifacts.study import StudyTable
+from dydit_cli.artifacts.study import StudyTable, other_steps
 from dydit_cli.figures.tradeoff import row_label, style_of
 from dydit_cli.reports.format import column, frame_table, protocol, table
 from dydit_cli.reports.pictures import WIDEST, encoded, svg_figures
@@ -28,7 +28,7 @@ DYDIT, STATIC, TOME = "dydit", "static", "tome"
 
 def study_sections(study: StudyTable, name: str, id_prefix: str) -> list[Section]:
     """A study's folder, finished or not."""
-    facts, means = study.protocol, means_of(study.rows)
+    facts, means = study.protocol, means_of(study.alike, study.keys)
     return [
         Section(
             name=name,
@@ -38,7 +38,7 @@ def study_sections(study: StudyTable, name: str, id_prefix: str) -> list[Section
             protocol=protocol({key: value for key, value in facts.items() if key not in NO_PROTOCOL}),
             figures=svg_figures(study, id_prefix),
             tables=[
-                spread_table(study.rows),
+                spread_table(study),
                 frame_table("Every row of the study: a method, its target and a seed", study.rows, folded=True),
             ],
             notes=unfinished(facts),
@@ -49,23 +49,24 @@ def study_sections(study: StudyTable, name: str, id_prefix: str) -> list[Section
     ]
 
 
-def means_of(rows: pd.DataFrame) -> pd.DataFrame:
-    """Method, target, seeds, and the means over the seeds, in the order of the rows."""
-    groups = rows.groupby(["method", "target"], sort=False, dropna=False)
+def means_of(rows: pd.DataFrame, keys: list[str]) -> pd.DataFrame:
+    """Method, target, steps, seeds, and the means over the seeds, in the order of the rows."""
+    groups = rows.groupby(keys, sort=False, dropna=False)
     means = groups.mean(numeric_only=True).drop(columns="seed")
     means.insert(0, "seeds", groups["seed"].nunique())
     return means.reset_index()
 
 
-def spread_table(rows: pd.DataFrame) -> Table:
-    """A line for each method and target; a mean and its standard deviation share a cell, sorted by the mean."""
-    means = means_of(rows)
-    spreads = rows.groupby(["method", "target"], sort=False, dropna=False).std(numeric_only=True).reset_index()
-    figures = [name for name in means.columns if name not in ("method", "target", "seeds") and means[name].notna().any()]
+def spread_table(study: StudyTable) -> Table:
+    """A line for each method, target and number of steps; a mean and its standard deviation share a cell, sorted by the
+    mean."""
+    means = means_of(study.rows, study.keys)
+    spreads = study.rows.groupby(study.keys, sort=False, dropna=False).std(numeric_only=True).reset_index()
+    figures = [name for name in means.columns if name not in (*study.keys, "seeds") and means[name].notna().any()]
     spread_out = {name for name in figures if (spreads[name] > 0).any()}
     lines = [
         [
-            row_label(str(mean["method"]), float(mean["target"])),
+            row_label(str(mean["method"]), float(mean["target"]), other_steps(mean.get("steps"), study.steps)),
             int(mean["seeds"]),
             *((mean[name], spread[name]) if name in spread_out else mean[name] for name in figures),
         ]

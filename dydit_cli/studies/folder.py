@@ -63,12 +63,12 @@ class StudyFolder:
         return {"command": recipe["command"]} if "command" in recipe else {}
 
     def checkpoint(self, row: Row) -> Path:
-        """Where the row is fine-tuned; kept, or removed when the row is done."""
-        return self.path / CHECKPOINTS / row.name
+        """Where the row's model is fine-tuned; kept, or removed when all rows that measure it are done."""
+        return self.path / CHECKPOINTS / row.made.name
 
     def start(self, row: Row) -> Path:
-        """Where the converted or pruned model is, until the row is done."""
-        return self.path / STARTS / row.name
+        """Where the converted or pruned model is, until all rows that measure what became of it are done."""
+        return self.path / STARTS / row.made.name
 
     def done(self, row: Row) -> bool:
         return self._file(row).is_file()
@@ -99,7 +99,7 @@ class StudyFolder:
             shutil.rmtree(self.checkpoint(row), ignore_errors=True)
 
     def time(self, row: Row) -> dict[str, Any] | None:
-        """What `write_time` wrote for the row's method and target, or None."""
+        """What `write_time` wrote for the row's method, target and steps, or None."""
         file = self._time_file(row)
         return _read(file) if file.is_file() else None
 

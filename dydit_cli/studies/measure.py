@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -12,6 +12,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from dydit_cli.artifacts.evaluation import Evaluation
 from dydit_cli.checkpoint.checkpoint import Checkpoint
 from dydit_cli.data.dataset import ImageData
 from dydit_cli.diffusion.process import process_of, times
@@ -32,14 +33,26 @@ LOSS_TIMESTEPS, LOSS_SEED = 20, 0
 PROFILE_SHARE, SAMPLE_SHARE, LOSS_SHARE = 0.05, 0.75, 0.2  # of the time that measuring takes, roughly
 
 
-@dataclass(frozen=True)
-class Evaluator:
-    """What all rows of a study are measured with. `macs` is the static model's per forward; `held_out` None where the
-    data have no such part."""
+# of every judge after the first, under the names `frechet_efficientnet`, ...
+BY_JUDGE = ("frechet", "precision", "recall")
 
-    config: EvaluationPart
+
+@dataclass(frozen=True)
+class OpenJudge:
+    """The features that samples are compared in, and what with."""
+
+    name: str
     extractor: Extractor
     reference: Reference
+
+
+@dataclass(frozen=True)
+class Evaluator:
+    """What all rows of a study are measured with. `judges` has the main one first; `macs` is the static model's per forward;
+    `held_out` None where the data have no such part."""
+
+    config: EvaluationPart
+    judges: tuple[OpenJudge, ...]
     held_out: ImageData | None
     macs: float
     device: str
@@ -47,6 +60,8 @@ class Evaluator:
     def sampling(self, row: Row, batch: int | None = None) -> SamplingConfig:
         """How the row's samples are made."""
         settings, vae, batch = self.config.settings, self.config.vae, batch or self.config.batch
+        if row.steps is not None:
+            settings = replace(settings, steps=row.steps)
         return SamplingConfig(settings, seed=row.seed, vae=vae, batch=batch, device=self.device, tome=row.tome)
 
 
@@ -60,16 +75,16 @@ class Measured:
 
 def measure(loaded: Checkpoint, row: Row, evaluator: Evaluator, work: RowWork) -> Measured:
     """The figures of one row."""
-    config = evaluator.config
-    each = config.settings.for_model(loaded.config).work
+    config, sampling = evaluator.config, evaluator.sampling(row)
+    ready = sampling.settings.for_model(loaded.config)
+    each = ready.work
     counted = work.part("count MACs", PROFILE_SHARE, config.profiled * each)
     summary = profile(
-        loaded, name=row.name, images=config.profiled, settings=config.settings, seed=row.seed, batch=config.batch,
+        loaded, name=row.name, images=config.profiled, settings=sampling.settings, seed=row.seed, batch=config.batch,
         tome=row.tome, device=evaluator.device, on_progress=lambda progress: counted(progress.work),
     ).summary  # fmt: skip
     macs = float(summary["macs_dynamic"])
 
-    sampling = evaluator.sampling(row)
     image_sampler = open_sampler(loaded, sampling)
     sampled = work.part("sample", SAMPLE_SHARE, config.images * each)
     start = time.perf_counter()
@@ -78,29 +93,41 @@ def measure(loaded: Checkpoint, row: Row, evaluator: Evaluator, work: RowWork) -
     seconds = time.perf_counter() - start
     labels = image_sampler.labels(0, config.images).numpy()
     images = ArrayImages(row.name, pixels, labels, record_of(loaded, sampling, config.images))
-    result = evaluate(images, evaluator.reference, evaluator.extractor, batch=config.batch, device=evaluator.device)
+    main, *others = (
+        (judge.name, evaluate(images, judge.reference, judge.extractor, batch=config.batch, device=evaluator.device))
+        for judge in evaluator.judges
+    )
 
     loss = None
     if evaluator.held_out is not None:
         done = work.part("held-out loss", LOSS_SHARE, len(evaluator.held_out) * LOSS_TIMESTEPS)
         loss = held_out_loss(image_sampler.model, evaluator.held_out, sampling.batch, done)
-    figures = result.figures
+    figures = _shared(main[1])
     return Measured(
         {
+            "steps": ready.steps,
+            "forwards_per_image": summary["forwards_per_image"],
             "macs": macs,
+            "macs_per_image": float(summary["macs_dynamic_per_image"]),
             "ratio": macs / evaluator.macs,
             "routed_ratio": summary["routed_ratio"] if loaded.config.dynamic else None,
-            # what the features of the digits call Fréchet distance, Inception's call FID
-            "frechet": figures.get("frechet", figures.get("fid")),
-            "recognised": figures.get("recognised"),
-            "precision": figures["precision"],
-            "recall": figures["recall"],
+            **figures,
+            "recognised": main[1].figures.get("recognised"),
+            **{f"{figure}_{name}": value for name, result in others for figure, value in _shared(result).items()},
             "loss": loss,
             "sampling_seconds": seconds,
-            "evaluation": result.to_dict(),
+            "evaluation": main[1].to_dict(),
+            **{f"evaluation_{name}": result.to_dict() for name, result in others},
         },
         pixels,
     )
+
+
+def _shared(result: Evaluation) -> dict[str, float | None]:
+    """The figures that every judge has: what the features of a data set call Fréchet distance, Inception's call FID."""
+    figures = result.figures
+    values = (figures.get("frechet", figures.get("fid")), figures["precision"], figures["recall"])
+    return dict(zip(BY_JUDGE, values, strict=True))
 
 
 @torch.no_grad()

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, cast
 
@@ -25,32 +25,44 @@ Tuning = Literal["dynamic", "static"]
 class Method:
     """`rows` are names and targets in a study's recipe, `tuning` the one of its recipes that a row is fine-tuned with, None
     for the static model as it is. `start` writes what that begins with, by default it is the static model. A `whole` one
-    leaves nothing out and has no target; one that `merges` tokens does so while sampling."""
+    leaves nothing out and has no target; one that `merges` tokens does so while sampling; the target of one that `hurries` is
+    its number of sampling steps. `steps` are such numbers too, with which each row's model is measured as well."""
 
     rows: Callable[[MethodsPart], list[tuple[str, float]]]
     tuning: Tuning | None = None
     start: Callable[[Start, Row, Path], object] | None = None
     whole: bool = False
     merges: bool = False
+    hurries: bool = False
+    steps: Callable[[MethodsPart], Sequence[int]] = lambda part: ()
 
 
 @dataclass(frozen=True)
 class Row:
     """`target` is lambda of a DyDiT, the share that pruning keeps, the share of tokens that ToMe merges, 1 of what is
-    whole. The seed is of pruning, of fine-tuning and of the samples; a DyDiT is converted once and for all seeds alike."""
+    whole. The seed is of pruning, of fine-tuning and of the samples; a DyDiT is converted once and for all seeds alike.
+    `steps` are sampling steps, None for the study's own number."""
 
     method: str
     target: float
     seed: int
+    steps: int | None = None
 
     @property
     def what(self) -> str:
-        """Method and target: rows of one name differ by seed alone."""
-        return self.method if method_of(self.method).whole else f"{self.method}-{self.target:g}"
+        """Method, target and steps: rows of one name differ by seed alone."""
+        method = method_of(self.method)
+        name = self.method if method.whole else f"{self.method}-{self.target:g}"
+        return name if self.steps is None or method.hurries else f"{name}-{self.steps}steps"
 
     @property
     def name(self) -> str:
         return f"{self.what}-seed{self.seed}"
+
+    @property
+    def made(self) -> Row:
+        """The row whose model this one measures: of rows that differ by their steps the first, which is fine-tuned."""
+        return self if self.tuning is None else replace(self, steps=None)
 
     @property
     def tuning(self) -> Tuning | None:
@@ -116,18 +128,30 @@ def _prune(start: Start, row: Row, path: Path) -> None:
 METHODS: dict[str, Method] = {
     STATIC: Method(lambda part: [(STATIC, 1.0)], whole=True),
     "control": Method(lambda part: [("control", 1.0)] if part.control else [], "static", whole=True),
-    "dydit": Method(lambda part: [("dydit", ratio) for ratio in part.dydit], "dynamic", _convert),
+    "dydit": Method(
+        lambda part: [("dydit", ratio) for ratio in part.dydit], "dynamic", _convert, steps=lambda part: part.dydit_steps
+    ),
     PRUNE: Method(lambda part: [(name, keep) for keep in part.kept for name in part.prune], "static", _prune),
     "tome": Method(lambda part: [("tome", ratio) for ratio in part.tome], merges=True),
+    "steps": Method(lambda part: [("steps", float(steps)) for steps in part.steps], hurries=True),
 }
 
 
 def method_of(name: str) -> Method:
-    """Of a row's name: a criterion of pruning has its own."""
+    """Of a row's name: a method of pruning has its own."""
     return METHODS.get(name, METHODS[PRUNE])
 
 
 def rows_of(recipe: StudyRecipe) -> list[Row]:
-    """All rows, a seed after the other, so that an unfinished study already compares everything; the static model first."""
-    rows = [row for method in METHODS.values() for row in method.rows(recipe.methods)]
-    return [Row(name, target, seed) for seed in recipe.seeds for name, target in rows]
+    """All rows, a seed after the other, so that an unfinished study already compares everything; the static model first, and
+    behind each row those of its model at other numbers of steps.
+
+    Where the study's own number of steps is named among those, the row at hand is the one that has it.
+    """
+    rows: list[Row] = []
+    for seed in recipe.seeds:
+        for method in METHODS.values():
+            for name, target in method.rows(recipe.methods):
+                row = Row(name, target, seed, int(target) if method.hurries else None)
+                rows += [row, *(replace(row, steps=steps) for steps in method.steps(recipe.methods))]
+    return [row for row in rows if row.steps is None or row.steps != recipe.evaluation.usual_steps]

@@ -6,13 +6,15 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated
 
-from pydantic import AfterValidator, Field, model_validator
+from pydantic import AfterValidator, Field, field_validator, model_validator
 
 from dydit_cli.compress.methods import pruning_methods
+from dydit_cli.diffusion.options import SAMPLERS
 from dydit_cli.recipe_files import Section, Seed
 from dydit_cli.train.recipe import SamplingSection, read_as
 
 Share = Annotated[float, Field(gt=0, le=1)]
+Steps = Annotated[int, Field(ge=1)]
 
 
 def _pruning(name: str) -> str:
@@ -39,6 +41,8 @@ class MethodsPart(Section):
     prune: tuple[Annotated[str, AfterValidator(_pruning)], ...] = Field(default=(), description="methods of pruning")
     keep: tuple[Share, ...] | None = Field(default=None, description="shares that pruning keeps; by default the lambdas")
     tome: tuple[Annotated[float, Field(gt=0, lt=1)], ...] = Field(default=(), description="shares of tokens that are merged")
+    steps: tuple[Steps, ...] = Field(default=(), description="sampling steps of the static model as it is")
+    dydit_steps: tuple[Steps, ...] = Field(default=(), description="sampling steps that each DyDiT is measured with as well")
 
     @property
     def kept(self) -> tuple[float, ...]:
@@ -49,13 +53,33 @@ class EvaluationPart(SamplingSection):
     """How a row is measured."""
 
     images: int = Field(default=1000, ge=2, description="samples that are evaluated")
-    features: str = "digits"
+    features: str | tuple[str, ...] = Field(default="digits", description="the judge, or several: the first is the main one")
     reference: str | None = Field(default=None, description="what samples are compared with, as for `dydit evaluate`")
     vae: str | None = Field(default=None, description="an AutoencoderKL, for models of latents")
     batch: int = Field(default=64, ge=1, description="images sampled at once")
     profiled: int = Field(default=20, ge=1, description="images whose MACs are counted")
     held_out: int = Field(default=360, ge=0, description="held-out images whose loss is taken, as far as there are any")
     kept: int = Field(default=100, ge=1, description="samples of a row that are kept for pictures")
+
+    @field_validator("features")
+    @classmethod
+    def _one_by_its_name(cls, features: str | tuple[str, ...]) -> str | tuple[str, ...]:
+        """One judge is the same study, however it is written."""
+        if not features:
+            raise ValueError("input should name a judge")
+        if len(set(features)) < len(features) and not isinstance(features, str):
+            raise ValueError("input should name each judge once")
+        return features[0] if not isinstance(features, str) and len(features) == 1 else features
+
+    @property
+    def judges(self) -> tuple[str, ...]:
+        """Whose features samples are compared in, the main one first."""
+        return (self.features,) if isinstance(self.features, str) else self.features
+
+    @property
+    def usual_steps(self) -> int | None:
+        """Of every row that is not sampled with fewer; None where the sampler is not known yet, or chooses."""
+        return self.steps or (SAMPLERS[self.sampler].steps if self.sampler in SAMPLERS else None)
 
 
 class TimingPart(Section):

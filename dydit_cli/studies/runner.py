@@ -6,6 +6,7 @@ import os
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
+from itertools import groupby
 from typing import Any
 
 import torch
@@ -37,17 +38,17 @@ def time_row(
     model.
     """
     images, whole = timing.images, Row(STATIC, 1.0, row.seed)
-    each = evaluator.config.settings.for_model(static.config).work
     pair = [(static, evaluator.sampling(whole, images)), (model, evaluator.sampling(row, images))]
-    advance = work.part("time", 1.0, (2 * timing.repeats + 2) * images * each)
-    for checkpoint, sampling in pair:  # warm
+    each = [images * sampling.settings.for_model(static.config).work for _, sampling in pair]
+    advance = work.part("time", 1.0, (timing.repeats + 1) * sum(each))
+    for (checkpoint, sampling), amount in zip(pair, each, strict=True):  # warm
         _run(checkpoint, sampling, images)
-        advance(images * each)
+        advance(amount)
     seconds: tuple[list[float], list[float]] = ([], [])
     for repeat in range(timing.repeats):
         for side in (0, 1) if repeat % 2 == 0 else (1, 0):  # neither always comes first
             seconds[side].append(_run(*pair[side], images) / images)
-            advance(images * each)
+            advance(each[side])
     return {
         **asdict(row),
         "seconds_per_image": asdict(Spread.of(seconds[1])),
@@ -82,29 +83,33 @@ class Runner:
 
     def run_rows(self, on_row: Callable[[], object]) -> None:
         """Goes over the rows again while there was one to run, for those that another process left; `on_row` is called
-        after each. Raises `Interrupted` where it is to stop."""
-        todo = []
-        for row in self.rows:
-            if not self.folder.done(row):
-                todo.append(row)
+        after each. Rows that measure one model are run together, by one process. Raises `Interrupted` where it is to stop."""
+        todo: list[tuple[Row, list[Row]]] = []
+        for made, rows in groupby(self.rows, lambda row: row.made):
+            left = [row for row in rows if not self.folder.done(row)]
+            if left:
+                todo.append((made, left))
             else:
-                self.folder.tidy(row, self._keeps(row))  # a kill may have come between
+                self.folder.tidy(made, self._keeps(made))  # a kill may have come between
         if todo:
-            self.on_stage("study", len(todo), "rows", PER_ROW)
+            self.on_stage("study", sum(len(left) for _, left in todo), "rows", PER_ROW)
         ran = True
         while ran:
             ran = False
-            for row in list(todo):
-                with self.folder.claim(row.name) as mine:
+            for one in list(todo):
+                made, left = one
+                with self.folder.claim(made.name) as mine:
                     if not mine:
                         continue
-                    todo.remove(row)
-                    work = self._work(row.name)
-                    if not self.folder.done(row):
-                        self.run_row(row, work)
-                        ran = True
-                        on_row()
-                    work.finish()
+                    todo.remove(one)
+                    for row in left:
+                        work = self._work(row.name)
+                        if not self.folder.done(row):
+                            self.run_row(row, work)
+                            ran = True
+                            on_row()
+                        work.finish()
+                    self.folder.tidy(made, self._keeps(made))
 
     def run_row(self, row: Row, work: RowWork) -> None:
         """Makes and measures one row, and writes it."""
@@ -118,7 +123,7 @@ class Runner:
         values = {
             "format": "dydit-study-row",
             **asdict(row),
-            **measured.values,
+            **measured.values,  # the number of steps among them
             **facts,
             "device": self.start.device,
             "threads": torch.get_num_threads(),
@@ -126,10 +131,12 @@ class Runner:
             "dydit": __version__,
         }
         self.folder.write(row, values, measured.samples[: self.evaluator.config.kept] if self._first(row) else None)
-        self.folder.tidy(row, self._keeps(row))
 
     def make(self, row: Row, work: RowWork) -> tuple[Checkpoint, dict[str, Any]]:
-        """The row's model, and what making it was; what an interruption left is gone on with."""
+        """The row's model, and what making it was; what an interruption left is gone on with.
+
+        A model whose checkpoint was removed before the row was asked for is made again, as it was.
+        """
         recipe = self.start.tuning(row)
         if recipe is None:
             return self.start.checkpoint, {"finetune_steps": 0}

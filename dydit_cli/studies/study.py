@@ -20,7 +20,7 @@ from dydit_cli.evaluate.evaluate import find_extractor
 from dydit_cli.evaluate.reference import open_reference
 from dydit_cli.model.macs import static_macs
 from dydit_cli.studies.folder import TABLES, StudyFolder
-from dydit_cli.studies.measure import Evaluator
+from dydit_cli.studies.measure import Evaluator, OpenJudge
 from dydit_cli.studies.methods import Start, rows_of
 from dydit_cli.studies.progress import Interrupted, OnStage, OnWork
 from dydit_cli.studies.recipe import FREE, StudyRecipe, read_study
@@ -46,10 +46,13 @@ def settings_of(start: Start) -> tuple[dict[str, Any], set[str]]:
 def make_evaluator(recipe: StudyRecipe, static: Checkpoint, device: str) -> Evaluator:
     """What all rows are measured with."""
     config = recipe.evaluation
-    extractor = find_extractor(config.features, device=device)
-    reference = open_reference(config.reference, extractor)
+    judges = []
+    for name in config.judges:
+        extractor = find_extractor(name, device=device)
+        reference = config.reference or extractor.data or recipe.data  # one that is of no data set takes the study's
+        judges.append(OpenJudge(name, extractor, open_reference(reference, extractor)))
     held_out = held_out_part(recipe.data, config.held_out)
-    return Evaluator(config, extractor, reference, held_out, static_macs(static.config), device)
+    return Evaluator(config, tuple(judges), held_out, static_macs(static.config), device)
 
 
 def held_out_part(data: str, count: int) -> ImageData | None:
@@ -65,6 +68,7 @@ def facts(start: Start, evaluator: Evaluator) -> dict[str, Any]:
     """The protocol's facts that all rows share."""
     recipe, evaluation, config = start.recipe, start.recipe.evaluation, start.checkpoint.config
     sampling = evaluation.settings.for_model(config).protocol()
+    main, *others = evaluator.judges
     pretrained = sum(int(entry["steps"]) for entry in start.checkpoint.lineage if entry.get("action") == "pretrain")
     return {
         "model": recipe.model,
@@ -83,9 +87,12 @@ def facts(start: Start, evaluator: Evaluator) -> dict[str, Any]:
         "vae": evaluation.vae,
         "steps": sampling.pop("steps"),
         **{name: value for name, value in sampling.items() if name not in ("spacing", "cfg_interval")},
-        **evaluator.extractor.facts,
-        "reference": evaluator.reference.name,
-        "reference_sha256": evaluator.reference.digest(),
+        **_judged(main),
+        **(
+            {"judges": recipe.evaluation.judges, "other_judges": {judge.name: _judged(judge) for judge in others}}
+            if others
+            else {}
+        ),
         "held_out_images": None if evaluator.held_out is None else len(evaluator.held_out),
         "seeds": list(recipe.seeds),
         "device": start.device,
@@ -93,6 +100,11 @@ def facts(start: Start, evaluator: Evaluator) -> dict[str, Any]:
         "torch": torch.__version__,
         "dydit": __version__,
     }
+
+
+def _judged(judge: OpenJudge) -> dict[str, Any]:
+    """Which network, and what samples are compared with."""
+    return {**judge.extractor.facts, "reference": judge.reference.name, "reference_sha256": judge.reference.digest()}
 
 
 @dataclass(frozen=True)
@@ -150,6 +162,8 @@ def study(
     load_data(recipe.data, static.config).check(static.config, static.latents)
     start, evaluator = Start.of(static, recipe, device), make_evaluator(recipe, static, device)
     folder, rows = StudyFolder(Path(out)), rows_of(recipe)
+    for row in rows:  # a number of steps that cannot be is told before anything runs
+        evaluator.sampling(row).settings.for_model(static.config)
     settings, unchanged = settings_of(start)
     folder.open(settings, force, FREE, unchanged)
     about = {**facts(start, evaluator), **folder.command()}

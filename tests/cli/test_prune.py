@@ -67,7 +67,8 @@ def test_every_method_reports_the_same_macs(room: Path, tmp_path: Path, method: 
 
 
 def test_depth_drops_whole_blocks(tmp_path: Path) -> None:
-    arguments = ["prune", "digits-dit", tmp_path / "out", "--method", "depth", "--keep", 0.5, "--batches", 1, "--device", "cpu"]
+    few = ["--batches", 1, "--batch-size", 4, "--device", "cpu"]
+    arguments = ["prune", "digits-dit", tmp_path / "out", "--method", "depth", "--keep", 0.5, *few]
     shown = dydit(*arguments)
     assert shown.exit_code == 0, shown.output
     assert "depth: 20/20 passes" in shown.stderr

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -61,12 +62,14 @@ def inputs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     rows = [{"step": i, "mse": 1 / i, "vb": 0.1, "ratio": 0.9, "target": 0.8, "skipped": i == 3} for i in range(1, 9)]
     (room / "run" / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     a_study(room / "study")
+    a_study_of_steps(room / "steps")
     return {
         "profile": room / "profile",
         "losses": room / "losses",
         "bench": room / "bench.json",
         "run": room / "run",
         "study": room / "study",
+        "tradeoff-steps": room / "steps",
     }
 
 
@@ -101,6 +104,29 @@ def a_study(folder: Path, **columns: Callable[[float, int], float] | None) -> Pa
     return folder
 
 
+def a_study_of_steps(folder: Path) -> Path:
+    """As `a_study`, of two judges, and with fewer steps of the static model and of both DyDiTs; an image of the static model
+    costs 100 times a forward."""
+    a_study(folder, frechet_shades=lambda ratio, seed: 1 / ratio)
+    rows = pd.read_csv(folder / "study.csv").assign(steps=50)
+    fewer = [
+        rows[rows["method"] == method].assign(steps=steps, frechet=rows["frechet"] + 50 / steps)
+        for method in ("static", "dydit")
+        for steps in (20, 10)
+    ]
+    for part in fewer[:2]:
+        part["method"], part["target"] = "steps", part["steps"].astype(float)
+    rows = pd.concat([rows, *fewer]).assign(forwards_per_image=lambda rows: 2 * rows["steps"])
+    rows.assign(macs_per_image=rows["macs"] * rows["forwards_per_image"]).to_csv(folder / "study.csv", index=False)
+    protocol = json.loads((folder / "study.json").read_text())
+    (folder / "study.json").write_text(json.dumps({**protocol, "judges": ["digits", "shades"]}))
+    return folder
+
+
+def source_of(inputs: dict[str, Path], figure: str) -> Path:
+    return inputs.get(figure, inputs[FIGURES[figure].takes[0]])
+
+
 def sample_rows(*folders: Path) -> SampleRows:
     return rows_of(load("samples", folders))
 
@@ -115,7 +141,7 @@ def drawn(figure: str, source: Path | Profile) -> Any:
 def test_every_figure_with_its_numbers(inputs: dict[str, Path], tmp_path: Path, figure: str) -> None:
     """PNG and SVG, the same bytes each time, and a CSV that is the figure's table."""
     kind = FIGURES[figure]
-    source = inputs[kind.takes[0]]
+    source = source_of(inputs, figure)
     visualize(source, figure, tmp_path / "a.png", data=True)
     first, again = (visualize(source, figure, tmp_path / name).read_bytes() for name in ("a.svg", "b.svg"))
     assert first.startswith(b"<?xml")
@@ -133,7 +159,7 @@ def test_every_figure_with_its_numbers(inputs: dict[str, Path], tmp_path: Path, 
 @pytest.mark.parametrize("figure", FIGURES)
 def test_axes_say_what_they_measure(inputs: dict[str, Path], figure: str) -> None:
     """Where there is an axis with numbers it has a label, or a neighbour that it shares them with."""
-    figure_drawn = drawn(figure, inputs[FIGURES[figure].takes[0]])
+    figure_drawn = drawn(figure, source_of(inputs, figure))
     words = [figure_drawn.get_supxlabel()] + [text for ax in figure_drawn.axes for text in (ax.get_xlabel(), ax.get_ylabel())]
     wanted = {
         "architecture": ["active [%]", "timestep t"],
@@ -143,6 +169,11 @@ def test_axes_say_what_they_measure(inputs: dict[str, Path], figure: str) -> Non
         "loss-gap": ["squared error\nof the noise", "timestep t"],
         "loss-maps": ["from its map's least (0) to its greatest (1)"],
         "tradeoff": ["MACs per forward and image", "sampling speed / static's", "recognised samples [%]", "Fréchet distance"],
+        "tradeoff-steps": [
+            "MACs per image, all of its forwards [GMACs]",
+            "Fréchet distance, digits",
+            "Fréchet distance, shades",
+        ],
         "samples": ["of the MACs"],
         "time": ["seconds of 4 steps"],
     }
@@ -222,6 +253,44 @@ def test_a_study_without_a_measure_has_fewer_panels(tmp_path: Path) -> None:
     a_study(tmp_path / "b", recognised=None, loss_ratio=None, speedup=None, frechet=lambda ratio, seed: 10 / ratio**3)
     (only,) = drawn("tradeoff", tmp_path / "b").axes
     assert only.get_yscale() == "log"
+
+
+def test_fewer_steps_are_lines_over_a_whole_images_macs(inputs: dict[str, Path]) -> None:
+    study = load("tradeoff-steps", inputs["tradeoff-steps"])
+    table = FIGURES["tradeoff-steps"].table(study)
+    assert set(table["measure"]) == {"frechet_distance", "frechet_distance_shades"}
+    panel = drawn("tradeoff-steps", inputs["tradeoff-steps"]).axes[0]
+    lines = {one.get_label(): one.lines[0] for one in panel.containers}
+    static = [(48e6 * 2 * steps / 1e9, 10 + 0.5 + (50 / steps if steps < 50 else 0)) for steps in (10, 20, 50)]
+    assert np.allclose(lines["static DiT"].get_xydata(), static)
+    half = [(48e6 * 0.52 * 2 * steps / 1e9, 10 / 0.52 + 0.5 + (50 / steps if steps < 50 else 0)) for steps in (10, 20, 50)]
+    assert np.allclose(lines["DyDiT, lambda 0.5"].get_xydata(), half)
+    assert lines["DyDiT, lambda 0.5"].get_color() != lines["DyDiT, lambda 0.3"].get_color()
+    assert lines["magnitude pruning"].get_linestyle() == "None"
+    assert len(lines["magnitude pruning"].get_xydata()) == 2
+    assert (panel.get_xscale(), panel.get_yscale()) == ("log", "linear")
+    # the figure of forwards is as it was, with a panel more
+    usual = FIGURES["tradeoff"].table(load("tradeoff", inputs["study"]))
+    seen = FIGURES["tradeoff"].table(study)
+    judged = seen.query("measure == 'frechet_distance_shades'")
+    assert judged["mean"].to_list() == pytest.approx((1 / judged["ratio_of_static"]).to_list())
+    pd.testing.assert_frame_equal(seen.drop(judged.index).reset_index(drop=True), usual)
+    labels = [ax.get_ylabel().split("\n")[0] for ax in drawn("tradeoff", inputs["tradeoff-steps"]).axes]
+    assert labels[:2] == ["Fréchet distance, digits", "Fréchet distance, shades"]
+    with pytest.raises(DyditError, match="all rows of this study have the same number of steps; give its recipe"):
+        FIGURES["tradeoff-steps"].table(load("tradeoff-steps", inputs["study"]))
+
+
+def test_samples_of_fewer_steps_are_at_like_macs_of_an_image(inputs: dict[str, Path], tmp_path: Path) -> None:
+    shutil.copytree(inputs["tradeoff-steps"], tmp_path / "study")
+    with np.load(tmp_path / "study" / "samples.npz") as arrays:
+        kept = {**arrays, "steps-20": arrays["static"], "steps-10": arrays["static"], "dydit-0.5-20steps": arrays["static"]}
+    np.savez(tmp_path / "study" / "samples.npz", **kept)
+    rows = sample_rows(tmp_path / "study").rows
+    assert [row.label for row in rows if "steps" in row.label] == ["static DiT, 20 steps"]
+    ratios = {row.label: row.ratio for row in rows}
+    assert ratios["static DiT, 20 steps"] == pytest.approx(0.4)
+    assert ratios["DyDiT, lambda 0.5"] == pytest.approx(0.52)
 
 
 def test_of_a_studys_samples_those_at_like_macs(inputs: dict[str, Path]) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import signal
 import subprocess
 import sys
@@ -22,17 +23,24 @@ from dydit_cli.compress import methods
 from dydit_cli.compress.convert import convert
 from dydit_cli.data.digits import load_digits_split
 from dydit_cli.diffusion.objective import loss_terms
+from dydit_cli.diffusion.options import SamplerSettings
 from dydit_cli.diffusion.schedule import linear_schedule
 from dydit_cli.errors import DyditError
+from dydit_cli.evaluate.evaluate import find_extractor
+from dydit_cli.evaluate.features import DISTANCE_ONLY, Extractor, Features
 from dydit_cli.model.execution import executor
 from dydit_cli.model.families.dit import DiT
+from dydit_cli.profiling.profile import profile
+from dydit_cli.sampling.options import SamplingConfig
+from dydit_cli.sampling.sampler import open_sampler
 from dydit_cli.studies import runner
+from dydit_cli.studies import study as studies
 from dydit_cli.studies.folder import StudyFolder
-from dydit_cli.studies.measure import held_out_loss
+from dydit_cli.studies.measure import held_out_loss, measure
 from dydit_cli.studies.methods import METHODS, Method, Row, rows_of
 from dydit_cli.studies.recipe import StudyRecipe, read_study
 from dydit_cli.studies.study import Study, study
-from dydit_cli.studies.tables import COLUMNS, make_tables
+from dydit_cli.studies.tables import make_tables
 from dydit_cli.train import run as training
 from dydit_cli.train.recipe import read_recipe, with_settings, with_steps
 from dydit_cli.train.run import finetune
@@ -108,6 +116,12 @@ FINE = 'model = "digits-dit"\n[finetune]\nsteps = 2\n'
         ),
         (FINE + "[methods]\nprune = ['diff']", [], "methods.prune needs shares to keep: methods.keep, or the lambdas"),
         (FINE + "[methods]\ndydit = [0.5, 0.50]", [], "methods.dydit names a value twice"),
+        (FINE + "[methods]\nsteps = [0]", [], "'methods.steps.0': input should be greater than or equal to 1"),
+        (
+            FINE + "[evaluation]\nfeatures = ['digits', 'digits']",
+            [],
+            "'evaluation.features': input should name each judge once",
+        ),
         ("[finetune]\nsteps = 2", [], "study.toml: 'model' is missing"),
         ('model = "digits-dit"', [], "study.toml: 'finetune' is missing"),
         (FINE, ["finetune.step=3"], "--set: unknown key 'finetune.step'; did you mean 'steps'?"),
@@ -138,7 +152,13 @@ def test_a_recipe_may_have_a_base(tmp_path: Path) -> None:
 
 def test_what_a_study_leaves(done: Path) -> None:
     table = pd.read_csv(done / "study.csv")
-    assert tuple(table.columns) == COLUMNS
+    assert " ".join(table.columns) == (
+        "method target steps seed macs ratio forwards_per_image macs_per_image seconds_per_image speedup frechet recognised "
+        "precision recall loss_ratio finetune_steps"
+    )
+    assert set(table["steps"]) == {2}
+    assert set(table["forwards_per_image"]) == {4}  # with guidance, two a step
+    assert table["macs_per_image"].to_list() == pytest.approx((4 * table["macs"]).to_list())
     assert list(table["method"]) == ["static", "control", "dydit", "magnitude", "tome"] * 2
     assert list(table["seed"]) == [3] * 5 + [4] * 5
     assert list(table["finetune_steps"]) == [0, 2, 2, 2, 0] * 2
@@ -303,6 +323,166 @@ def test_what_no_study_can_begin_with(model: Path, done: Path, tmp_path: Path, m
     assert not (tmp_path / "out").exists()
 
 
+# fewer steps
+
+
+HURRIED: dict[str, Any] = {
+    "methods": {"control": False, "prune": [], "tome": [], "steps": [2, 1], "dydit_steps": [2, 1]},
+    "evaluation": {"images": 12, "steps": 2, "profiled": 2, "held_out": 0, "kept": 5},
+}
+
+
+@pytest.fixture(scope="module")
+def hurried(model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a study of two seeds, whose static model and DyDiT are measured with one step too."""
+    out = tmp_path_factory.mktemp("hurried") / "out"
+    assert run(recipe(model, seeds=[3, 4], **HURRIED), out).left == 0
+    return out
+
+
+def test_rows_of_other_numbers_of_steps_follow_their_models(model: Path) -> None:
+    many = recipe(model, seeds=[0, 1], methods={"dydit": [0.7, 0.5], "prune": [], "steps": [4, 1], "dydit_steps": [3, 2, 1]})
+    dydits = [f"dydit-{ratio}{steps}" for ratio in (0.7, 0.5) for steps in ("", "-3steps", "-1steps")]  # its own are 2
+    kinds = ["static", "control", *dydits, "tome-0.5", "steps-4", "steps-1"]
+    rows = rows_of(many)
+    assert [row.name for row in rows] == [f"{kind}-seed{seed}" for seed in (0, 1) for kind in kinds]
+    assert [row.made.name for row in rows[2:5]] == ["dydit-0.7-seed0"] * 3
+    assert [row.steps for row in rows[2:11]] == [None, 3, 1, None, 3, 1, None, 4, 1]
+
+
+def test_fewer_steps_are_fewer_forwards(model: Path, hurried: Path) -> None:
+    table = pd.read_csv(hurried / "study.csv")
+    assert list(table["method"]) == ["static", "dydit", "dydit", "steps"] * 2
+    assert list(table["steps"]) == [2, 2, 1, 1] * 2
+    assert list(table["forwards_per_image"]) == [4, 4, 2, 2] * 2
+    assert table["macs_per_image"].to_list() == pytest.approx((table["macs"] * table["forwards_per_image"]).to_list())
+    static, _, dynamic, steps = (line for _, line in table[table["seed"] == 3].iterrows())
+    assert (steps["target"], steps["ratio"], steps["macs_per_image"]) == (1, 1, static["macs_per_image"] / 2)
+    # what a DyDiT costs at those steps, and what it gives
+    tuned, settings = hurried / "checkpoints" / "dydit-0.5-seed3", SamplerSettings(steps=1)
+    summary = profile(tuned, images=2, settings=settings, seed=3, device="cpu").summary
+    assert (dynamic["macs"], dynamic["macs_per_image"]) == (summary["macs_dynamic"], summary["macs_dynamic_per_image"])
+    with np.load(hurried / "samples.npz") as arrays:
+        assert list(arrays) == ["static", "dydit-0.5", "dydit-0.5-1steps", "steps-1"]
+        expected = open_sampler(read(tuned), SamplingConfig(settings, seed=3, device="cpu"))
+        assert (arrays["dydit-0.5-1steps"] == expected.pixels(expected.samples(0, 5))).all()
+    assert (table.loc[table["seed"] == 3, "speedup"] > 0).all()
+    summary_table = pd.read_csv(hurried / "summary.csv")
+    assert list(summary_table["steps"]) == [2, 2, 1, 1]
+    assert (summary_table["seeds"] == 2).all()
+    text = (hurried / "study.md").read_text()
+    for label in ("| static DiT |", "| DyDiT, lambda 0.5 |", "| DyDiT, lambda 0.5, 1 steps |", "| static DiT, 1 steps |"):
+        assert text.count(label) == 1
+    assert [path.name for path in (hurried / "checkpoints").iterdir()] == ["dydit-0.5-seed3"]
+
+
+def test_steps_that_are_added_later_are_of_the_same_models(model: Path, hurried: Path, tmp_path: Path) -> None:
+    """Also of a seed whose checkpoint was removed, and where a kill came between a DyDiT and its fewer steps."""
+    without = {**HURRIED, "methods": {**HURRIED["methods"], "steps": [], "dydit_steps": []}}
+    out = tmp_path / "out"
+    run(recipe(model, seeds=[3, 4], **without), out, time=False)
+    before = contents(out)
+    assert len(before) == 6  # four rows, and the first seed's samples
+    removed = out / "checkpoints" / "dydit-0.5-seed4"
+    assert not removed.exists()
+    stops = iter([False] * 3 + [True] * 1000)
+    assert run(recipe(model, seeds=[3, 4], **HURRIED), out, time=False, should_stop=lambda: next(stops)).interrupted
+    run(recipe(model, seeds=[3, 4], **HURRIED), out, time=False)
+    assert not removed.exists()
+    assert before.items() <= contents(out).items()
+    found, expected = (pd.read_csv(folder / "study.csv") for folder in (out, hurried))
+    timed = ["seconds_per_image", "speedup"]
+    pd.testing.assert_frame_equal(found.drop(columns=timed), expected.drop(columns=timed), rtol=1e-12)
+
+
+def test_a_model_stays_until_all_its_rows_are_measured(model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    measured: list[str] = []
+
+    def killed(loaded: Checkpoint, row: Row, *rest: Any) -> Any:
+        if row.steps == 1:
+            raise KeyboardInterrupt
+        measured.append(row.name)
+        return measure(loaded, row, *rest)
+
+    asked = recipe(model, seeds=[3], keep_checkpoints=False, **HURRIED)
+    monkeypatch.setattr(runner, "measure", killed)
+    with pytest.raises(KeyboardInterrupt):
+        run(asked, tmp_path / "out", time=False)
+    assert measured == ["static-seed3", "dydit-0.5-seed3"]
+    monkeypatch.undo()
+    monkeypatch.setattr(runner, "finetune", None)  # it is there
+    with StudyFolder(tmp_path / "out").claim("dydit-0.5-seed3"):  # another process has the model, and all that measures it
+        assert run(asked, tmp_path / "out", time=False).protocol["rows_names"] == [
+            "static-seed3", "dydit-0.5-seed3", "steps-1-seed3",
+        ]  # fmt: skip
+    assert run(asked, tmp_path / "out", time=False).left == 0
+
+
+def test_a_number_of_steps_that_cannot_be_is_told_before_anything_runs(model: Path, tmp_path: Path) -> None:
+    with pytest.raises(DyditError, match="1001 sampling steps: the schedule has 1000"):
+        run(recipe(model, methods={"steps": [1001]}), tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_folder_that_knows_of_no_steps_goes_on(model: Path, hurried: Path, tmp_path: Path) -> None:
+    """As an older dydit left it: its rows do not say how many steps and forwards there were."""
+    out = tmp_path / "out"
+    shutil.copytree(hurried, out)
+    for row in out.glob("rows/*steps*"):
+        row.unlink()
+    for file in out.glob("rows/*.json"):
+        values = json.loads(file.read_text())
+        for name in ("steps", "forwards_per_image", "macs_per_image"):
+            del values[name]
+        file.write_text(json.dumps(values))
+    settings = json.loads((out / "recipe.json").read_text())
+    assert settings["evaluation.features"] == "digits"
+    del settings["methods.steps"], settings["methods.dydit_steps"]
+    (out / "recipe.json").write_text(json.dumps(settings))
+    evaluation = {**HURRIED["evaluation"], "features": ["digits"]}
+    run(recipe(model, seeds=[3, 4], **{**HURRIED, "evaluation": evaluation}), out, time=False)
+    found, expected = (pd.read_csv(folder / "study.csv") for folder in (out, hurried))
+    timed = ["seconds_per_image", "speedup"]
+    pd.testing.assert_frame_equal(found.drop(columns=timed), expected.drop(columns=timed), rtol=1e-12)
+
+
+# two judges
+
+
+def test_several_judges(model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The second one is of no data set: it sees the study's."""
+
+    def shades(pixels: Any) -> Features:
+        flat = pixels.reshape(len(pixels), -1).astype(np.float32) / 255
+        return Features(np.stack([flat.mean(1), flat.std(1), flat.max(1), flat[:, 0]], axis=1))
+
+    toy = Extractor("shades", None, 8, 1, {"features": "shades, 4", "features_sha256": "0"}, shades, DISTANCE_ONLY)
+    monkeypatch.setattr(
+        studies, "find_extractor", lambda name, **options: toy if name == "shades" else find_extractor(name, **options)
+    )
+    alone = {"control": False, "dydit": [], "prune": [], "tome": [0.25]}
+    out, both = tmp_path / "out", {"features": ["digits", "shades"]}
+    found = run(recipe(model, methods=alone, evaluation=both), out, time=False)
+    once = run(recipe(model, methods=alone), tmp_path / "once", time=False)
+    columns = ["frechet", "recognised", "precision", "recall"]
+    pd.testing.assert_frame_equal(found.table[columns], once.table[columns])
+    assert [name for name in found.table.columns if "shades" in name] == [
+        "frechet_shades", "precision_shades", "recall_shades",
+    ]  # fmt: skip
+    values = json.loads((out / "rows" / "static-seed3.json").read_text())
+    judged, main = (values[name]["protocol"] for name in ("evaluation_shades", "evaluation"))
+    assert (judged["features"], judged["reference"]) == ("shades, 4", main["reference"])
+    assert values["frechet_shades"] == values["evaluation_shades"]["frechet"] != values["frechet"]
+    assert json.loads((out / "study.json").read_text())["judges"] == ["digits", "shades"]
+    assert found.protocol["other_judges"]["shades"]["reference_sha256"] == found.protocol["reference_sha256"]
+    assert found.summary["frechet_shades_mean"].to_list() == found.table["frechet_shades"].to_list()
+    text = (out / "study.md").read_text()
+    assert "| recall | Fréchet distance, shades | precision, shades | recall, shades |" in text
+    assert "features shades, reference digits" in text
+    with pytest.raises(DyditError, match=r'with evaluation.features \["digits", "shades"\], and now it is "digits"'):
+        run(recipe(model, methods=alone), out, time=False)
+
+
 # several processes
 
 
@@ -387,10 +567,13 @@ def test_the_tables_by_hand(model: Path, tmp_path: Path) -> None:
         "m on d; fine-tuned for 2 steps (1.0 % of the pre-training); 1,000 samples a row, ddim, 20 steps, cfg 1.5; features f, "
         "reference r; mean ± standard deviation over seeds 0, 1, 2; cpu, torch 2; 6 of 6 rows.",
         "",
-        "|  | MACs per forward | ratio | Fréchet distance | recognised | precision | recall | held-out loss over static |",
-        "|---|---:|---:|---:|---:|---:|---:|---:|",
-        "| static DiT | 50.00 M | 0.500 | 0.50 ± 0.00 | 100.0 ± 0.0 % | 0.500 ± 0.000 | 0.250 ± 0.000 | 1.000 ± 0.000 |",
-        "| DyDiT, lambda 0.5 | 50.00 M | 0.500 | 2.50 ± 1.80 | 100.0 ± 0.0 % | 0.500 ± 0.000 | 0.250 ± 0.000 | 2.000 ± 1.000 |",
+        "|  | MACs per forward | ratio | forwards per image | MACs per image | Fréchet distance | recognised | "
+        "precision | recall | held-out loss over static |",
+        "|---|---:|---:|---:|---:|---:|---:|---:|---:|---:|",
+        "| static DiT | 50.00 M | 0.500 | 40 | 2.000 G | 0.50 ± 0.00 | 100.0 ± 0.0 % | 0.500 ± 0.000 | 0.250 ± 0.000 | "
+        "1.000 ± 0.000 |",
+        "| DyDiT, lambda 0.5 | 50.00 M | 0.500 | 40 | 2.000 G | 2.50 ± 1.80 | 100.0 ± 0.0 % | 0.500 ± 0.000 | 0.250 ± 0.000 | "
+        "2.000 ± 1.000 |",
     ]
 
 

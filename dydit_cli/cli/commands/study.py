@@ -1,4 +1,4 @@
-"""The trade-off study: DyDiT, prunings, ToMe and the control at several amounts of work and seeds, measured alike.
+"""The trade-off study: DyDiT, prunings, ToMe, fewer steps and the control at several amounts of work, measured alike.
 
 The same command continues it after a kill; started twice, two processes share the rows. Times are taken at the end, by one.
 
@@ -61,6 +61,6 @@ def show(result: Study, out: str) -> None:
     """The summary, how it came about, and where the files are."""
     from dydit_cli.studies.tables import FEW, protocol_line, short, shown
 
-    console.table("Quality over work", *shown(result.summary, FEW, short))
+    console.table("Quality over work", *shown(result.summary, FEW, short, result.protocol["steps"]))
     console.say(protocol_line(result.protocol))
     console.say(f"files in {out}: study.csv, summary.csv, study.md, study.json, samples.npz")

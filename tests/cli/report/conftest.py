@@ -28,7 +28,7 @@ from dydit_cli.sampling.images import sample_images
 from dydit_cli.sampling.options import SamplingConfig
 from dydit_cli.train.recipe import read_recipe
 from tests.conftest import randomize
-from tests.unit.test_figures import a_study
+from tests.unit.test_figures import a_study_of_steps
 
 MODEL = DiTConfig(input_size=8, patch_size=4, in_channels=1, hidden_size=12, depth=2, num_heads=3, num_classes=10)
 HOSTILE = "<img src=x onerror=alert(1)>&\"'"
@@ -84,7 +84,7 @@ def room(tmp_path_factory: pytest.TempPathFactory) -> Path:
         "notes": [f"3 images of {room / 'samples-tuned'}: {HOSTILE}"],
     }  # fmt: skip
     (room / "evaluation.json").write_text(json.dumps(evaluation))
-    a_study(room / "study")
+    a_study_of_steps(room / "study")
     (room / "study" / "recipe.json").write_text(json.dumps(STUDY))
     return room
 
