@@ -94,10 +94,17 @@ class Start:
         return cls(checkpoint, recipe, tunings, device)
 
     def tuning(self, row: Row) -> Recipe | None:
-        """The recipe of one row, None where nothing is fine-tuned. A DyDiT is calibrated over sampling as it is measured."""
+        """The recipe of one row, None where nothing is fine-tuned. A DyDiT is calibrated over sampling as it is measured.
+
+        Where the recipe has a teacher and names none, it is the study's model, of what was pruned too: its own start would
+        teach it the damage. A DyDiT begins as that model.
+        """
         if row.tuning is None:
             return None
         settings: dict[str, Any] = {"train.seed": row.seed}
+        train = self.tunings[row.tuning].train
+        if row.tuning == "static" and train.teacher_weight and train.teacher is None:
+            settings["train.teacher"] = self.recipe.model
         if row.tuning == "dynamic":
             settings["routing.flops_ratio"] = row.target
             if self.recipe.finetune.calibrate:

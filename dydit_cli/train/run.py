@@ -57,7 +57,7 @@ def random_start(recipe: Recipe) -> RunSpec:
         raise DyditError(f"'model.{foreign[0]}': a {family.static_config.title} has none; it has {known}")
     torch.manual_seed(recipe.train.seed)
     start = Checkpoint.of(build_model(family.static_config(**values)), lineage=[])
-    return RunSpec("pretrain", start, for_model(recipe, start.config), {})
+    return RunSpec("pretrain", start, for_model(recipe, start.config), {}, teacher_of(recipe, start))
 
 
 def finetune(

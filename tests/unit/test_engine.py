@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from dydit_cli.artifacts.run import StepMetrics
+from dydit_cli.checkpoint.read import read
 from dydit_cli.compress.prune import prune
 from dydit_cli.data.load import load_data
 from dydit_cli.distributed import Distributed
@@ -20,8 +21,8 @@ from dydit_cli.model.routers import GateNoise
 from dydit_cli.train.batch import Batch, TrainingBatches, complete_samples
 from dydit_cli.train.loop import frozen, train
 from dydit_cli.train.objective import LossWeights, Objective, SampleLosses
-from dydit_cli.train.recipe import Recipe, RoutingRecipe, with_settings
-from dydit_cli.train.run import finetune
+from dydit_cli.train.recipe import Recipe, RoutingRecipe, read_recipe, with_settings
+from dydit_cli.train.run import finetune, random_start
 from dydit_cli.train.step import Trainer
 from tests.conftest import randomize
 from tests.unit.test_train import DIGITS, digits_dydit, quick
@@ -159,6 +160,14 @@ def test_what_cannot_teach_is_one_line(tmp_path: Path, settings: dict[str, objec
     with pytest.raises(DyditError, match=message):
         finetune("digits-dit", tmp_path / "run", recipe=quick(1), settings=settings)
     assert not (tmp_path / "run").exists()
+
+
+def test_pretraining_has_the_teacher_that_its_recipe_names() -> None:
+    recipe = read_recipe("digits/pretrain")
+    assert random_start(recipe).teacher is None
+    taught = random_start(with_settings(recipe, {"train.teacher": "digits-dit", "train.teacher_weight": 1.0})).teacher
+    assert taught is not None
+    assert taught.config == read("digits-dit").config
 
 
 def test_noise_from_outside_is_what_the_model_draws_itself() -> None:

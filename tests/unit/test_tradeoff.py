@@ -37,7 +37,7 @@ from dydit_cli.studies import runner
 from dydit_cli.studies import study as studies
 from dydit_cli.studies.folder import StudyFolder
 from dydit_cli.studies.measure import held_out_loss, measure
-from dydit_cli.studies.methods import METHODS, Method, Row, rows_of
+from dydit_cli.studies.methods import METHODS, Method, Row, Start, rows_of
 from dydit_cli.studies.recipe import StudyRecipe, read_study
 from dydit_cli.studies.study import Study, study
 from dydit_cli.studies.tables import make_tables
@@ -583,3 +583,18 @@ def test_a_damaged_row_is_named(model: Path, tmp_path: Path) -> None:
     (tmp_path / "out" / "rows" / "static-seed3.json").write_text("{")
     with pytest.raises(DyditError, match=r"static-seed3\.json: cannot be read .*remove it, and the same command makes it anew"):
         run(asked, tmp_path / "out", time=False)
+
+
+def test_what_was_pruned_learns_from_the_studys_model() -> None:
+    """Not from its own start. A DyDiT's start is that model; without a weight there is no teacher."""
+    full = read_study("digits/tradeoff")
+    taught = full.model_copy(
+        update={"finetune": full.finetune.model_copy(update={"dynamic": "digits/short", "static": "digits/short"})}
+    )
+    teachers = []
+    for of in (taught, full):
+        for row in (Row("taylor", 0.5, 0), Row("dydit", 0.5, 0)):
+            tuning = Start.of(read("digits-dit"), of, "cpu").tuning(row)
+            assert tuning is not None
+            teachers.append(tuning.train.teacher)
+    assert teachers == ["digits-dit", None, None, None]
