@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from dydit_cli.errors import DyditError
-from dydit_cli.model.backbone import Backbone
+from dydit_cli.model.backbone import Backbone, DynamicBackbone
 from dydit_cli.model.config import ModelConfig
 from dydit_cli.model.families import build_model
 from dydit_cli.model.latent_norm import LatentNorm
@@ -110,10 +110,13 @@ class Checkpoint:
         return self
 
     def build(self) -> Backbone:
-        """The model with its own copy of the weights, in their dtype, in evaluation mode."""
+        """The model with its own copy of the weights, in their dtype, in evaluation mode; one of a range of FLOPs ratios is set
+        to its largest."""
         with torch.device("meta"):
             model = build_model(self.config)
         model.load_state_dict({name: w.clone() for name, w in self.weights.items()}, assign=True)
+        if isinstance(model, DynamicBackbone) and model.config.budgets:
+            model.set_flops_ratio(model.config.budgets[-1])
         return model.eval()
 
 

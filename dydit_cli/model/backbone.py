@@ -20,7 +20,14 @@ from dydit_cli.errors import DyditError
 from dydit_cli.model.config import ModelConfig, RoutedConfig
 from dydit_cli.model.macs import total_macs
 from dydit_cli.model.merging import Merging
-from dydit_cli.model.routers import HEAD_AND_GROUP_BIAS, TOKEN_BIAS, GateNoise, TokenRouter, WidthRouter
+from dydit_cli.model.routers import (
+    HEAD_AND_GROUP_BIAS,
+    TOKEN_BIAS,
+    GateNoise,
+    TokenRouter,
+    WidthRouter,
+    budget_mix,
+)
 from dydit_cli.model.routing import BlockRouting, Routing
 from dydit_cli.model.sites import Structure
 from dydit_cli.model.sparse import Pointwise
@@ -182,6 +189,18 @@ class DynamicBackbone(Backbone):
     def routed_blocks(self) -> list[RoutedBlock]:
         return cast(list[RoutedBlock], list(self.blocks))
 
+    @property
+    def width_routers(self) -> list[WidthRouter]:
+        return [router for block in self.routed_blocks for router in (block.head_router, block.group_router)]
+
+    @property
+    def token_routers(self) -> list[TokenRouter]:
+        return [block.token_router for block in self.routed_blocks]
+
+    @property
+    def routers(self) -> list[WidthRouter | TokenRouter]:
+        return [*self.width_routers, *self.token_routers]
+
     def reset_routers(self, bias: float = HEAD_AND_GROUP_BIAS, token_bias: float = TOKEN_BIAS) -> None:
         """Xavier weights and these biases: the higher, the longer everything stays on (paper: 15 and 35)."""
         for block in self.routed_blocks:
@@ -191,12 +210,25 @@ class DynamicBackbone(Backbone):
 
     def token_biases(self) -> dict[str, nn.Parameter]:
         """The bias of every token router's logits, by its full name."""
-        return self._named(block.token_router.last for block in self.routed_blocks)
+        return self._named(router.last for router in self.token_routers)
 
     def router_biases(self) -> dict[str, nn.Parameter]:
         """The bias of every router's logits, by its full name."""
-        width = (router.last for block in self.routed_blocks for router in (block.head_router, block.group_router))
-        return {**self._named(width), **self.token_biases()}
+        return {**self._named(router.last for router in self.width_routers), **self.token_biases()}
+
+    def set_flops_ratio(self, ratio: float) -> None:
+        """Sets the routers of a model of a range to one FLOPs ratio of attention and MLP (0 to 1), within 0.005 of which a
+        sampling run then is. Raises `DyditError` for one out of its range, and for a model of one ratio."""
+        with torch.no_grad():
+            self.set_routers(torch.tensor([self.config.setting_for(ratio)], device=self.device))
+
+    def set_routers(self, settings: Tensor) -> None:
+        """Sets the routers to settings on the scale of the budgets: (B,), one for each sample of the batches to come, or (1,)
+        for all. An infinite one is everything on."""
+        mix = budget_mix(self.config.budgets, settings)
+        for router in self.routers:
+            if router.budget is not None:
+                router.budget.set(mix)
 
     def _named(self, linears: Iterable[nn.Linear]) -> dict[str, nn.Parameter]:
         biases = {id(linear.bias) for linear in linears}

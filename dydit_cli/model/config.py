@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import math
 import re
 from abc import ABC, abstractmethod
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, fields
+from itertools import pairwise
 from typing import TYPE_CHECKING, Any, ClassVar, get_args
 
 from dydit_cli.errors import DyditError
@@ -40,6 +42,11 @@ def check_choice(values: Any, name: str, choices: Any) -> None:
     if getattr(values, name) not in (*others, last):
         known = ", ".join(map(repr, others))
         raise DyditError(f"model configuration: {name} is {getattr(values, name)!r}; use {known} or {last!r}")
+
+
+def rising(values: Sequence[float]) -> bool:
+    """Whether each is more than the one before it."""
+    return all(a < b for a, b in pairwise(values))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -240,6 +247,10 @@ class RoutedConfig(ModelConfig):
     `temperature` is the Gumbel-sigmoid's; it shapes gradients only and plays no part in evaluation. `token_routing` is
     `tokens`, or for an ablation `layers`: one decision, by the mean of the logits, for all tokens of an image. It and
     `width_routing` are names in `routers.TOKEN_ROUTERS` and `routers.WIDTH_ROUTERS`.
+
+    A model of a range of FLOPs ratios has the range in `budgets`, rising: at each the routers have an entry of their own, and
+    what is between two is mixed (`routers.BudgetTable`). `measured` are pairs of what the routers are set to and the ratio of
+    attention and MLP that a sampling run then had; without any the two are taken to be the same.
     """
 
     token_router_reduction: int = 16
@@ -247,6 +258,8 @@ class RoutedConfig(ModelConfig):
     temperature: float = 5.0
     token_routing: str = "tokens"
     width_routing: str = "linear"
+    budgets: tuple[float, ...] = ()
+    measured: tuple[tuple[float, float], ...] = ()
 
     dynamic: ClassVar[bool] = True
 
@@ -262,10 +275,43 @@ class RoutedConfig(ModelConfig):
             )
         if not isinstance(self.temperature, int | float) or not self.temperature > 0:
             raise DyditError(f"model configuration: temperature is {self.temperature!r}; it must be a positive number")
+        self._check_budgets()
+
+    def _check_budgets(self) -> None:
+        try:
+            budgets = tuple(float(budget) for budget in self.budgets)
+            measured = tuple((float(setting), float(ratio)) for setting, ratio in self.measured)
+        except (TypeError, ValueError):
+            raise DyditError("model configuration: budgets must be numbers, and measured pairs of numbers") from None
+        if len(budgets) == 1 or not rising(budgets) or not all(0 < budget <= 1 for budget in budgets):
+            raise DyditError("model configuration: budgets must be two or more rising ratios, over 0 and at most 1, or none")
+        if not rising([setting for setting, _ in measured]):
+            raise DyditError("model configuration: measured must be of rising settings")
+        object.__setattr__(self, "budgets", budgets)  # lists in a file
+        object.__setattr__(self, "measured", measured)
+
+    def setting_for(self, ratio: float) -> float:
+        """What the routers are set to for a FLOPs ratio of attention and MLP, by what was measured; for 1, infinity: all on.
+        Raises `DyditError` where the model has one ratio alone, or `ratio` is out of its range."""
+        if not self.budgets:
+            raise DyditError(
+                "has one FLOPs ratio; train a model of a range: dydit finetune CKPT --flops-ratio 0.3:1.0 --out DIR, or shift "
+                "this one's routers: dydit calibrate CKPT DST --flops-ratio R"
+            )
+        low, high = self.budgets[0], self.budgets[-1]
+        if not low <= ratio <= high:
+            raise DyditError(f"FLOPs ratio {ratio:g} is out of the model's range, {low:g} to {high:g}")
+        if ratio >= 1:
+            return math.inf
+        pairs = sorted((measured, setting) for setting, measured in self.measured) or [(low, low), (high, high)]
+        for (less, first), (more, second) in pairwise(pairs):
+            if less <= ratio <= more:
+                return first if more == less else first + (second - first) * (ratio - less) / (more - less)
+        return pairs[0][1] if ratio < pairs[0][0] else pairs[-1][1]
 
     def to_dict(self) -> dict[str, Any]:
         values = super().to_dict()
-        for name, usual in (("token_routing", "tokens"), ("width_routing", "linear")):
+        for name, usual in (("token_routing", "tokens"), ("width_routing", "linear"), ("budgets", ()), ("measured", ())):
             if values[name] == usual:  # what every other model does goes without saying
                 del values[name]
         return values

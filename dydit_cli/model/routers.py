@@ -5,6 +5,7 @@ Legend: B batch, N tokens, C width, H heads (and channel groups).
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TypeVar, cast
 
@@ -80,16 +81,63 @@ def init_linear(linear: nn.Linear, bias: float = 0.0) -> None:
     nn.init.constant_(linear.bias, bias)
 
 
+ON = 1e4  # added to a logit, it outweighs all others
+
+
+class BudgetTable(nn.Module):
+    """What a FLOPs ratio adds to a router's logits, in a model that has a range of them.
+
+    It has a row for each of the configuration's `budgets` and is linear between them. It starts at zero, so that a model of one
+    ratio becomes one of a range without computing anything else.
+    """
+
+    def __init__(self, config: RoutedConfig, rows: int) -> None:
+        super().__init__()
+        self.table = nn.Parameter(torch.zeros(len(config.budgets), rows))  # K R
+        self.shift: Tensor | None = None  # B R, or 1 R for all samples alike
+
+    def set(self, mix: Tensor) -> None:
+        """mix: B K+1 or 1 K+1, as `budget_mix` has it. The table's gradient goes through what is set."""
+        mix = mix.to(self.table)
+        self.shift = mix[:, :-1] @ self.table + ON * mix[:, -1:]
+
+    def forward(self, logits: Tensor) -> Tensor:
+        """B R (B N) -> B R (B N); as they are where nothing is set."""
+        return logits if self.shift is None else logits + self.shift.to(logits)
+
+
+def budget_mix(budgets: Sequence[float], settings: Tensor) -> Tensor:
+    """How much of each of K rising budgets settings (B,) have: B K+1. Beyond the ends the nearest two are continued; the last
+    column is 1 where the setting is infinite, which is everything on."""
+    everything = settings.isinf()
+    points = torch.tensor(budgets, device=settings.device, dtype=settings.dtype)
+    settings = settings.where(~everything, points[-1])
+    left = (torch.searchsorted(points, settings, right=True) - 1).clamp(0, len(budgets) - 2)  # B
+    above = (settings - points[left]) / (points[left + 1] - points[left])
+    mix = settings.new_zeros(len(settings), len(budgets) + 1)
+    mix.scatter_(1, left[:, None], (1 - above)[:, None]).scatter_(1, left[:, None] + 1, above[:, None])
+    mix[:, -1] = everything.to(mix)
+    return mix
+
+
+def budget_table(config: RoutedConfig, rows: int) -> BudgetTable | None:
+    """None in a model of one ratio."""
+    return BudgetTable(config, rows) if config.budgets else None
+
+
 class WidthRouter(nn.Module):
     """Timestep embedding to a logit per head (or channel group); where the first is always on it has none.
 
     Another kind gives its layers, `logits`, `last` and `macs`.
     """
 
+    budget: BudgetTable | None
+
     def __init__(self, config: RoutedConfig) -> None:
         super().__init__()
         self.always_on = config.always_on
         self.router = nn.Linear(config.hidden_size, config.router_rows)
+        self.budget = budget_table(config, config.router_rows)
 
     @staticmethod
     def macs(config: RoutedConfig) -> int:
@@ -124,17 +172,23 @@ class WidthRouter(nn.Module):
 
     def forward(self, e: Tensor, temperature: float, noise: Noise) -> Tensor:
         """e: B C, the timestep embedder's output before the label is added -> mask B H."""
-        mask = gate(self.logits(e), temperature, noise)  # B H-1, or B H
+        logits = self.logits(e)
+        if self.budget is not None:
+            logits = self.budget(logits)
+        mask = gate(logits, temperature, noise)  # B H-1, or B H
         return torch.cat([torch.ones_like(mask[:, :1]), mask], dim=1) if self.always_on else mask
 
 
 class TokenRouter(nn.Module):
     """Tokens to one logit each: Linear C -> C/16, ReLU, Linear -> 1."""
 
+    budget: BudgetTable | None
+
     def __init__(self, config: RoutedConfig) -> None:
         super().__init__()
         hidden = config.token_router_hidden
         self.mlp_head = nn.Sequential(nn.Linear(config.hidden_size, hidden), nn.ReLU(), nn.Linear(hidden, 1))
+        self.budget = budget_table(config, 1)
 
     @staticmethod
     def macs(config: RoutedConfig) -> int:
@@ -153,7 +207,8 @@ class TokenRouter(nn.Module):
 
     def logits(self, x: Tensor) -> Tensor:
         """x: B N C -> B N."""
-        return self.mlp_head(x).squeeze(-1)
+        logits: Tensor = self.mlp_head(x).squeeze(-1)
+        return logits if self.budget is None else self.budget(logits)
 
     def reset(self, bias: float) -> None:
         """Xavier weights, and `bias` in the last layer."""

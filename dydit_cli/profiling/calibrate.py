@@ -7,6 +7,7 @@ may end up beside lambda. The shift goes into the routers' biases: every format 
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass, replace
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -20,12 +21,14 @@ from dydit_cli.diffusion.generate import cycle_labels
 from dydit_cli.diffusion.options import SamplerSettings
 from dydit_cli.errors import DyditError
 from dydit_cli.model.backbone import DynamicBackbone
+from dydit_cli.model.config import RoutedConfig
 from dydit_cli.model.execution import SparseModel
 from dydit_cli.profiling.record import Recorder
 
 TOLERANCE = 0.005
 
 FIRST_SHIFT, LARGEST_SHIFT, TRIES = 0.25, 32.0, 12
+FIRST_INTERVALS, MOST_ENTRIES = 8, 64  # of a range's table
 
 
 @dataclass(frozen=True)
@@ -82,6 +85,45 @@ def calibrate(
     shifted: dict[str, Tensor] = {name: w + shift if name in biases else w for name, w in checkpoint.weights.items()}
     step = lineage.entry("calibrate", checkpoint, shift=shift, flops_ratio=target)
     return replace(checkpoint, weights=shifted, lineage=[*checkpoint.lineage, step]), result
+
+
+def measure_range(
+    checkpoint: Checkpoint,
+    *,
+    images: int = 16,
+    settings: SamplerSettings = SamplerSettings(),
+    seed: int = 0,
+    device: str = "auto",
+) -> Checkpoint:
+    """`checkpoint`, a DyDiT of a range of FLOPs ratios, with a table of what its routers are set to and the ratio of attention
+    and MLP that a sampling run then has, so dense that halfway between two entries a line is within 0.0025 of it."""
+    config, model = checkpoint.config, checkpoint.build()
+    assert isinstance(config, RoutedConfig)
+    assert isinstance(model, DynamicBackbone)
+    model = model.to(pick_device(device)).float()
+
+    @torch.no_grad()
+    def ratio(setting: float) -> float:
+        model.set_routers(torch.tensor([setting], device=model.device))
+        return sampled_ratio(model, images, settings, seed)
+
+    low, high = config.budgets[0], config.budgets[-1]
+    step = (high - low) / FIRST_INTERVALS
+    found = {setting: ratio(setting) for setting in (low + i * step for i in range(FIRST_INTERVALS + 1))}
+    for end, away in ((low, -step), (high, step)):  # on, until the ends of the range are between two entries
+        while (found[end] - end) * away > 0 and len(found) < MOST_ENTRIES:
+            end += away
+            found[end] = ratio(end)
+    rough = list(pairwise(sorted(found)))
+    while rough and len(found) < MOST_ENTRIES:
+        first, second = rough.pop(0)
+        middle = (first + second) / 2
+        found[middle] = ratio(middle)
+        if abs(found[middle] - (found[first] + found[second]) / 2) > TOLERANCE / 2:
+            rough += [(first, middle), (middle, second)]
+    measured = tuple(sorted(found.items()))
+    step_taken = lineage.entry("measure range", checkpoint, entries=len(measured))
+    return replace(checkpoint, config=replace(config, measured=measured), lineage=[*checkpoint.lineage, step_taken])
 
 
 def sampled_ratio(model: DynamicBackbone, images: int, settings: SamplerSettings, seed: int) -> float:

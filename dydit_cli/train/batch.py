@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any
 
 import torch
@@ -23,7 +23,8 @@ from dydit_cli.train.recipe import Recipe, RoutingRecipe
 
 @dataclass(frozen=True)
 class Batch:
-    """x0, noise: B C S S; t, y: B. `gates` is the routers' noise, None for a static model.
+    """x0, noise: B C S S; t, y: B. `gates` is the routers' noise, None for a static model; `ratios` (G,) are the FLOPs ratios
+    that groups of the global batch are to have, one for all but in a model of a range, and `group` (B,) is each sample's.
 
     `complete` (B, bool, always on the cpu) marks the samples that the complete model sees too, None where it sees none.
     """
@@ -34,24 +35,25 @@ class Batch:
     noise: Tensor
     gates: GateNoise | None = None
     complete: Tensor | None = None
+    ratios: Tensor | None = None
+    group: Tensor | None = None
 
     def __len__(self) -> int:
         return len(self.y)
 
     def select(self, samples: slice) -> Batch:
         """The part that `samples` cuts out."""
-        return self._each(
-            lambda tensor: tensor[samples],
-            None if self.gates is None else self.gates.select(samples),
-            None if self.complete is None else self.complete[samples],
-        )
+        whole: dict[str, Any] = {"ratios": self.ratios, "gates": None if self.gates is None else self.gates.select(samples)}
+        return self._each(lambda tensor: tensor[samples], **whole)
 
     def to(self, device: torch.device) -> Batch:
-        gates = None if self.gates is None else self.gates.to(device)
-        return self._each(lambda tensor: tensor.to(device, non_blocking=True), gates, self.complete)
+        as_it_is: dict[str, Any] = {"complete": self.complete, "gates": None if self.gates is None else self.gates.to(device)}
+        return self._each(lambda tensor: tensor.to(device, non_blocking=True), **as_it_is)
 
-    def _each(self, change: Callable[[Tensor], Tensor], gates: GateNoise | None, complete: Tensor | None) -> Batch:
-        return Batch(change(self.x0), change(self.t), change(self.y), change(self.noise), gates, complete)
+    def _each(self, change: Callable[[Tensor], Tensor], **given: Any) -> Batch:
+        values = {field.name: getattr(self, field.name) for field in fields(self) if field.name not in given}
+        changed: dict[str, Any] = {name: None if value is None else change(value) for name, value in values.items()}
+        return Batch(**given, **changed)
 
 
 class TrainingBatches:
@@ -79,12 +81,29 @@ class TrainingBatches:
         dropped = torch.rand(size, generator=self._generator) < settings.label_dropout
         y = torch.where(dropped[self.part], torch.full_like(y, config.null_class), y)
         noise = torch.randn((size, *x0.shape[1:]), generator=self._generator)
-        gates = complete = None
+        gates = complete = ratios = group = None
         if isinstance(config, RoutedConfig):
             gates = GateNoise.draw(config, size, self._gates, self._noise_scale(step)).select(self.part)
             if routing.complete_now(step):
                 complete = complete_samples(size, routing, settings.timestep_strata, step)[self.part]
-        return Batch(x0, t[self.part], y, noise[self.part], gates, complete)
+            ratios, every = self._ratios(step)
+            group = every[self.part]
+        return Batch(x0, t[self.part], y, noise[self.part], gates, complete, ratios, group)
+
+    def _ratios(self, step: int) -> tuple[Tensor, Tensor]:
+        """What the groups of a batch are to have, and each sample's group, whose timesteps are of all strata.
+
+        Of a range they are the smallest, the largest, and random ones between (the sandwich rule, arXiv 1903.05134).
+        """
+        settings, routing = self.recipe.train, self.recipe.routing
+        low, size = routing.target(step), settings.batch_size
+        if routing.largest_ratio is None:
+            return torch.tensor([low]), torch.zeros(size, dtype=torch.long)
+        low, between = min(low, routing.largest_ratio), routing.budgets - 2
+        shares = torch.arange(between) + torch.rand(between, generator=self._gates)
+        shares = torch.cat([torch.zeros(1), shares / max(1, between), torch.ones(1)])
+        group = torch.arange(size) // settings.timestep_strata % routing.budgets
+        return low + (routing.largest_ratio - low) * shares, group
 
     def _noise_scale(self, step: int) -> float:
         """1, falling over the run's last `noise_off_steps` to 0 in the very last."""

@@ -66,7 +66,6 @@ def train(
     data.check(model.config)
     processes = processes or Distributed()
     settings, device = recipe.train, model.device
-    dynamic = isinstance(model, DynamicBackbone)
     teacher = frozen(teacher or model) if settings.teacher_weight else None
     if resume is None and isinstance(model, DynamicBackbone) and recipe.routing.start == "importance":
         start_by_importance(model, recipe, data)
@@ -88,10 +87,11 @@ def train(
         if processes.any(should_stop()):
             keep()
             break
-        target = recipe.routing.target(step) if dynamic else None
         if fixed is not None:
             fixed.follow(recipe.routing.target(step))
-        result = trainer.step(batches(step), step)
+        batch = batches(step)
+        target = None if batch.ratios is None else batch.ratios[batch.group].mean().item()
+        result = trainer.step(batch, step)
         step += 1
         facts["skipped"] += result.skipped
         facts["skipped_in_a_row"] = facts["skipped_in_a_row"] + 1 if result.skipped else 0
@@ -111,6 +111,8 @@ def train(
     trainer.ema.copy_to(model)
     if fixed is not None:
         fixed.follow(recipe.routing.target(max(0, step - 1)))  # not an average of the thresholds on the way
+    if isinstance(model, DynamicBackbone) and model.config.budgets:
+        model.set_flops_ratio(model.config.budgets[-1])
     model.eval().checkpointing = False
     return TrainResult(
         steps=step,

@@ -2,7 +2,8 @@
 
 The FLOPs term w (r - lambda)^2 squares a mean r over the *global* batch, of which a process or a micro-batch sees a part.
 Its gradient is 2 w (r - lambda) grad r, which is linear in the samples once r is a number: so r is found first, over all
-processes and micro-batches, and every part then differentiates 2 w (r - lambda) times its own share of r.
+processes and micro-batches, and every part then differentiates 2 w (r - lambda) times its own share of r. A model of a range of
+ratios has one such term for each ratio in the batch, weighed by its samples.
 
 Legend: B samples of a part, n of them seen by the complete model, C channels, S size.
 """
@@ -99,6 +100,11 @@ class Objective(nn.Module):
     def _output(self, x_t: Tensor, batch: Batch) -> tuple[Tensor, Tensor | None]:
         if not isinstance(self.model, DynamicBackbone):
             return self._autocast(self._others[0], x_t, batch.t, batch.y), None
+        if self.model.config.budgets:
+            assert batch.ratios is not None
+            assert batch.group is not None
+            ratios = batch.ratios[batch.group]  # B
+            self.model.set_routers(ratios.where(ratios < 1, torch.inf))
         with self._autocasting(x_t):
             output, routing = self._others[0](x_t, batch.t, batch.y, return_routing=True, gate_noise=batch.gates)
         # zeros and ones are exact in bf16, and their means are not
@@ -127,24 +133,23 @@ def cosine_distance(output: Tensor, target: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class LossWeights:
-    """How a step's losses are weighed: `samples` and `complete_samples` are those of the global batch, `target` and
-    `flops` belong to the FLOPs term, `complete`, `teacher`, `cosine` and `data` (the error's own) are the weights of means."""
+    """How a step's losses are weighed: `samples` and `complete_samples` are those of the global batch, `flops` is the FLOPs
+    term's weight, `complete`, `teacher`, `cosine` and `data` (the error's own) are the weights of means."""
 
     samples: int
     complete_samples: int
-    target: float
     flops: float
     complete: float
     teacher: float
     cosine: float = 0.0
     data: float = 1.0
 
-    def part(self, losses: SampleLosses, ratio: Tensor | None) -> Tensor:
-        """A scalar whose sum over all parts has the gradient of the global batch's loss; `ratio` is the global mean."""
+    def part(self, losses: SampleLosses, excess: Tensor | None) -> Tensor:
+        """A scalar whose sum over all parts has the gradient of the global batch's loss; `excess` (B,) is by how much the mean
+        ratio of a sample's group, over the global batch, is more than it is to be."""
         total = (self.data * losses.mse + losses.vb).sum() / self.samples
-        if losses.ratio is not None and ratio is not None:
-            slope = 2 * self.flops * (ratio.detach() - self.target)
-            total = total + slope * losses.ratio.sum() / self.samples
+        if losses.ratio is not None and excess is not None:
+            total = total + 2 * self.flops * (excess.detach() * losses.ratio).sum() / self.samples
         if losses.complete is not None:
             total = total + self.complete * losses.complete.sum() / self.complete_samples
         if losses.teacher is not None:
@@ -153,13 +158,13 @@ class LossWeights:
             total = total + self.cosine * losses.cosine.sum() / self.samples
         return total
 
-    def means(self, sums: dict[str, float]) -> dict[str, float]:
-        """The global batch's means, and their `loss`, from its sums."""
+    def means(self, sums: dict[str, float], squared_excess: float | None) -> dict[str, float]:
+        """The global batch's means, and their `loss`, from its sums and the mean of the squared excess over its samples."""
         counts = {"complete": self.complete_samples}
         means = {name: value / counts.get(name, self.samples) for name, value in sums.items()}
         loss = self.data * means["mse"] + means["vb"]
         loss += self.complete * means.get("complete", 0.0) + self.teacher * means.get("teacher", 0.0)
         loss += self.cosine * means.get("cosine", 0.0)
-        if "ratio" in means:
-            loss += self.flops * (means["ratio"] - self.target) ** 2
+        if squared_excess is not None:
+            loss += self.flops * squared_excess
         return {**means, "loss": loss}

@@ -73,6 +73,10 @@ class RoutingRecipe(Section):
     """How a DyDiT is brought to its FLOPs ratio; a static model ignores it (the control experiment)."""
 
     flops_ratio: float = Field(default=0.5, gt=0, le=1, description="lambda")
+    largest_ratio: float | None = Field(
+        default=None, gt=0, le=1, description="where given, one model is trained for every ratio from flops_ratio to it"
+    )
+    budgets: int = Field(default=4, ge=2, description="of a range: ratios in a batch, the smallest and the largest among them")
     weight: float = Field(default=2.0, ge=0, description="w of w (ratio - lambda)^2")
     hold_steps: int = Field(default=100, ge=0, description="steps at target 1")
     warmup_steps: int = Field(default=1000, ge=0, description="steps over which the target falls from 1 to lambda")
@@ -104,6 +108,11 @@ class RoutingRecipe(Section):
         if step >= self.hold_steps + self.warmup_steps:
             return self.flops_ratio
         return 1.0 + (self.flops_ratio - 1.0) * (step - self.hold_steps) / self.warmup_steps
+
+    @property
+    def range(self) -> tuple[float, float] | None:
+        """Smallest and largest ratio, where one model is trained for all between."""
+        return None if self.largest_ratio is None else (self.flops_ratio, self.largest_ratio)
 
     def complete_now(self, step: int) -> bool:
         """Whether `step`, counted from 0, runs the complete model too."""
@@ -150,6 +159,11 @@ class Recipe(Section):
             raise ValueError("train.lr_warmup_steps is over train.steps")
         if not self.train.data_weight and not self.train.teacher_weight:
             raise ValueError("train.data_weight and train.teacher_weight are both 0: nothing is learned")
+        low, high = self.routing.flops_ratio, self.routing.largest_ratio
+        if high is not None and not low < high:
+            raise ValueError(f"routing.largest_ratio {high:g} is not over routing.flops_ratio {low:g}")
+        if high is not None and "random" in (self.routing.width, self.routing.tokens):
+            raise ValueError("random routers are of one ratio; leave routing.largest_ratio out")
         if self.train.teacher is not None and not self.train.teacher_weight:
             raise ValueError("train.teacher needs a train.teacher_weight over 0")
         return self

@@ -14,6 +14,7 @@ import torch
 
 from dydit_cli.artifacts.run import StepMetrics
 from dydit_cli.checkpoint import lineage
+from dydit_cli.checkpoint.budgets import with_range
 from dydit_cli.checkpoint.checkpoint import Checkpoint, with_classes
 from dydit_cli.checkpoint.native import write_into
 from dydit_cli.checkpoint.options import LoadOptions
@@ -28,7 +29,7 @@ from dydit_cli.files import locked
 from dydit_cli.model.backbone import Backbone
 from dydit_cli.model.config import RoutedConfig
 from dydit_cli.model.families import build_model, families, family_of
-from dydit_cli.profiling.calibrate import calibrate
+from dydit_cli.profiling.calibrate import calibrate, measure_range
 from dydit_cli.provenance import made_with
 from dydit_cli.train.loop import TrainResult, train
 from dydit_cli.train.recipe import Recipe, for_model, read_recipe, with_settings, with_steps
@@ -97,6 +98,8 @@ def tuned_start(checkpoint: CheckpointLike, recipe: Recipe, reading: LoadOptions
         start = with_classes(start, num_classes, recipe.train.seed)
     if recipe.routing.tokens == "layers" and isinstance(start.config, RoutedConfig):
         start = replace(start, config=replace(start.config, token_routing="layers"))
+    if recipe.routing.range and isinstance(start.config, RoutedConfig):
+        start = with_range(start, *recipe.routing.range)
     return RunSpec("finetune", start, for_model(recipe, start.config), source, teacher_of(recipe, start))
 
 
@@ -266,8 +269,10 @@ def write_result(
         names = dict(enumerate(data.class_names)) if data.class_names else None
         trained = replace(trained, labels=start.labels or names, latents=start.latents or data.latents)
     ended = not result.interrupted and result.stopped is None
-    if ended and spec.dynamic and recipe.routing.calibrate:
-        settings, seed = recipe.calibration.settings, recipe.train.seed
+    settings, seed = recipe.calibration.settings, recipe.train.seed
+    if ended and spec.dynamic and recipe.routing.range:
+        trained = measure_range(trained, settings=settings, seed=seed, device=device)
+    elif ended and spec.dynamic and recipe.routing.calibrate:
         trained, calibration = calibrate(trained, recipe.routing.flops_ratio, settings=settings, seed=seed, device=device)
     write_into(trained, folder.path)
     if ended:

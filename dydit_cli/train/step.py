@@ -90,31 +90,41 @@ class Trainer:
         return StepResult(means, norm_value, skip, factor)
 
     def _backward(self, batch: Batch, weights: LossWeights) -> dict[str, float]:
-        parts = list(self._parts(batch))
+        parts = [part.to(self.device) for part in self._parts(batch)]
         dynamic = isinstance(self.model, DynamicBackbone)
-        ratio: Tensor | None = None
+        excess: Tensor | None = None
+        squared: float | None = None
         if dynamic and len(parts) > 1:
-            # The first part's gradient needs the mean ratio of all parts. Keeping every graph until then would undo what
+            # The first part's gradient needs the mean ratios of all parts. Keeping every graph until then would undo what
             # accumulation is for; a pass without graphs costs a third of the dynamic pass's time and no memory.
-            ratio = self._mean_ratio([self.objective.ratio(part.to(self.device)).sum() for part in parts])
+            excess, squared = self._excess(batch, parts, [self.objective.ratio(part) for part in parts])
         sums: dict[str, Tensor] = {}
         for i, part in enumerate(parts):
             with self.team.unshared(self._shared) if i < len(parts) - 1 else nullcontext():
-                losses = self._shared(part.to(self.device))
-                if dynamic and ratio is None:
-                    ratio = self._mean_ratio([losses.ratio.detach().sum()])
+                losses = self._shared(part)
+                if dynamic and excess is None:
+                    excess, squared = self._excess(batch, parts, [losses.ratio.detach()])
                 # times the processes, over which the gradients are averaged
-                (weights.part(losses, ratio) * self.team.count).backward()
+                (weights.part(losses, None if excess is None else excess[part.group]) * self.team.count).backward()
             for name, value in losses.sums().items():
                 sums[name] = sums[name] + value if name in sums else value
-        return weights.means(self._over_all(sums))
+        return weights.means(self._over_all(sums), squared)
 
     def _parts(self, batch: Batch) -> list[Batch]:
         size = len(batch) // self.recipe.train.accumulation
         return [batch.select(slice(start, start + size)) for start in range(0, len(batch), size)]
 
-    def _mean_ratio(self, sums: list[Tensor]) -> Tensor:
-        return self.team.sum(torch.stack(sums).sum()) / self.recipe.train.batch_size
+    def _excess(self, batch: Batch, parts: list[Batch], ratios: list[Tensor]) -> tuple[Tensor, float]:
+        """(G,) by how much the mean ratio of each group of the global batch is more than it is to be, and the mean of its
+        square over the samples; ratios: (B,) a part."""
+        assert batch.ratios is not None
+        sums = torch.zeros(2, len(batch.ratios), device=self.device, dtype=ratios[0].dtype)  # of the ratios, and of samples
+        for part, ratio in zip(parts, ratios, strict=True):
+            assert part.group is not None
+            sums.index_add_(1, part.group, torch.stack([ratio, torch.ones_like(ratio)]))
+        total, samples = self.team.sum(sums)
+        excess = total / samples.clamp(min=1) - batch.ratios.to(total)
+        return excess, (excess.square() * samples).sum().item() / self.recipe.train.batch_size
 
     def _over_all(self, sums: dict[str, Tensor]) -> dict[str, float]:
         # a process whose part the complete pass does not see has no such sum
@@ -129,7 +139,6 @@ class Trainer:
         return LossWeights(
             samples=size,
             complete_samples=complete_count(size, routing) if routing.complete_steps else size,
-            target=routing.target(step),
             flops=routing.weight,
             complete=float(routing.complete_every),  # the rarer, the heavier: the mean over steps stays
             teacher=self.recipe.train.teacher_weight,
