@@ -15,12 +15,13 @@ from dydit_cli.artifacts.bench import BenchResult
 from dydit_cli.artifacts.bench_options import BenchSettings
 from dydit_cli.bench.breakdown import PARTS, TOME_PARTS, breakdown
 from dydit_cli.bench.random_model import random_dydit
+from dydit_cli.checkpoint.budgets import at_ratio
 from dydit_cli.checkpoint.read import CheckpointLike, read
 from dydit_cli.devices import DTYPES, pick_device, synchronize
 from dydit_cli.diffusion.process import process_of, times
 from dydit_cli.errors import DyditError
 from dydit_cli.model.backbone import DynamicBackbone
-from dydit_cli.model.config import ModelConfig
+from dydit_cli.model.config import ModelConfig, RoutedConfig
 from dydit_cli.model.execution import MergedModel, SparseModel, static_twin
 from dydit_cli.model.families import build_model, named_config
 from dydit_cli.model.macs import static_macs, total_macs
@@ -89,13 +90,15 @@ def bench(
     device: str = "auto",
     on_work: OnWork = lambda amount, note: None,
 ) -> BenchResult:
-    """Times a DyDiT checkpoint, or a random DyDiT of the published size `model` at `flops_ratio`.
+    """Times a DyDiT checkpoint (one of a range at `flops_ratio`), or a random DyDiT of the published size `model` at it.
 
     Raises `DyditError` for a static checkpoint or a setting out of range.
     """
     where = pick_device(device)
     if checkpoint is not None:
         loaded = read(checkpoint)
+        if isinstance(loaded.config, RoutedConfig) and loaded.config.budgets:
+            loaded = at_ratio(loaded, flops_ratio)
         built, name = loaded.build().float(), str(loaded.path)
         if not isinstance(built, DynamicBackbone):
             raise DyditError(f"{name}: is a static model; convert it first: dydit convert {name} DST")

@@ -13,6 +13,7 @@ from dydit_cli.model.config import RoutedConfig
 from dydit_cli.model.families import build_model
 
 BUDGETS = 5  # entries of a router's table
+RISE = 3.0  # from the first to the last of a new one
 
 
 def with_range(checkpoint: Checkpoint, low: float, high: float) -> Checkpoint:
@@ -28,14 +29,16 @@ def with_range(checkpoint: Checkpoint, low: float, high: float) -> Checkpoint:
     ranged = replace(config, budgets=tuple(torch.linspace(low, high, BUDGETS, dtype=torch.float64).tolist()))
     with torch.device("meta"):
         shapes = build_model(ranged).state_dict()
-    new = {name: torch.zeros(w.shape) for name, w in shapes.items() if name not in checkpoint.weights}
+    # the more may be spent, the later the routers switch off: nothing is off yet, and so nothing changes
+    rise = torch.linspace(0, RISE, BUDGETS)
+    new = {name: rise[:, None].repeat(1, w.shape[1]) for name, w in shapes.items() if name not in checkpoint.weights}
     return replace(checkpoint, config=ranged, weights={**checkpoint.weights, **new})
 
 
 def at_ratio(checkpoint: Checkpoint, ratio: float) -> Checkpoint:
     """A DyDiT of a range as one of the single FLOPs ratio `ratio`, which every format can hold: what its tables add goes into
     the routers' biases. Raises `DyditError` for a static model, a DyDiT of one ratio, and a ratio out of the range."""
-    with naming(str(checkpoint.path)):
+    with naming(checkpoint.path or "a checkpoint in memory"):
         if not isinstance(checkpoint.config, RoutedConfig):
             raise DyditError("is a static model, which has no FLOPs ratio to set; convert it first: dydit convert SRC DST")
         setting = checkpoint.config.setting_for(ratio)

@@ -21,7 +21,8 @@ class LoadOptions:
     `weights` chooses among a training checkpoint's two sets; `num_heads` and `input_size` are for weights that do not
     tell them; `timestep_variant` says which code the weights were trained with where their format would say otherwise;
     `family` is a name in `model.families`; `flow_path`, `prediction` and `noise_at` are what a model of flow matching was
-    trained with, where its weights do not say it; `latent_stats` is what `latent_stats.read_norm` reads.
+    trained with, where its weights do not say it; `flops_ratio` makes a DyDiT of a range one of this single ratio;
+    `latent_stats` is what `latent_stats.read_norm` reads.
     """
 
     weights: Annotated[WhichWeights, Opt("Which weights of a training checkpoint.")] = "ema"
@@ -47,6 +48,15 @@ class LoadOptions:
     noise_at: Annotated[
         int | None,
         Opt("The end of t at which a flow-matching model's input is noise, 0 or 1.", metavar="T", default="the family's"),
+    ] = None
+    flops_ratio: Annotated[
+        float | None,
+        Opt(
+            "Of a DyDiT of a range: the FLOPs ratio to run at.",
+            ("--flops-ratio", "--lambda"),
+            metavar="R",
+            default="the largest",
+        ),
     ] = None
     latent_stats: Annotated[
         str | None,

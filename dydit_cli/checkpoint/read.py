@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, get_args
 
 from dydit_cli.bundled import MODELS, WEIGHTS
+from dydit_cli.checkpoint.budgets import at_ratio
 from dydit_cli.checkpoint.checkpoint import Checkpoint
 from dydit_cli.checkpoint.diffusers import read_pipeline, read_transformer
 from dydit_cli.checkpoint.latent_stats import norm_in_training, with_norm
@@ -19,6 +20,7 @@ from dydit_cli.devices import pick_device
 from dydit_cli.errors import DyditError, naming
 from dydit_cli.files import read_json
 from dydit_cli.hub import download, may_be_hub_id
+from dydit_cli.model.backbone import DynamicBackbone
 from dydit_cli.model.execution import Executable, executor
 from dydit_cli.model.families import Hints, recognise
 from dydit_cli.model.families.dit import FAMILY, from_diffusers, is_diffusers
@@ -38,16 +40,24 @@ def load(
     timestep_variant: TimestepVariant | None = None,
     family: str | None = None,
     tome: float | None = None,
+    flops_ratio: float | None = None,
     **more: Any,
 ) -> Executable:
     """The model of any checkpoint that `read` takes, in evaluation mode on `device`, float32.
 
     `execution` is how a DyDiT runs: `masked` (a `DyDiT`, differentiable), `sparse` (the skipped work left out) or
-    `complete` (everything on). `tome` is the share of its tokens that a static model merges before attention (a
+    `complete` (everything on). A DyDiT of a range of FLOPs ratios is set to `flops_ratio`, by default its largest, and to
+    others by its `set_flops_ratio`. `tome` is the share of its tokens that a static model merges before attention (a
     `MergedModel`). The rest, and `more`, is as in `LoadOptions`. Raises `DyditError` where it cannot be read.
     """
     checkpoint = read(path, LoadOptions(weights, num_heads, input_size, timestep_variant, family, **more))
-    return executor(checkpoint.build().float().to(pick_device(device)), execution, tome=tome)
+    model = checkpoint.build().float().to(pick_device(device))
+    if flops_ratio is not None:
+        with naming(checkpoint.path or "a checkpoint in memory"):
+            if not isinstance(model, DynamicBackbone):
+                raise DyditError("is a static model, which has no FLOPs ratio to set; convert it first: dydit convert SRC DST")
+            model.set_flops_ratio(flops_ratio)
+    return executor(model, execution, tome=tome)
 
 
 def read(path: CheckpointLike, reading: LoadOptions = LoadOptions()) -> Checkpoint:
@@ -66,7 +76,9 @@ def read(path: CheckpointLike, reading: LoadOptions = LoadOptions()) -> Checkpoi
     found = replace(_read_folder(local, reading) if local.is_dir() else _read_file(local, reading), path=str(path))
     with naming(path):
         check_said(found, reading)
-        return found if reading.latent_stats is None else with_norm(found, reading.latent_stats)
+        if reading.latent_stats is not None:
+            found = with_norm(found, reading.latent_stats)
+        return found if reading.flops_ratio is None else at_ratio(found, reading.flops_ratio)
 
 
 def check_said(checkpoint: Checkpoint, reading: LoadOptions) -> None:

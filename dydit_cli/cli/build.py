@@ -73,13 +73,17 @@ def _split(hint: Any) -> tuple[Any, tuple[Any, ...]]:
     return base, tuple(notes)
 
 
+def _own(base: Any, notes: tuple[Any, ...]) -> dict[str, Any]:
+    """The fields of a dataclass that are options where it stands."""
+    without = next((note.names for note in notes if isinstance(note, Without)), ())
+    return {name: hint for name, hint in _hints(base).items() if name not in without}
+
+
 def _options(hints: dict[str, Any], defaults: dict[str, Any]) -> Iterator[Described]:
     for name, hint in hints.items():
         base, notes = _split(hint)
         if is_dataclass(base):
-            without = next((note.names for note in notes if isinstance(note, Without)), ())
-            own = {name: hint for name, hint in _hints(base).items() if name not in without}
-            yield from _options(own, {field.name: field.default for field in fields(base)})
+            yield from _options(_own(base, notes), {field.name: field.default for field in fields(base)})
         else:
             yield from ((name, note, base, defaults[name]) for note in notes if isinstance(note, Opt | Arg))
 
@@ -122,7 +126,7 @@ def _filled(hints: dict[str, Any], values: dict[str, Any], context: typer.Contex
         if base is Typed:
             filled[name] = Typed(context)
         elif is_dataclass(base):
-            filled[name] = base(**_filled(_hints(base), values, context))  # type: ignore[operator]
+            filled[name] = base(**_filled(_own(base, notes), values, context))  # type: ignore[operator]
         elif name in values and any(isinstance(note, Opt | Arg) for note in notes):
             filled[name] = values[name]
     return filled

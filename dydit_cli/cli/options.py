@@ -6,18 +6,20 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
+from dydit_cli.checkpoint.options import LoadOptions
 from dydit_cli.cli import console
-from dydit_cli.options import Arg, Opt
+from dydit_cli.options import Arg, Opt, Without
 from dydit_cli.options import Device as Device
 from dydit_cli.options import Seed as Seed
 
 if TYPE_CHECKING:
     from dydit_cli.checkpoint.checkpoint import Checkpoint
-    from dydit_cli.checkpoint.options import LoadOptions
 
 Ckpt = Annotated[str, Arg("CKPT", "A checkpoint: folder, .pt, .safetensors, hub id, or a bundled one, such as `digits-dit`.")]
 
 StaticCkpt = Annotated[str, Arg("CKPT", "A static checkpoint of any format, or a bundled one, such as `digits-dit`.")]
+
+LoadingWithoutRatio = Annotated[LoadOptions, Without("flops_ratio")]  # where a DyDiT of a range stays one
 
 Out = Annotated[Path, Opt("The folder to write.", ("--out", "-o"), metavar="DIR")]
 

@@ -98,6 +98,12 @@ class Wrapper(nn.Module, ABC):
     def macs(self, routing: Routing) -> Tensor:
         return self.model.macs(routing)
 
+    def set_flops_ratio(self, ratio: float) -> None:
+        """As the model's; raises `DyditError` also for a static one."""
+        if not isinstance(self.model, DynamicBackbone):
+            raise DyditError("a static model has no FLOPs ratio to set")
+        self.model.set_flops_ratio(ratio)
+
     def clear(self) -> None:
         self.model.clear()
 
@@ -157,6 +163,11 @@ class SparseModel(Wrapper):
         """Drops copies of weights and what was precomputed; the plan stays."""
         self._slices.clear()
         self.modulations.clear()
+
+    def set_flops_ratio(self, ratio: float) -> None:
+        """As the model's; heads and groups are decided anew."""
+        super().set_flops_ratio(ratio)
+        self._plan.clear()
 
     def plan(self, timesteps: Sequence[float]) -> int:
         """Decides heads and groups for all these timesteps at once; without it each is decided when it first comes.

@@ -61,6 +61,11 @@ def calibrate(
     model = checkpoint.build()
     if not isinstance(model, DynamicBackbone):
         raise DyditError(f"{checkpoint.path}: is a static model, which has no routers to calibrate")
+    if model.config.budgets:
+        low, high = model.config.budgets[0], model.config.budgets[-1]
+        raise DyditError(
+            f"{checkpoint.path}: is of all FLOPs ratios from {low:g} to {high:g}; say --flops-ratio where it is used"
+        )
     model = model.to(pick_device(device)).float()
     biases = model.router_biases()
     own = {name: p.detach().clone() for name, p in biases.items()}

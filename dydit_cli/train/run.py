@@ -65,7 +65,7 @@ def finetune(
     checkpoint: CheckpointLike,
     out: str | Path,
     *,
-    flops_ratio: float | None = None,
+    flops_ratio: float | tuple[float, float] | None = None,
     steps: int | None = None,
     data: str | None = None,
     recipe: str | Path | Recipe | None = None,
@@ -74,7 +74,8 @@ def finetune(
     reading: LoadOptions = LoadOptions(),
     **options: Any,
 ) -> TrainResult:
-    """Fine-tunes a checkpoint into the folder `out`: a DyDiT to `flops_ratio`, a static model as it is (the control).
+    """Fine-tunes a checkpoint into the folder `out`: a DyDiT to `flops_ratio`, or for every one between two; a static model as
+    it is (the control).
 
     Without a `recipe` the data set's own is taken, and without `data` the set that the checkpoint was trained on. `steps`
     stretches the recipe's phases; `settings` replaces single values, such as {"train.lr": 1e-4}; `num_classes`
@@ -156,7 +157,7 @@ def unfinished(
 def resolve_recipe(
     recipe: str | Path | Recipe | None,
     *,
-    flops_ratio: float | None = None,
+    flops_ratio: float | tuple[float, float] | None = None,
     steps: int | None = None,
     data: str | None = None,
     settings: Mapping[str, Any] | Sequence[str] = (),
@@ -164,14 +165,18 @@ def resolve_recipe(
 ) -> Recipe:
     """The recipe with the given values in place of its own; without one, that of `data` or of what the model was
     `trained_on`. Raises `DyditError` for what is out of range."""
-    if flops_ratio is not None and not 0 < flops_ratio <= 1:
-        raise DyditError(f"FLOPs ratio {flops_ratio}; it must be over 0 and at most 1")
+    low, high = flops_ratio if isinstance(flops_ratio, tuple) else (flops_ratio, None)
+    for ratio in (low, high):
+        if ratio is not None and not 0 < ratio <= 1:
+            raise DyditError(f"FLOPs ratio {ratio:g}; it must be over 0 and at most 1")
+    if low is not None and high is not None and not low < high:
+        raise DyditError(f"FLOPs ratios {low:g}:{high:g}; give the smaller one first")
     if steps is not None and steps < 1:
         raise DyditError(f"{steps} steps; train at least 1")
     resolved = recipe if isinstance(recipe, Recipe) else read_recipe(recipe or recipe_of(data or trained_on or "digits"))
     if steps is not None:
         resolved = with_steps(resolved, steps)
-    given = {"routing.flops_ratio": flops_ratio, "data": data}
+    given = {"routing.flops_ratio": low, "routing.largest_ratio": high, "data": data}
     return with_settings(with_settings(resolved, {key: value for key, value in given.items() if value is not None}), settings)
 
 
@@ -242,6 +247,12 @@ def run_training(
     return replace(result, unreadable=describe_skipped(data.skipped))
 
 
+def asked_of(recipe: Recipe) -> dict[str, Any]:
+    """The ratio, or the range of ratios, that a recipe asks for, for a lineage."""
+    ratios = recipe.routing.range
+    return {"flops_ratio": recipe.routing.flops_ratio} if ratios is None else {"flops_ratios": list(ratios)}
+
+
 def write_result(
     model: Backbone,
     spec: RunSpec,
@@ -261,7 +272,7 @@ def write_result(
         steps=result.steps,
         batch_size=recipe.train.batch_size,
         seed=recipe.train.seed,
-        **({"flops_ratio": recipe.routing.flops_ratio} if spec.dynamic else {}),
+        **(asked_of(recipe) if spec.dynamic else {}),
         **{part: routing for part, routing in parts.items() if routing != "learned"},
     )
     trained = Checkpoint.of(model, [*start.lineage, step], like=start)

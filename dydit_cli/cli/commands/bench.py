@@ -23,7 +23,9 @@ def bench(
         str | None, Arg("[CKPT]", "A DyDiT checkpoint (with --tome a static one); without one, random weights of --model.")
     ] = None,
     model: Annotated[str, Opt("A published size, such as DiT-XL/2.")] = "DiT-S/2",
-    flops_ratio: Annotated[float, Opt("The random model's FLOPs ratio.", ("--flops-ratio", "--lambda"))] = 0.5,
+    flops_ratio: Annotated[
+        float, Opt("The FLOPs ratio of a random model, or of a DyDiT of a range.", ("--flops-ratio", "--lambda"))
+    ] = 0.5,
     tome: Tome = None,
     *,
     settings: BenchSettings,

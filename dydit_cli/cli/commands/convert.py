@@ -8,7 +8,6 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated
 
-from dydit_cli.checkpoint.options import LoadOptions
 from dydit_cli.cli import console, options
 from dydit_cli.cli.training import show_next
 from dydit_cli.compress.options import ConvertOptions
@@ -19,7 +18,7 @@ def convert(
     source: Annotated[str, Arg("SRC", "A static checkpoint of any format, or a bundled one, such as `digits-dit`.")],
     destination: Annotated[Path, Arg("DST", "The folder to write.")],
     config: ConvertOptions,
-    loading: LoadOptions,
+    loading: options.LoadingWithoutRatio,
     force: options.Force = False,
     json: options.Json = False,
 ) -> None:

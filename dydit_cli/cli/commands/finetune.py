@@ -11,7 +11,6 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import TYPE_CHECKING, Annotated, Any
 
-from dydit_cli.checkpoint.options import LoadOptions
 from dydit_cli.cli import console, options
 from dydit_cli.cli.build import Typed
 from dydit_cli.cli.training import finish, interruptible, only_resume, train
@@ -24,6 +23,17 @@ if TYPE_CHECKING:
 SHARED = True
 
 
+def parse_ratio(text: str) -> float | tuple[float, float]:
+    """`0.5`, or `0.3:1.0`; raises `DyditError` for anything else."""
+    try:
+        ratios = [float(part) for part in text.split(":")]
+    except ValueError:
+        ratios = []
+    if len(ratios) not in (1, 2):
+        raise DyditError(f"--flops-ratio {text!r}: give one, such as 0.5, or a range, such as 0.3:1.0")
+    return ratios[0] if len(ratios) == 1 else (ratios[0], ratios[1])
+
+
 def finetune(
     typed: Typed,
     checkpoint: Annotated[
@@ -31,8 +41,15 @@ def finetune(
     ] = None,
     out: options.RunOut = None,
     flops_ratio: Annotated[
-        float | None,
-        Opt("The share of the static FLOPs to come down to.", ("--flops-ratio", "--lambda"), default="the recipe's, 0.5"),
+        float | tuple[float, float] | None,
+        Opt(
+            "The share of the static FLOPs to come down to; with LOW:HIGH, such as 0.3:1.0, one model for every share between.",
+            ("--flops-ratio", "--lambda"),
+            metavar="R",
+            default="the recipe's, 0.5",
+            of=str,
+            parse=parse_ratio,
+        ),
     ] = None,
     steps: options.TrainSteps = None,
     data: Annotated[
@@ -54,7 +71,7 @@ def finetune(
     calibrate: Annotated[bool, Opt("Then shift the routers so that a sampling run has the FLOPs ratio, within 0.005.")] = False,
     resume: options.Resume = None,
     *,
-    loading: LoadOptions,
+    loading: options.LoadingWithoutRatio,
     device: options.Device = "auto",
     force: options.Force = False,
     json: options.Json = False,

@@ -8,14 +8,13 @@ from __future__ import annotations
 from typing import Annotated
 
 from dydit_cli import units
-from dydit_cli.checkpoint.options import LoadOptions
 from dydit_cli.cli import console, options
 from dydit_cli.options import Arg
 
 
 def inspect(
     path: Annotated[str, Arg("PATH", "A checkpoint of any format, or a bundled one, such as `digits-dit`.")],
-    loading: LoadOptions,
+    loading: options.LoadingWithoutRatio,
     json: options.Json = False,
 ) -> None:
     from dydit_cli.checkpoint.inspect import inspect as run

@@ -11,7 +11,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Annotated
 
-from dydit_cli.checkpoint.options import LoadOptions
 from dydit_cli.cli import console, options
 from dydit_cli.evaluate.options import LossSettings
 from dydit_cli.options import Arg, Opt
@@ -32,7 +31,7 @@ def losses(
         ),
     ] = None,
     settings: LossSettings,
-    loading: LoadOptions,
+    loading: options.LoadingWithoutRatio,
     device: options.Device = "auto",
     force: options.Force = False,
     json: options.Json = False,

@@ -10,7 +10,6 @@ Example: `dydit prune digits-dit runs/digits-pruned --method magnitude --keep 0.
 from __future__ import annotations
 
 from dydit_cli import units
-from dydit_cli.checkpoint.options import LoadOptions
 from dydit_cli.cli import console, options
 from dydit_cli.cli.training import show_next
 from dydit_cli.compress.options import PruneOptions
@@ -20,7 +19,7 @@ def prune(
     checkpoint: options.StaticCkpt,
     out: options.OutArgument,
     config: PruneOptions,
-    loading: LoadOptions,
+    loading: options.LoadingWithoutRatio,
     device: options.Device = "auto",
     force: options.Force = False,
     json: options.Json = False,
