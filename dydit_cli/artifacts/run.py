@@ -42,11 +42,12 @@ class StepMetrics:
     seconds: float
     peak_memory: int | None = None
     cosine_loss: float | None = None
+    block_loss: float | None = None
 
     def to_dict(self) -> dict[str, float | int | bool | None]:
-        """Plain values for JSON; the cosine's only where it has a weight."""
-        values = asdict(self)
-        return values if self.cosine_loss is not None else {k: v for k, v in values.items() if k != "cosine_loss"}
+        """Plain values for JSON; the last two only where they have a weight."""
+        optional = ("cosine_loss", "block_loss")
+        return {name: value for name, value in asdict(self).items() if name not in optional or value is not None}
 
 
 @dataclass(frozen=True)

@@ -71,6 +71,7 @@ class Backbone(nn.Module, ABC):
         super().__init__()
         self.config = config
         self.checkpointing = False
+        self.outputs: list[Tensor] | None = None  # a list, while it is there, is given what every block returns
 
     # what a family gives
 
@@ -133,8 +134,14 @@ class Backbone(nn.Module, ABC):
         c = self.condition(self.embed_timestep(t), self.labels(x, y))  # B C
         for i, block in enumerate(self.blocks):
             h = self.run_block(block, self.enter_block(i, h), c)
+            self.keep(h)
         out = self.head(h, c)
         return (out, Routing.all_on(self.config, x.shape[0], x.device)) if return_routing else out
+
+    def keep(self, h: Tensor) -> None:
+        """h: B N C, what a block returned."""
+        if self.outputs is not None:
+            self.outputs.append(h)
 
     def run_block(self, block: Callable[..., Any], *inputs: Any) -> Any:
         """`block(*inputs)`; with `checkpointing` its activations are computed again in the backward pass, not kept."""
@@ -281,6 +288,7 @@ class DynamicBackbone(Backbone):
         for i, block in enumerate(self.routed_blocks):
             own = noise if gate_noise is None else (gate_noise.heads[i], gate_noise.groups[i], gate_noise.tokens[i])
             h, routing = self.run_block(block.forward_routed, self.enter_block(i, h), c, e, own)
+            self.keep(h)
             routed.append(routing)
         out = self.head(h, c)
         return (out, Routing.stack(routed)) if return_routing else out

@@ -144,6 +144,7 @@ def describe_step(
         complete_loss=means.get("complete"),
         teacher_loss=means.get("teacher"),
         cosine_loss=means.get("cosine"),
+        block_loss=means.get("blocks"),
         ratio=means.get("ratio"),
         target=target,
         grad_norm=result.grad_norm,

@@ -10,7 +10,7 @@ Legend: B samples of a part, n of them seen by the complete model, C channels, S
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
 from typing import Any
 
@@ -29,8 +29,8 @@ from dydit_cli.train.recipe import TrainRecipe
 class SampleLosses:
     """Per sample, each (B,), but `complete` (n,); squared noise errors are weighted by timestep where the recipe has
     `min_snr`. `ratio` is the FLOPs ratio under the batch's noise, and None for a static model; `teacher` the squared
-    distance to the teacher's prediction; `cosine` what `cosine_distance` says of it; `complete` the complete model's
-    diffusion loss, the cosine's included."""
+    distance to the teacher's prediction, and `blocks` that to its blocks' outputs (`block_distance`); `cosine` what
+    `cosine_distance` says of it; `complete` the complete model's diffusion loss, the cosine's included."""
 
     mse: Tensor
     vb: Tensor
@@ -38,6 +38,7 @@ class SampleLosses:
     complete: Tensor | None = None
     teacher: Tensor | None = None
     cosine: Tensor | None = None
+    blocks: Tensor | None = None
 
     def sums(self) -> dict[str, Tensor]:
         """Each one's sum over the samples, without its graph; those that are None are left out."""
@@ -56,6 +57,7 @@ class Objective(nn.Module):
         self.model = model
         self.process = process_of(model.config)
         self._weigh, self._cosine_weight = recipe.min_snr, recipe.cosine_weight
+        self._watched = () if teacher is None or not recipe.block_weight else (model, teacher)  # whose blocks are compared
         self._bf16 = recipe.precision == "bf16"
         # in a tuple, so that this module has each weight once, and none of the teacher's
         self._others: tuple[Callable[..., Any], Backbone | None] = (torch.compile(model) if recipe.compile else model, teacher)
@@ -65,13 +67,19 @@ class Objective(nn.Module):
         run, known = self._others
         t, y = batch.t, batch.y
         x_t = self.process.add_noise(batch.x0, t, batch.noise)
+        for watched in self._watched:
+            watched.outputs = []
         output, ratio = self._output(x_t, batch)
         mse, vb, cosine = self._terms(output, batch.x0, x_t, t, batch.noise)
-        teacher = complete = None
+        teacher = complete = blocks = None
         if known is not None:
             with torch.no_grad():
                 target = self._autocast(known, x_t, t, y, **({"complete": True} if known.config.dynamic else {}))
             teacher = self.process.distance(output, target, x_t.shape[-3], t, self._weigh)
+        if self._watched:
+            blocks = block_distance(*(watched.outputs or [] for watched in self._watched))
+            for watched in self._watched:
+                watched.outputs = None
         if batch.complete is not None and bool(batch.complete.any()):
             # all of them stay as they are: an index would copy them
             samples = slice(None) if bool(batch.complete.all()) else batch.complete.nonzero().squeeze(1).to(t.device)
@@ -81,7 +89,7 @@ class Objective(nn.Module):
             complete = of_complete[0] + of_complete[1]
             if of_complete[2] is not None:
                 complete = complete + self._cosine_weight * of_complete[2]
-        return SampleLosses(mse, vb, ratio, complete, teacher, cosine)
+        return SampleLosses(mse, vb, ratio, complete, teacher, cosine, blocks)
 
     @torch.no_grad()
     def ratio(self, batch: Batch) -> Tensor:
@@ -120,6 +128,21 @@ class Objective(nn.Module):
         return torch.autocast(like.device.type, torch.bfloat16, enabled=self._bf16)
 
 
+def block_distance(outputs: Sequence[Tensor], teacher: Sequence[Tensor]) -> Tensor:
+    """(B,) the mean over blocks of the squared distance of their outputs to the teacher's, relative to the mean square of
+    those; all B N C.
+
+    In a model with fewer blocks, such as one that was pruned in depth, each is compared with the teacher's block at the same
+    share of the depth.
+    """
+    distances = []
+    for i, h in enumerate(outputs):
+        known = teacher[(i + 1) * len(teacher) // len(outputs) - 1].float()
+        error, size = ((x.square().flatten(1).mean(dim=1)) for x in (h.float() - known, known))  # each (B,)
+        distances.append(error / size)
+    return torch.stack(distances).mean(dim=0)
+
+
 def cosine_distance(output: Tensor, target: Tensor) -> Tensor:
     """(B,) the mean over positions of 1 - the cosine between a prediction's channels and the target's (LightningDiT).
 
@@ -134,7 +157,7 @@ def cosine_distance(output: Tensor, target: Tensor) -> Tensor:
 @dataclass(frozen=True)
 class LossWeights:
     """How a step's losses are weighed: `samples` and `complete_samples` are those of the global batch, `flops` is the FLOPs
-    term's weight, `complete`, `teacher`, `cosine` and `data` (the error's own) are the weights of means."""
+    term's weight; `complete`, `teacher`, `cosine`, `blocks` and `data` (the error's own) are the weights of means."""
 
     samples: int
     complete_samples: int
@@ -142,6 +165,7 @@ class LossWeights:
     complete: float
     teacher: float
     cosine: float = 0.0
+    blocks: float = 0.0
     data: float = 1.0
 
     def part(self, losses: SampleLosses, excess: Tensor | None) -> Tensor:
@@ -154,8 +178,9 @@ class LossWeights:
             total = total + self.complete * losses.complete.sum() / self.complete_samples
         if losses.teacher is not None:
             total = total + self.teacher * losses.teacher.sum() / self.samples
-        if losses.cosine is not None:
-            total = total + self.cosine * losses.cosine.sum() / self.samples
+        for weight, values in ((self.cosine, losses.cosine), (self.blocks, losses.blocks)):
+            if values is not None:
+                total = total + weight * values.sum() / self.samples
         return total
 
     def means(self, sums: dict[str, float], squared_excess: float | None) -> dict[str, float]:
@@ -164,7 +189,7 @@ class LossWeights:
         means = {name: value / counts.get(name, self.samples) for name, value in sums.items()}
         loss = self.data * means["mse"] + means["vb"]
         loss += self.complete * means.get("complete", 0.0) + self.teacher * means.get("teacher", 0.0)
-        loss += self.cosine * means.get("cosine", 0.0)
+        loss += self.cosine * means.get("cosine", 0.0) + self.blocks * means.get("blocks", 0.0)
         if squared_excess is not None:
             loss += self.flops * squared_excess
         return {**means, "loss": loss}

@@ -55,6 +55,9 @@ class TrainRecipe(Section):
     data_weight: float = Field(default=1.0, ge=0, description="of the squared error against the data's noise or velocity")
     teacher_weight: float = Field(default=0.0, ge=0, description="of the squared distance to the teacher's prediction")
     teacher: str | None = Field(default=None, description="a checkpoint; by default the model that the run begins with")
+    block_weight: float = Field(
+        default=0.0, ge=0, description="of the squared distance to the teacher's block outputs, relative to their mean square"
+    )
     cosine_weight: float = Field(
         default=0.0, ge=0, description="of 1 - cosine over the channels of prediction and target (LightningDiT)"
     )
@@ -164,8 +167,10 @@ class Recipe(Section):
             raise ValueError(f"routing.largest_ratio {high:g} is not over routing.flops_ratio {low:g}")
         if high is not None and "random" in (self.routing.width, self.routing.tokens):
             raise ValueError("random routers are of one ratio; leave routing.largest_ratio out")
-        if self.train.teacher is not None and not self.train.teacher_weight:
-            raise ValueError("train.teacher needs a train.teacher_weight over 0")
+        if not self.train.teacher_weight:
+            for name in ("teacher", "block_weight"):
+                if getattr(self.train, name):
+                    raise ValueError(f"train.{name} needs a train.teacher_weight over 0")
         return self
 
 

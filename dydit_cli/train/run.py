@@ -114,6 +114,13 @@ def teacher_of(recipe: Recipe, start: Checkpoint) -> Checkpoint | None:
         own, other = (family_of(one).process if what == "process" else getattr(one, what, None) for one in pair)
         if own != other:
             raise DyditError(f"train.teacher {recipe.train.teacher}: its {what} is {other}, and the model's is {own}")
+    if recipe.train.block_weight:
+        (wide, deep), (own_wide, own_deep) = ((one.hidden_size, one.depth) for one in (teacher.config, start.config))
+        if own_wide != wide or own_deep > deep:
+            raise DyditError(
+                f"train.block_weight: the teacher has {deep} blocks of width {wide} and the model {own_deep} of {own_wide}; it "
+                "is for models of one width, and of no more blocks than the teacher has: leave it out"
+            )
     return teacher
 
 

@@ -143,6 +143,7 @@ class Trainer:
             complete=float(routing.complete_every),  # the rarer, the heavier: the mean over steps stays
             teacher=self.recipe.train.teacher_weight,
             cosine=self.recipe.train.cosine_weight,
+            blocks=self.recipe.train.block_weight,
             data=self.recipe.train.data_weight,
         )
 

@@ -32,6 +32,7 @@ SETTINGS = {
     "routing.complete_steps": 6,
     "routing.complete_share": 0.25,
     "train.teacher_weight": 0.5,
+    "train.block_weight": 0.5,
 }
 
 

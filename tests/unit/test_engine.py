@@ -10,6 +10,8 @@ import pytest
 import torch
 
 from dydit_cli.artifacts.run import StepMetrics
+from dydit_cli.checkpoint.checkpoint import Checkpoint
+from dydit_cli.checkpoint.native import write
 from dydit_cli.checkpoint.read import read
 from dydit_cli.compress.prune import prune
 from dydit_cli.data.load import load_data
@@ -20,7 +22,7 @@ from dydit_cli.model.families.dit import DiT, DyDiT, DyDiTConfig, DynamicBlock
 from dydit_cli.model.routers import GateNoise
 from dydit_cli.train.batch import Batch, TrainingBatches, complete_samples
 from dydit_cli.train.loop import frozen, train
-from dydit_cli.train.objective import LossWeights, Objective, SampleLosses
+from dydit_cli.train.objective import LossWeights, Objective, SampleLosses, block_distance
 from dydit_cli.train.recipe import Recipe, RoutingRecipe, read_recipe, with_settings
 from dydit_cli.train.run import finetune, random_start
 from dydit_cli.train.step import Trainer
@@ -130,6 +132,7 @@ def test_the_start_model_is_a_target_that_stays() -> None:
     train(model, load_data("digits"), with_settings(quick(3), {"train.teacher_weight": 5.0}), on_step=seen.append)
     losses = [m.teacher_loss for m in seen]
     assert losses[0] == pytest.approx(0.0, abs=1e-9)  # everything is on, so it is its own teacher
+    assert "block_loss" not in seen[0].to_dict()
     assert losses[2] is not None
     assert losses[2] > 1e-6
     assert seen[2].loss - seen[2].mse - seen[2].vb > 4.9 * losses[2]
@@ -148,10 +151,32 @@ def test_another_model_teaches_a_static_one(tmp_path: Path) -> None:
     assert all(m.loss == pytest.approx((m.teacher_loss or 0.0) + m.vb, rel=1e-5) for m in seen)
 
 
+@pytest.mark.parametrize(("method", "blocks"), [("magnitude", 6), ("depth", 3)])
+def test_the_teachers_blocks_are_a_target(tmp_path: Path, method: str, blocks: int) -> None:
+    """Also of a model that has half of them: its last block's is the teacher's last."""
+    prune("digits-dit", tmp_path / "pruned", method=method, keep=0.5, batches=1)
+    settings = {"train.teacher": "digits-dit", "train.teacher_weight": 1.0, "train.block_weight": 1.0, "train.lr": 3e-4}
+    seen = list[StepMetrics]()
+    finetune(tmp_path / "pruned", tmp_path / "run", recipe=with_settings(quick(20), settings), on_step=seen.append)
+    assert read(tmp_path / "run").config.depth == blocks
+    first, last = ([m.block_loss or 0.0 for m in seen[part]] for part in (slice(5), slice(-5, None)))
+    assert 0 < sum(last) < 0.9 * sum(first)
+    assert all(m.loss == pytest.approx(m.mse + m.vb + (m.teacher_loss or 0) + (m.block_loss or 0), rel=1e-5) for m in seen)
+
+
+def test_the_distance_of_blocks_is_relative() -> None:
+    outputs = [torch.full((2, 3, 4), 2.0), torch.full((2, 3, 4), 5.0)]
+    teacher = [torch.full((2, 3, 4), value) for value in (9.0, 1.0, 9.0, 4.0)]
+    expected = torch.full((2,), ((2 - 1) ** 2 / 1**2 + (5 - 4) ** 2 / 4**2) / 2)
+    torch.testing.assert_close(block_distance(outputs, teacher), expected)
+    torch.testing.assert_close(block_distance([7 * h for h in outputs], [7 * h for h in teacher]), expected)
+
+
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
         ({"train.data_weight": 0}, "both 0: nothing is learned"),
+        ({"train.block_weight": 1}, "train.block_weight needs a train.teacher_weight over 0"),
         ({"train.teacher": "digits-dit"}, "train.teacher needs a train.teacher_weight over 0"),
         ({"train.teacher": "digits-sit", "train.teacher_weight": 1}, "its process is flow, and the model's is gaussian"),
     ],
@@ -160,6 +185,14 @@ def test_what_cannot_teach_is_one_line(tmp_path: Path, settings: dict[str, objec
     with pytest.raises(DyditError, match=message):
         finetune("digits-dit", tmp_path / "run", recipe=quick(1), settings=settings)
     assert not (tmp_path / "run").exists()
+
+
+def test_blocks_of_another_width_cannot_teach(tmp_path: Path) -> None:
+    narrow = DiT(replace(read("digits-dit").config, hidden_size=48, depth=2))
+    write(Checkpoint.of(narrow, []), tmp_path / "narrow")
+    settings = {"train.teacher": str(tmp_path / "narrow"), "train.teacher_weight": 1, "train.block_weight": 1}
+    with pytest.raises(DyditError, match="the teacher has 2 blocks of width 48 and the model 6 of 96; it is for models of one"):
+        finetune("digits-dit", tmp_path / "run", recipe=quick(1), settings=settings)
 
 
 def test_pretraining_has_the_teacher_that_its_recipe_names() -> None:
