@@ -94,8 +94,8 @@ def _check_fits(checkpoint: Checkpoint, source: str | Path, format: str, any_var
         if config.budgets:
             low, high = config.budgets[0], config.budgets[-1]
             raise DyditError(
-                f"{source}: is of all FLOPs ratios from {low:g} to {high:g}, which the format {format!r} cannot say; choose one "
-                "with --flops-ratio, or use --format native"
+                f"{source}: is of all FLOPs ratios from {low:g} to {high:g}, which the format {format!r} cannot say; choose "
+                "one with --flops-ratio, or use --format native"
             )
         for name, what in (("width_routing", "width routers"), ("token_routing", "token routers")):
             kind = getattr(config, name)
