@@ -13,12 +13,13 @@ from dydit_cli.checkpoint.stream import write_safetensors
 from dydit_cli.checkpoint.tensors import read_safetensors
 from dydit_cli.errors import DyditError, naming
 from dydit_cli.files import atomic_file, atomic_folder, write_json, write_text
+from dydit_cli.model.config import RoutedConfig
 from dydit_cli.model.families import config_from_dict
 from dydit_cli.model.latent_norm import SD, LatentNorm
 
 CONFIG_FILE, WEIGHTS_FILE = marks.CHECKPOINT, "model.safetensors"
 
-FORMAT, FORMAT_VERSION = "dydit", 1
+FORMAT, FORMAT_VERSION, RANGE_VERSION = "dydit", 1, 2  # the second is of models of a range of FLOPs ratios
 
 
 def is_native(header: Any) -> bool:
@@ -30,8 +31,8 @@ def read_native(folder: Path, header: dict[str, Any]) -> Checkpoint:
     """The checkpoint in a folder whose parsed config.json is `header`; raises `DyditError` where it is damaged."""
     path = folder / CONFIG_FILE
     version = header.get("format_version")
-    if version != FORMAT_VERSION:
-        raise DyditError(f"{path}: format version {version!r}; this dydit reads version {FORMAT_VERSION}: update dydit")
+    if version not in (FORMAT_VERSION, RANGE_VERSION):
+        raise DyditError(f"{path}: format version {version!r}; this dydit reads up to {RANGE_VERSION}: update dydit")
     model, lineage, labels, vae = (header.get(key) for key in ("model", "lineage", "labels", "vae"))
     if not isinstance(model, dict):
         raise DyditError(f'{path}: "model" must be an object')
@@ -87,10 +88,11 @@ def write_description(checkpoint: Checkpoint, folder: Path) -> None:
 
 
 def _header(checkpoint: Checkpoint) -> dict[str, Any]:
+    config = checkpoint.config
     return {
         "format": FORMAT,
-        "format_version": FORMAT_VERSION,
-        "model": checkpoint.config.to_dict(),
+        "format_version": RANGE_VERSION if isinstance(config, RoutedConfig) and config.budgets else FORMAT_VERSION,
+        "model": config.to_dict(),
         "lineage": checkpoint.lineage,
         **({"labels": {str(k): v for k, v in checkpoint.labels.items()}} if checkpoint.labels else {}),
         **({"vae": str(checkpoint.vae)} if checkpoint.vae else {}),
