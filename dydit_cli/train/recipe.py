@@ -137,6 +137,8 @@ class SamplingSection(Section):
 class CalibrationRecipe(SamplingSection):
     """The sampling run whose ratio `routing.calibrate` brings to lambda."""
 
+    images: int = Field(default=16, ge=1, description="that are sampled")
+
 
 class Recipe(Section):
     """One run; `model` is for `pretrain` alone."""

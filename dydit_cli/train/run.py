@@ -275,7 +275,9 @@ def write_result(
     ended = not result.interrupted and result.stopped is None
     if ended and spec.dynamic and recipe.routing.calibrate:
         settings, seed = recipe.calibration.settings, recipe.train.seed
-        trained, calibration = calibrate(trained, recipe.routing.flops_ratio, settings=settings, seed=seed, device=device)
+        trained, calibration = calibrate(
+            trained, recipe.routing.flops_ratio, images=recipe.calibration.images, settings=settings, seed=seed, device=device
+        )
     write_into(trained, folder.path)
     if ended:
         folder.finish(recipe.train.keep_state)
