@@ -52,9 +52,9 @@ ABLATIONS: dict[str, Settings] = {
 IMPORTANCE: Settings = {"routing.start": "importance", "routing.hold_steps": 0, "routing.warmup_steps": 0}
 BUDGETS: dict[str, Settings] = {
     "the recipe": {},
-    "start model's output as target": {"routing.teacher_weight": 1.0},
+    "start model's output as target": {"train.teacher_weight": 1.0},
     "routers start by importance": IMPORTANCE,
-    "both": {**IMPORTANCE, "routing.teacher_weight": 1.0},
+    "both": {**IMPORTANCE, "train.teacher_weight": 1.0},
 }
 COMPLETE: dict[str, Settings] = {
     "none": {},

@@ -141,6 +141,13 @@ class ArrayImages(Images):
         super().__init__(name, len(pixels), labels, record)
         self.pixels = pixels
 
+    def first(self, count: int) -> ArrayImages:
+        """The first ones alone; raises `DyditError` where there are fewer."""
+        if count > self.count:
+            raise DyditError(f"{self.name} has {self.count:,} images, and --num asks for {count:,}")
+        labels = None if self.labels is None else self.labels[:count]
+        return ArrayImages(self.name, self.pixels[:count], labels, self.record)
+
     def batches(self, size: int, preprocess: Preprocessor, on_work: OnWork) -> Iterator[Pixels]:
         for start in range(0, self.count, size):
             pixels = self.pixels[start : start + size]

@@ -41,6 +41,7 @@ class TrainRecipe(Section):
 
     steps: int = Field(gt=0, description="optimiser steps")
     batch_size: int = Field(default=64, gt=0, description="images")
+    optimizer: Literal["adamw", "muon"] = Field(default="adamw", description="muon: the blocks' matrices step by Muon")
     lr: float = Field(default=1e-4, gt=0)
     lr_schedule: Literal["constant", "cosine"] = "constant"
     lr_warmup_steps: int = Field(default=0, ge=0)
@@ -145,6 +146,8 @@ class SamplingSection(Section):
 
 class CalibrationRecipe(SamplingSection):
     """The sampling run whose ratio `routing.calibrate` brings to lambda."""
+
+    images: int = Field(default=16, ge=1, description="that are sampled")
 
 
 class Recipe(Section):

@@ -287,11 +287,12 @@ def write_result(
         names = dict(enumerate(data.class_names)) if data.class_names else None
         trained = replace(trained, labels=start.labels or names, latents=start.latents or data.latents)
     ended = not result.interrupted and result.stopped is None
-    settings, seed = recipe.calibration.settings, recipe.train.seed
+    part, options = recipe.calibration, dict[str, Any](seed=recipe.train.seed, device=device)
     if ended and spec.dynamic and recipe.routing.range:
-        trained = measure_range(trained, settings=settings, seed=seed, device=device)
+        trained = measure_range(trained, images=part.images, settings=part.settings, **options)
     elif ended and spec.dynamic and recipe.routing.calibrate:
-        trained, calibration = calibrate(trained, recipe.routing.flops_ratio, settings=settings, seed=seed, device=device)
+        ratio = recipe.routing.flops_ratio
+        trained, calibration = calibrate(trained, ratio, images=part.images, settings=part.settings, **options)
     write_into(trained, folder.path)
     if ended:
         folder.finish(recipe.train.keep_state)

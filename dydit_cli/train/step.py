@@ -12,6 +12,7 @@ from dydit_cli.distributed import Distributed
 from dydit_cli.errors import DyditError
 from dydit_cli.model.backbone import Backbone, DynamicBackbone
 from dydit_cli.train.batch import Batch, complete_count
+from dydit_cli.train.muon import Muon
 from dydit_cli.train.objective import LossWeights, Objective, SampleLosses
 from dydit_cli.train.recipe import Recipe, TrainRecipe
 
@@ -159,12 +160,18 @@ def learning_rate(recipe: TrainRecipe, step: int) -> float:
 
 
 def make_optimizer(model: Backbone, recipe: Recipe) -> torch.optim.AdamW:
-    """AdamW, the routers in a group of their own."""
-    routers = [p for name, p in model.trainable() if model.config.is_router(name)]
-    others = [p for name, p in model.trainable() if not model.config.is_router(name)]
-    groups = [{"params": others, "lr": recipe.train.lr}]
-    if routers:
-        groups.append({"params": routers, "lr": recipe.routing.router_lr or recipe.train.lr})
+    """The recipe's, the routers in a group of their own; Muon's matrices are those of the blocks."""
+    muon = recipe.train.optimizer == "muon"
+    parts: dict[str, list[nn.Parameter]] = {"routers": [], "matrices": [], "others": []}
+    for name, p in model.trainable():
+        matrix = muon and p.ndim == 2 and model.config.blocks.match(name) is not None
+        parts["routers" if model.config.is_router(name) else "matrices" if matrix else "others"].append(p)
+    lr = {"routers": recipe.routing.router_lr or recipe.train.lr}
+    groups = [
+        {"params": members, "lr": lr.get(part, recipe.train.lr), "orthogonal": part == "matrices"}
+        for part, members in parts.items()
+        if members
+    ]
     for group in groups:
         group["base_lr"] = group["lr"]
-    return torch.optim.AdamW(groups, weight_decay=recipe.train.weight_decay, fused=True)
+    return (Muon if muon else torch.optim.AdamW)(groups, weight_decay=recipe.train.weight_decay, fused=True)

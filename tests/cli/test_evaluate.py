@@ -86,6 +86,9 @@ def test_real_digits_by_name() -> None:
     assert (held_out["protocol"]["images"], held_out["protocol"]["sampler"]) == (360, None)
     same = figures("evaluate", "digits:held-out", "--reference", "digits:held-out", *DIGITS)
     assert (same["frechet"], same["precision"], same["recall"]) == (pytest.approx(0, abs=1e-6), 1, 1)
+    assert figures("evaluate", "digits:held-out", "--num", 100, *DIGITS)["protocol"]["images"] == 100
+    many = dydit("evaluate", "digits:held-out", "--num", 361, *DIGITS)
+    assert (many.exit_code, "digits:held-out has 360 images, and --num asks for 361" in many.stderr) == (2, True)
 
 
 def test_unlabelled_images_are_not_recognised(tmp_path: Path) -> None:

@@ -92,7 +92,7 @@ DAMAGE: dict[str, tuple[Callable[[Path], object], str]] = {
         lambda f: (f / "config.json").write_text('{"a": 1}'),
         "neither a dydit nor a diffusers DiTTransformer2DModel configuration",
     ),
-    "newer": (edit_config(lambda h: h.update(format_version=2)), "format version 2; this dydit reads version 1"),
+    "newer": (edit_config(lambda h: h.update(format_version=3)), "format version 3; this dydit reads up to 2"),
     "lineage": (edit_config(lambda h: h.update(lineage="mother")), '"lineage" must be a list of objects'),
     "other depth": (
         edit_config(lambda h: h["model"].update(depth=4)),

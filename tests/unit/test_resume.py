@@ -51,6 +51,7 @@ def a_recipe(**settings: object) -> Recipe:
         "routing.complete_share": 0.5,
         "train.teacher_weight": 0.5,
         "train.block_weight": 0.5,
+        "train.optimizer": "muon",
         **{name.replace("__", "."): value for name, value in settings.items()},
     }
     return with_settings(recipe_from_dict(RECIPE, "test"), values)

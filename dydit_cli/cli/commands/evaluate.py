@@ -53,7 +53,7 @@ def evaluate(
         Path | None, Opt("torch-fidelity's file of Inception weights.", metavar="PATH", default="in PyTorch's hub cache")
     ] = None,
     out: Annotated[Path | None, Opt("Store figures and protocol: .json.", ("--out", "-o"), metavar="FILE")] = None,
-    num: Annotated[int, Opt("How many images a checkpoint draws.", min=2)] = 1000,
+    num: Annotated[int, Opt("How many images a checkpoint draws; of a data set the first ones.", min=2)] = 1000,
     classes: options.Classes = None,
     *,
     config: SamplingConfig,
@@ -63,7 +63,7 @@ def evaluate(
 ) -> None:
     from dydit_cli.evaluate.evaluate import evaluate as run
     from dydit_cli.evaluate.evaluate import find_extractor, find_images
-    from dydit_cli.evaluate.images import GeneratedImages
+    from dydit_cli.evaluate.images import ArrayImages, GeneratedImages
     from dydit_cli.evaluate.reference import open_reference
     from dydit_cli.files import check_output
 
@@ -75,8 +75,12 @@ def evaluate(
     if images is None:  # that the samples are missing is said before the networks are looked for
         loaded = options.read(samples, loading)
         config = replace(config, classes=options.class_numbers(classes, loaded))
-    elif option := typed.other_than(*OF_IMAGES):
-        raise DyditError(f"{option} is for a checkpoint to sample from; {samples} is images already")
+    else:
+        takes = (*OF_IMAGES, "--num") if isinstance(images, ArrayImages) else OF_IMAGES
+        if option := typed.other_than(*takes):
+            raise DyditError(f"{option} is for a checkpoint to sample from; {samples} is images already")
+        if isinstance(images, ArrayImages) and "--num" in typed.options:
+            images = images.first(num)
     extractor = find_extractor(features, inception=inception, device=config.device)
     against = open_reference(reference, extractor)
     if images is None:
