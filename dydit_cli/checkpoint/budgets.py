@@ -53,5 +53,5 @@ def at_ratio(checkpoint: Checkpoint, ratio: float) -> Checkpoint:
     tables = {name for name, _ in model.named_parameters() if ".budget." in name}
     weights = {name: w.detach() for name, w in model.state_dict().items() if name not in tables}
     step = {"action": "set FLOPs ratio", "flops_ratio": ratio}
-    config = replace(checkpoint.config, budgets=(), measured=())
+    config = replace(checkpoint.config, budgets=(), measured=(), allocation=())
     return replace(checkpoint, config=config, weights=weights, lineage=[*checkpoint.lineage, step])

@@ -111,12 +111,14 @@ class Checkpoint:
 
     def build(self) -> Backbone:
         """The model with its own copy of the weights, in their dtype, in evaluation mode; one of a range of FLOPs ratios is set
-        to its largest."""
+        to its allocation, or to its largest."""
         with torch.device("meta"):
             model = build_model(self.config)
         model.load_state_dict({name: w.clone() for name, w in self.weights.items()}, assign=True)
         if isinstance(model, DynamicBackbone) and model.config.budgets:
             model.set_flops_ratio(model.config.budgets[-1])
+            if model.config.allocation:
+                model.set_allocation(model.config.allocation)
         return model.eval()
 
 

@@ -190,6 +190,7 @@ class DynamicBackbone(Backbone):
     def __init__(self, config: RoutedConfig) -> None:
         super().__init__(config)
         self.gumbel_noise = 1.0
+        self.allocation: tuple[Tensor, Tensor] | None = None  # timesteps and what the routers are set to at them
         self.reset_routers()
 
     @property
@@ -226,8 +227,23 @@ class DynamicBackbone(Backbone):
     def set_flops_ratio(self, ratio: float) -> None:
         """Sets the routers of a model of a range to one FLOPs ratio of attention and MLP (0 to 1), within 0.005 of which a
         sampling run then is. Raises `DyditError` for one out of its range, and for a model of one ratio."""
+        setting = torch.tensor([self.config.setting_for(ratio)], device=self.device)
+        self.allocation = None
         with torch.no_grad():
-            self.set_routers(torch.tensor([self.config.setting_for(ratio)], device=self.device))
+            self.set_routers(setting)
+
+    def set_allocation(self, pairs: Sequence[tuple[float, float]]) -> None:
+        """Sets the routers of a model of a range to FLOPs ratios by timestep: at each the ratio of the nearest of `pairs` of a
+        timestep and a ratio."""
+        settings = [self.config.setting_for(ratio) for _, ratio in pairs]
+        self.allocation = (torch.tensor([t for t, _ in pairs]), torch.tensor(settings))  # each K
+
+    def at_timesteps(self, t: Tensor) -> None:
+        """t: B, of the batch to come; where ratios are set by timestep, the routers are set to theirs."""
+        if self.allocation is not None:
+            points, settings = (values.to(t.device) for values in self.allocation)
+            with torch.no_grad():
+                self.set_routers(settings[(t[:, None] - points).abs().argmin(dim=1)])
 
     def set_routers(self, settings: Tensor) -> None:
         """Sets the routers to settings on the scale of the budgets: (B,), one for each sample of the batches to come, or (1,)
@@ -281,6 +297,7 @@ class DynamicBackbone(Backbone):
         if complete:
             return super().forward(x, t, y, return_routing=True) if return_routing else super().forward(x, t, y)
         noise = self.gumbel_noise if self.training else 0.0
+        self.at_timesteps(t)
         h = self.embed(x)  # B N C
         e = self.embed_timestep(t)  # B C
         c = self.condition(e, self.labels(x, y))  # B C

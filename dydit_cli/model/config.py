@@ -250,7 +250,8 @@ class RoutedConfig(ModelConfig):
 
     A model of a range of FLOPs ratios has the range in `budgets`, rising: at each the routers have an entry of their own, and
     what is between two is mixed (`routers.BudgetTable`). `measured` are pairs of what the routers are set to and the ratio of
-    attention and MLP that a sampling run then had; without any the two are taken to be the same.
+    attention and MLP that a sampling run then had; without any the two are taken to be the same. `allocation` are pairs of a
+    timestep and the ratio at it, and at those that it is the nearest to; without any, all timesteps are set alike.
     """
 
     token_router_reduction: int = 16
@@ -260,6 +261,7 @@ class RoutedConfig(ModelConfig):
     width_routing: str = "linear"
     budgets: tuple[float, ...] = ()
     measured: tuple[tuple[float, float], ...] = ()
+    allocation: tuple[tuple[float, float], ...] = ()
 
     dynamic: ClassVar[bool] = True
 
@@ -281,14 +283,21 @@ class RoutedConfig(ModelConfig):
         try:
             budgets = tuple(float(budget) for budget in self.budgets)
             measured = tuple((float(setting), float(ratio)) for setting, ratio in self.measured)
+            allocation = tuple((float(t), float(ratio)) for t, ratio in self.allocation)
         except (TypeError, ValueError):
-            raise DyditError("model configuration: budgets must be numbers, and measured pairs of numbers") from None
+            message = "model configuration: budgets must be numbers, measured and allocation pairs of numbers"
+            raise DyditError(message) from None
         if len(budgets) == 1 or not rising(budgets) or not all(0 < budget <= 1 for budget in budgets):
             raise DyditError("model configuration: budgets must be two or more rising ratios, over 0 and at most 1, or none")
         if not rising([setting for setting, _ in measured]):
             raise DyditError("model configuration: measured must be of rising settings")
+        if not rising([t for t, _ in allocation]):
+            raise DyditError("model configuration: allocation must be of rising timesteps")
+        if allocation and not (budgets and all(budgets[0] <= ratio <= budgets[-1] for _, ratio in allocation)):
+            raise DyditError("model configuration: allocation must be of ratios in the range of budgets")
         object.__setattr__(self, "budgets", budgets)  # lists in a file
         object.__setattr__(self, "measured", measured)
+        object.__setattr__(self, "allocation", allocation)
 
     def setting_for(self, ratio: float) -> float:
         """What the routers are set to for a FLOPs ratio of attention and MLP, by what was measured; for 1, infinity: all on.
@@ -311,7 +320,8 @@ class RoutedConfig(ModelConfig):
 
     def to_dict(self) -> dict[str, Any]:
         values = super().to_dict()
-        for name, usual in (("token_routing", "tokens"), ("width_routing", "linear"), ("budgets", ()), ("measured", ())):
+        usual_values = {"token_routing": "tokens", "width_routing": "linear", "budgets": (), "measured": (), "allocation": ()}
+        for name, usual in usual_values.items():
             if values[name] == usual:  # what every other model does goes without saying
                 del values[name]
         return values

@@ -207,6 +207,7 @@ class SparseModel(Wrapper):
     def _run(self, x: Tensor, y: Tensor, timestep: int) -> tuple[Tensor, Routing]:
         model, B = self.model, len(x)
         modulation = self._modulation(timestep, y)
+        model.at_timesteps(torch.tensor([timestep]))  # for the token routers
         h = model.embed(x)  # B N C
         routed = []
         for i, (block, width) in enumerate(zip(model.blocks, self._plan[timestep], strict=True)):

@@ -41,7 +41,9 @@ def runs_of(active: Sequence[bool]) -> Runs:
 @torch.no_grad()
 def width_masks(model: DynamicBackbone, timesteps: Sequence[float]) -> tuple[Tensor, Tensor]:
     """Which heads and which channel groups are on: T x L x H each, zeros and ones; TDW's routers see nothing else."""
-    e = model.embed_timestep(torch.tensor(list(timesteps), device=model.device))  # T C
+    t = torch.tensor(list(timesteps), device=model.device)
+    model.at_timesteps(t)
+    e = model.embed_timestep(t)  # T C
     blocks = model.routed_blocks
     heads, groups = ([router(e, 1.0, 0.0) for router in routers] for routers in (
         [block.head_router for block in blocks], [block.group_router for block in blocks]

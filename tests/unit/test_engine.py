@@ -49,12 +49,13 @@ def test_parts_of_a_batch_add_up_to_the_gradient_of_the_squared_mean() -> None:
     ratio = whole.ratio.mean()
     assert whole.ratio.std() > 0.01
     loss = (whole.mse + whole.vb).mean() + 2 * (ratio - 0.3) ** 2 + 3 * whole.complete.mean()
-    weights = LossWeights(samples=8, complete_samples=8, target=0.3, flops=2.0, complete=3.0, teacher=0.0)
+    weights = LossWeights(samples=8, complete_samples=8, flops=2.0, complete=3.0, teacher=0.0)
     parts = [objective(batch.select(slice(i, i + 2))) for i in range(0, 8, 2)]
-    total = torch.stack([weights.part(part, ratio) for part in parts]).sum()
+    excess = ratio - 0.3
+    total = torch.stack([weights.part(part, excess.expand(2)) for part in parts]).sum()
     for ours, true in zip(gradients(model, total), gradients(model, loss), strict=True):
         torch.testing.assert_close(ours, true, rtol=1e-4, atol=1e-5)
-    means = weights.means({name: value.item() for name, value in whole.sums().items()})
+    means = weights.means({name: value.item() for name, value in whole.sums().items()}, excess.item() ** 2)
     assert means["loss"] == pytest.approx(loss.item(), rel=1e-5)
     assert means["ratio"] == pytest.approx(ratio.item(), rel=1e-5)
 
