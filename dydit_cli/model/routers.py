@@ -81,6 +81,8 @@ def init_linear(linear: nn.Linear, bias: float = 0.0) -> None:
     nn.init.constant_(linear.bias, bias)
 
 
+THRESHOLDS = 10.0  # from the first head's to the last one's
+
 ON = 1e4  # added to a logit, it outweighs all others
 
 
@@ -135,14 +137,19 @@ class WidthRouter(nn.Module):
 
     def __init__(self, config: RoutedConfig) -> None:
         super().__init__()
-        self.always_on = config.always_on
-        self.router = nn.Linear(config.hidden_size, config.router_rows)
-        self.budget = budget_table(config, config.router_rows)
+        self.always_on, self.width = config.always_on, config.router_rows
+        self.router = nn.Linear(config.hidden_size, self.rows(config))
+        self.budget = budget_table(config, self.rows(config))
 
-    @staticmethod
-    def macs(config: RoutedConfig) -> int:
+    @classmethod
+    def rows(cls, config: RoutedConfig) -> int:
+        """How many logits it has."""
+        return config.router_rows
+
+    @classmethod
+    def macs(cls, config: RoutedConfig) -> int:
         """Of one router, per timestep."""
-        return config.hidden_size * config.router_rows
+        return config.hidden_size * cls.rows(config)
 
     @property
     def last(self) -> nn.Linear:
@@ -175,8 +182,28 @@ class WidthRouter(nn.Module):
         logits = self.logits(e)
         if self.budget is not None:
             logits = self.budget(logits)
-        mask = gate(logits, temperature, noise)  # B H-1, or B H
+        mask = self.gates(logits, temperature, noise)  # B H-1, or B H
         return torch.cat([torch.ones_like(mask[:, :1]), mask], dim=1) if self.always_on else mask
+
+    def gates(self, logits: Tensor, temperature: float, noise: Noise) -> Tensor:
+        """logits: B R -> B H, or B H-1 where the first is always on."""
+        return gate(logits, temperature, noise)
+
+
+class PrefixRouter(WidthRouter):
+    """How many of the ranked heads (or groups) run: one logit, over a threshold of each, so that the first ones are on.
+
+    What runs at less compute is then part of what runs at more, and always one run of weights.
+    """
+
+    @classmethod
+    def rows(cls, config: RoutedConfig) -> int:
+        return 1
+
+    def gates(self, logits: Tensor, temperature: float, noise: Noise) -> Tensor:
+        noise = noise[:, :1] if isinstance(noise, Tensor) else noise
+        thresholds = torch.linspace(0, THRESHOLDS, self.width, device=logits.device)
+        return gate(logits - thresholds, temperature, noise)
 
 
 class TokenRouter(nn.Module):
@@ -231,7 +258,7 @@ class LayerRouter(TokenRouter):
 
 
 # by the names that a configuration has them under; a new kind is an entry here
-WIDTH_ROUTERS: dict[str, type[WidthRouter]] = {"linear": WidthRouter}
+WIDTH_ROUTERS: dict[str, type[WidthRouter]] = {"linear": WidthRouter, "prefix": PrefixRouter}
 TOKEN_ROUTERS: dict[str, type[TokenRouter]] = {"tokens": TokenRouter, "layers": LayerRouter}
 
 

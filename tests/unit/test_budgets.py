@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import math
+from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
@@ -20,16 +22,17 @@ from dydit_cli.diffusion.options import SamplerSettings
 from dydit_cli.errors import DyditError
 from dydit_cli.model.backbone import DynamicBackbone
 from dydit_cli.model.execution import Execution, executor
-from dydit_cli.model.families.dit import DyDiT
+from dydit_cli.model.families.dit import DyDiT, DyDiTConfig
 from dydit_cli.model.macs import flops_ratio
 from dydit_cli.model.routers import GateNoise, budget_mix
+from dydit_cli.profiling.allocate import allocate, cheapest
 from dydit_cli.profiling.calibrate import calibrate, measure_range, sampled_ratio
 from dydit_cli.profiling.profile import profile
 from dydit_cli.train.batch import TrainingBatches
 from dydit_cli.train.objective import Objective
 from dydit_cli.train.recipe import Recipe, recipe_from_dict
 from dydit_cli.train.run import finetune
-from tests.conftest import inputs, randomize
+from tests.conftest import TINY, inputs, randomize
 from tests.kill_resume import make_start
 from tests.unit.test_train import digits_dydit
 
@@ -197,9 +200,11 @@ def test_what_has_no_range_says_so(tiny_dynamic: DyDiT, tmp_path: Path) -> None:
         ({"budgets": [0.5]}, "budgets must be two or more rising ratios, over 0 and at most 1, or none"),
         ({"budgets": [0.5, 0.4]}, "budgets must be two or more rising ratios"),
         ({"budgets": [0.5, 1.4]}, "budgets must be two or more rising ratios"),
-        ({"budgets": ["a", 1]}, "budgets must be numbers, and measured pairs of numbers"),
-        ({"measured": [1, 2]}, "budgets must be numbers, and measured pairs of numbers"),
+        ({"budgets": ["a", 1]}, "budgets must be numbers, measured and allocation pairs of numbers"),
+        ({"measured": [1, 2]}, "budgets must be numbers, measured and allocation pairs of numbers"),
         ({"measured": [[0.5, 0.5], [0.4, 0.6]]}, "measured must be of rising settings"),
+        ({"allocation": [[500, 0.5], [100, 0.5]]}, "allocation must be of rising timesteps"),
+        ({"allocation": [[500, 0.1]]}, "allocation must be of ratios in the range of budgets"),
         ({"budgets": [0.3, 0.7, 1.0]}, "budget.table"),
     ],
 )
@@ -212,6 +217,64 @@ def test_a_damaged_file_is_one_line(tiny_dynamic: DyDiT, tmp_path: Path, change:
     with pytest.raises(DyditError, match=message) as error:
         read(tmp_path / "range")
     assert "\n" not in str(error.value)
+
+
+def test_ratios_by_timestep_are_each_timesteps_own(any_dynamic: DynamicBackbone) -> None:
+    """Masked and sparse, in a batch of mixed timesteps, and over until a ratio for all is set."""
+    model = trained_like(any_dynamic)
+    x, t, y = inputs(model.config)
+    pairs = list(zip(sorted(t.tolist()), (0.3, 0.9, 0.5, 1.0), strict=True))
+    model.set_allocation(pairs)
+    together = model(x, t, y)
+    torch.testing.assert_close(executor(model, "sparse")(x, t, y), together, rtol=1e-4, atol=1e-4)
+    for i in range(len(x)):
+        model.set_flops_ratio(dict(pairs)[t[i].item()])
+        torch.testing.assert_close(together[i], model(x[i : i + 1], t[i : i + 1], y[i : i + 1])[0], rtol=1e-4, atol=1e-5)
+
+
+def test_what_is_spent_goes_where_it_brings_most() -> None:
+    levels = [0.0, 0.5, 1.0]
+    costs = np.tile(levels, (3, 1)) / 3
+    distances = np.array([[4.0, 1.0, 0.0], [2.0, 2.0, 0.0], [0.1, 0.05, 0.0]])
+    assert cheapest(distances, costs, levels, 0.5 / 3) == [0.5, 0, 0]
+    assert cheapest(distances, costs, levels, 1.0 / 3) == pytest.approx([0.5, 0.5, 0])  # its middle is over the hull
+    assert cheapest(distances, costs, levels, 2.25 / 3) == pytest.approx([1.0, 1.0, 0.25])
+    assert cheapest(distances, costs, levels, 1.0) == pytest.approx([1.0, 1.0, 1.0])
+    rising = np.array([[1.0, 2.0, 3.0]])  # dearer and worse
+    assert cheapest(rising, costs[:1], levels, 1.0) == [0.0]
+
+
+def test_an_allocation_is_stored_and_sampled_with(tmp_path: Path) -> None:
+    checkpoint = Checkpoint.of(trained_like(randomize(digits_dydit())), [])
+    allocated, result = allocate(checkpoint, 0.5, images=8, settings=FEW, device="cpu")
+    assert result.distance <= result.even_distance
+    assert abs(result.ratio - 0.5) < 0.05
+    assert [ratio for _, ratio in result.pairs] == [ratio for _, ratio in allocated.config.allocation]  # type: ignore[attr-defined]
+    write(allocated, tmp_path / "allocated")
+    again = read(tmp_path / "allocated").build()
+    assert isinstance(again, DynamicBackbone)
+    assert sampled_ratio(again, 8, FEW, 0) == pytest.approx(result.ratio)
+    even = read(tmp_path / "allocated", LoadOptions(flops_ratio=0.5))
+    assert even.config.to_dict().get("allocation") is None
+    with pytest.raises(DyditError, match="out of the model's range"):
+        allocate(checkpoint, 0.1, device="cpu")
+    with pytest.raises(DyditError, match="is a static model, which has no ratios to allocate"):
+        allocate(read("digits-dit"), 0.5, device="cpu")
+
+
+@pytest.mark.parametrize("routing", ["prefix", "linear"])
+def test_a_prefix_is_the_first_ones_at_every_ratio(routing: str) -> None:
+    config = replace(DyDiTConfig.from_static(TINY, token_router_reduction=4), width_routing=routing)
+    model = trained_like(randomize(DyDiT(config)))
+    batch, before = inputs(config), None
+    nested = []
+    for ratio in (0.2, 0.4, 0.6, 0.8, 1.0):
+        model.set_flops_ratio(ratio)
+        _, routed = model(*batch, return_routing=True)
+        masks = torch.cat([routed.heads, routed.groups])  # 2L B H
+        nested.append(bool((masks[..., 1:] <= masks[..., :-1]).all() and (before is None or (before <= masks).all())))
+        before = masks
+    assert all(nested) == (routing == "prefix")
 
 
 # training
