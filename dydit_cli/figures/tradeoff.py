@@ -36,6 +36,7 @@ STYLES = {
     "static": MethodStyle("static DiT", "black", "*", whole=True),
     "control": MethodStyle("static DiT, fine-tuned as long", "black", "D", whole=True),
     "dydit": MethodStyle("DyDiT", BLUE, "o", "-", "lambda {:g}"),
+    "range": MethodStyle("one DyDiT for all ratios", "#0B3C5D", ".", "-", "at {:g}"),
     "magnitude": MethodStyle("magnitude pruning", ORANGE, "s", "--", "keep {:g}"),
     "taylor": MethodStyle("Taylor pruning", GREEN, "^", "-.", "keep {:g}"),
     "diff": MethodStyle("Diff pruning", "#CC79A7", "v", ":", "keep {:g}"),

@@ -7,13 +7,14 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, cast
 
+from dydit_cli.checkpoint.budgets import at_ratio
 from dydit_cli.checkpoint.checkpoint import Checkpoint
 from dydit_cli.checkpoint.native import CONFIG_FILE
 from dydit_cli.checkpoint.read import read
 from dydit_cli.compress.convert import convert
 from dydit_cli.compress.prune import prune
 from dydit_cli.studies.recipe import MethodsPart, StudyRecipe
-from dydit_cli.train.recipe import Recipe, SamplingSection, for_model
+from dydit_cli.train.recipe import Recipe, SamplingSection, for_model, with_steps
 from dydit_cli.train.run import resolve_recipe
 
 STATIC, PRUNE = "static", "prune"
@@ -26,7 +27,8 @@ class Method:
     """`rows` are names and targets in a study's recipe, `tuning` the one of its recipes that a row is fine-tuned with, None
     for the static model as it is. `start` writes what that begins with, by default it is the static model. A `whole` one
     leaves nothing out and has no target; one that `merges` tokens does so while sampling; the target of one that `hurries` is
-    its number of sampling steps. `steps` are such numbers too, with which each row's model is measured as well."""
+    its number of sampling steps. One that is `ranged` has one model for all targets, its FLOPs ratios. `steps` are such numbers
+    too, with which each row's model is measured as well."""
 
     rows: Callable[[MethodsPart], list[tuple[str, float]]]
     tuning: Tuning | None = None
@@ -34,12 +36,13 @@ class Method:
     whole: bool = False
     merges: bool = False
     hurries: bool = False
+    ranged: bool = False
     steps: Callable[[MethodsPart], Sequence[int]] = lambda part: ()
 
 
 @dataclass(frozen=True)
 class Row:
-    """`target` is lambda of a DyDiT, the share that pruning keeps, the share of tokens that ToMe merges, 1 of what is
+    """`target` is lambda of a DyDiT, the FLOPs ratio of one of a range, the share that pruning keeps, the share of tokens that ToMe merges, 1 of what is
     whole. The seed is of pruning, of fine-tuning and of the samples; a DyDiT is converted once and for all seeds alike.
     `steps` are sampling steps, None for the study's own number."""
 
@@ -61,8 +64,10 @@ class Row:
 
     @property
     def made(self) -> Row:
-        """The row whose model this one measures: of rows that differ by their steps the first, which is fine-tuned."""
-        return self if self.tuning is None else replace(self, steps=None)
+        """The row whose model this one measures: of rows that differ by their steps the first, which is fine-tuned, and of a
+        range the complete model's."""
+        made = self if self.tuning is None else replace(self, steps=None)
+        return replace(made, target=1.0) if method_of(self.method).ranged else made
 
     @property
     def tuning(self) -> Tuning | None:
@@ -102,15 +107,26 @@ class Start:
         if row.tuning is None:
             return None
         settings: dict[str, Any] = {"train.seed": row.seed}
-        train = self.tunings[row.tuning].train
+        recipe = self.tunings[row.tuning]
+        train = recipe.train
         if row.tuning == "static" and train.teacher_weight and train.teacher is None:
             settings["train.teacher"] = self.recipe.model
         if row.tuning == "dynamic":
             settings["routing.flops_ratio"] = row.target
-            if self.recipe.finetune.calibrate:
+            if ranged := method_of(row.method).ranged:
+                settings["routing.flops_ratio"], settings["routing.largest_ratio"] = self.recipe.finetune.range
+                recipe = with_steps(recipe, self.recipe.finetune.range_steps or recipe.train.steps)
+            if ranged or self.recipe.finetune.calibrate:
                 sampling = {name: getattr(self.recipe.evaluation, name) for name in SamplingSection.model_fields}
-                settings |= {"routing.calibrate": True, **{f"calibration.{name}": value for name, value in sampling.items()}}
-        return resolve_recipe(self.tunings[row.tuning], settings=settings)
+                settings |= {
+                    "routing.calibrate": not ranged,
+                    **{f"calibration.{name}": value for name, value in sampling.items()},
+                }
+        return resolve_recipe(recipe, settings=settings)
+
+    def at_target(self, row: Row, made: Checkpoint) -> Checkpoint:
+        """What of the row's model is measured."""
+        return at_ratio(made, row.target) if method_of(row.method).ranged else made
 
     def begin(self, row: Row, path: Path) -> Checkpoint:
         """What the row's fine-tuning begins with, written to `path` where it has to be made."""
@@ -138,6 +154,7 @@ METHODS: dict[str, Method] = {
     "dydit": Method(
         lambda part: [("dydit", ratio) for ratio in part.dydit], "dynamic", _convert, steps=lambda part: part.dydit_steps
     ),
+    "range": Method(lambda part: [("range", ratio) for ratio in part.range], "dynamic", _convert, ranged=True),
     PRUNE: Method(lambda part: [(name, keep) for keep in part.kept for name in part.prune], "static", _prune),
     "tome": Method(lambda part: [("tome", ratio) for ratio in part.tome], merges=True),
     "steps": Method(lambda part: [("steps", float(steps)) for steps in part.steps], hurries=True),

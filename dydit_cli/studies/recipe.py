@@ -31,6 +31,8 @@ class FinetunePart(Section):
     dynamic: str = Field(default="digits/finetune", description="the recipe of a DyDiT")
     static: str = Field(default="digits/control", description="the recipe of the control and of what was pruned")
     calibrate: bool = Field(default=False, description="shift a DyDiT's routers to its lambda in the end")
+    range: tuple[Share, Share] = Field(default=(0.3, 1.0), description="FLOPs ratios that methods.range is trained for")
+    range_steps: int | None = Field(default=None, gt=0, description="steps of a DyDiT of a range; by default `steps`")
 
 
 class MethodsPart(Section):
@@ -38,6 +40,7 @@ class MethodsPart(Section):
 
     control: bool = Field(default=True, description="the static model, fine-tuned as long")
     dydit: tuple[Share, ...] = Field(default=(), description="lambdas")
+    range: tuple[Share, ...] = Field(default=(), description="FLOPs ratios at which the DyDiT of a range is measured")
     prune: tuple[Annotated[str, AfterValidator(_pruning)], ...] = Field(default=(), description="methods of pruning")
     keep: tuple[Share, ...] | None = Field(default=None, description="shares that pruning keeps; by default the lambdas")
     tome: tuple[Annotated[float, Field(gt=0, lt=1)], ...] = Field(default=(), description="shares of tokens that are merged")
@@ -109,6 +112,9 @@ class StudyRecipe(Section):
                 raise ValueError(f"{name} names a value twice")
         if self.methods.prune and not self.methods.kept:
             raise ValueError("methods.prune needs shares to keep: methods.keep, or the lambdas methods.dydit")
+        low, high = self.finetune.range
+        if not all(low <= ratio <= high for ratio in self.methods.range):
+            raise ValueError(f"methods.range must be in finetune.range, {low:g} to {high:g}")
         return self
 
 

@@ -159,7 +159,7 @@ class Runner:
         made = read(run.path)
         if recipe.routing.calibrate and row.tuning == "dynamic":
             facts["calibration_shift"] = made.lineage[-1].get("shift", 0.0)  # none where the ratio was right
-        return made, facts
+        return self.start.at_target(row, made), facts
 
     def take_times(self) -> None:
         """Takes the times that are not there yet, in this process alone: two would disturb each other."""
@@ -170,7 +170,7 @@ class Runner:
             self.on_stage("time", len(todo), "rows", PER_ROW)
             for row in todo:
                 static = self.start.checkpoint
-                model = static if row.tuning is None else read(self.folder.checkpoint(row))
+                model = static if row.tuning is None else self.start.at_target(row, read(self.folder.checkpoint(row)))
                 work = self._work(row.what)
                 values = time_row(static, model, row, self.start.recipe.timing, self.evaluator, work)
                 self.folder.write_time(row, values)
