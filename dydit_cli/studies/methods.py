@@ -42,9 +42,9 @@ class Method:
 
 @dataclass(frozen=True)
 class Row:
-    """`target` is lambda of a DyDiT, the FLOPs ratio of one of a range, the share that pruning keeps, the share of tokens that ToMe merges, 1 of what is
-    whole. The seed is of pruning, of fine-tuning and of the samples; a DyDiT is converted once and for all seeds alike.
-    `steps` are sampling steps, None for the study's own number."""
+    """`target` is lambda of a DyDiT, the FLOPs ratio of one of a range, the share that pruning keeps, the share of tokens that
+    ToMe merges, 1 of what is whole. The seed is of pruning, of fine-tuning and of the samples; a DyDiT is converted once and
+    for all seeds alike. `steps` are sampling steps, None for the study's own number."""
 
     method: str
     target: float
