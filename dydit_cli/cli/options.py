@@ -56,11 +56,23 @@ Resume = Annotated[
 
 def read(checkpoint: str, loading: LoadOptions) -> Checkpoint:
     """The checkpoint; where it is not our own folder, what was found and inferred is shown on stderr."""
-    from dydit_cli.checkpoint.read import read
+    from dydit_cli.checkpoint.read import read as run
 
-    loaded = read(checkpoint, loading)
+    loaded = run(checkpoint, loading)
     if loaded.found != "dydit folder":
         console.note(f"{checkpoint}: {'; '.join((loaded.found, loaded.config.size_name, *loaded.notes))}")
+    return loaded
+
+
+def read_to_run(checkpoint: str, loading: LoadOptions) -> Checkpoint:
+    """As `read`; of a DyDiT of a range for which no FLOPs ratio was given, it is said which it runs at."""
+    from dydit_cli.model.config import RoutedConfig
+
+    loaded = read(checkpoint, loading)
+    config = loaded.config
+    if isinstance(config, RoutedConfig) and config.budgets and not config.allocation:
+        low, high = config.budgets[0], config.budgets[-1]
+        console.note(f"{checkpoint}: is of all FLOPs ratios from {low:g} to {high:g}, and runs at {high:g}; see --flops-ratio")
     return loaded
 
 

@@ -73,7 +73,7 @@ def evaluate(
         out = check_output(out, force)
     images = find_images(samples)
     if images is None:  # that the samples are missing is said before the networks are looked for
-        loaded = options.read(samples, loading)
+        loaded = options.read_to_run(samples, loading)
         config = replace(config, classes=options.class_numbers(classes, loaded))
     else:
         takes = (*OF_IMAGES, "--num") if isinstance(images, ArrayImages) else OF_IMAGES

@@ -19,6 +19,7 @@ def inspect(
 ) -> None:
     from dydit_cli.checkpoint.inspect import inspect as run
     from dydit_cli.checkpoint.lineage import describe
+    from dydit_cli.model.config import RoutedConfig
     from dydit_cli.model.families import config_from_dict
     from dydit_cli.model.latent_norm import LatentNorm
 
@@ -47,6 +48,11 @@ def inspect(
         "static MACs": f"{units.macs(report['macs_static'])} per forward and image",
         "routers": f"{report['router_parameters']:,} parameters, 3 in each block" if report["router_parameters"] else "none",
     }
+    if isinstance(config, RoutedConfig) and config.budgets:
+        shown["FLOPs ratios"] = (
+            f"{config.budgets[0]:g} to {config.budgets[-1]:g}, measured at {len(config.measured)} settings"
+            + (", allocated by timestep" if config.allocation else "")
+        )
     if report["latents"]:
         shown["latents"] = f"{LatentNorm.from_dict(report['latents']).describe()} of the VAE's z"
     for i, entry in enumerate(report["lineage"]):

@@ -74,7 +74,7 @@ def profile(
     results = []
     for checkpoint, folder in work:
         with console.stages() as stages:
-            loaded = options.read(checkpoint, loading)
+            loaded = options.read_to_run(checkpoint, loading)
             work_of_one = config.settings.for_model(loaded.config).work
             stages.begin(f"profile {Path(checkpoint).name}", config.images * work_of_one, "image-steps")
             own = replace(config, classes=options.class_numbers(classes, loaded))

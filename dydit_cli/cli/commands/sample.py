@@ -46,7 +46,7 @@ def sample(
 ) -> None:
     if shard_size is not None and not npz:
         raise DyditError("--shard-size is for --npz; add it, or leave the size out")
-    loaded = options.read(checkpoint, loading)
+    loaded = options.read_to_run(checkpoint, loading)
     config = replace(config, classes=options.class_numbers(classes, loaded))
     if npz:
         with typed.continues():
