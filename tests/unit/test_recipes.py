@@ -122,8 +122,6 @@ def test_the_study_compares_all_there_is() -> None:
     assert len(full.seeds) >= 3
     short = read_study("digits/tradeoff-short")
     assert (short.methods.dydit, short.evaluation) == (full.methods.dydit, full.evaluation)
-    harder = read_study("glyphs/tradeoff")
-    assert (harder.methods.prune, harder.methods.control, harder.seeds) == (full.methods.prune, True, full.seeds)
 
 
 @every_study
@@ -179,7 +177,7 @@ def test_a_control_is_trained_as_its_model_is() -> None:
     for control, tuned in (
         ("imagenet/XL-2-control", "imagenet/XL-2-0.5"),
         ("digits/control", "digits/finetune"),
-        ("glyphs/control", "glyphs/finetune"),
+        ("fashion/control", "fashion/finetune"),
     ):
         assert read_recipe(control) == read_recipe(tuned)
 
@@ -243,12 +241,12 @@ def test_a_circle_is_seen_under_other_names_of_a_file(tmp_path: Path) -> None:
 
 def test_a_base_lies_in_the_recipes_own_folders(tmp_path: Path) -> None:
     """Beside the recipe, below it, or in a folder beside its own; not where a recipe of somebody else's could point to."""
-    for folder in ("mine/digits/deep", "mine/glyphs", "others"):
+    for folder in ("mine/digits/deep", "mine/fashion", "others"):
         (tmp_path / folder).mkdir(parents=True)
         put(tmp_path / folder, below="[train]\nsteps = 9")
     mine = tmp_path / "mine"
     (mine / "digits" / "link.toml").symlink_to(tmp_path / "others" / "below.toml")
-    for base in ("deep/below.toml", "../glyphs/below.toml", "./deep/../deep/below.toml"):
+    for base in ("deep/below.toml", "../fashion/below.toml", "./deep/../deep/below.toml"):
         assert read_recipe(put(mine / "digits", top=f"base = '{base}'")).train.steps == 9
     for base in ("../../others/below.toml", f"{mine}/digits/deep/below.toml", "/dev/zero", "link.toml", "../..", "a\\u0000b"):
         with pytest.raises(DyditError) as error:
