@@ -96,8 +96,8 @@ def test_a_recipe_runs_two_steps_on_a_shrunken_model(path: Path) -> None:
 
 
 @every_study
-def test_a_study_runs_on_a_shrunken_model(path: Path, tmp_path: Path) -> None:
-    """Two steps, few images, one seed, the first lambda and the first pruning, where there is one."""
+def test_a_study_runs_on_a_shrunken_model(path: Path, tmp_path: Path, small_fashion: None) -> None:
+    """Two steps, few images, one seed and judge, the first lambda and the first pruning, where there is one."""
     full = read_study(path)
     assert read_study(name_of(path)) == full
     methods, config = full.methods, read(full.model).config
@@ -106,6 +106,8 @@ def test_a_study_runs_on_a_shrunken_model(path: Path, tmp_path: Path) -> None:
     write(Checkpoint.of(randomize(DiT(replace(small, num_classes=config.num_classes)), scale=0.05), []), tmp_path / "model")
     values = {"finetune.steps": 2, "evaluation.images": 10, "evaluation.steps": 2, "evaluation.held_out": 2, "seeds": [1]}
     values |= {"model": str(tmp_path / "model"), "methods.dydit": [methods.dydit[0]], "methods.prune": list(methods.prune[:1])}
+    # other judges' packages need not be there, and fewer sampling steps than two are none
+    values |= {"evaluation.features": full.evaluation.judges[0], "methods.steps": [], "methods.dydit_steps": []}
     asked = read_study(path, [f"{key}={json.dumps(value)}" for key, value in values.items()])
     found = study(asked, tmp_path / "out", time=False, device="cpu")
     tuned = [*["control"] * methods.control, "dydit", *methods.prune[:1]]
@@ -132,7 +134,7 @@ def test_all_methods_of_a_study_are_tuned_alike(path: Path) -> None:
     if path.stem == "tradeoff-short":  # its table is of prunings that learned from the data alone
         dynamic = with_settings(dynamic, {"train.teacher_weight": 0.0})
     assert dynamic.train == static.train
-    assert {dynamic.data, static.data, full.evaluation.features} == {full.data}
+    assert {dynamic.data, static.data, full.evaluation.judges[0]} == {full.data}
     assert read(full.model).lineage[0]["data"] == full.data
 
 
