@@ -6,4 +6,4 @@ from pathlib import Path
 
 WEIGHTS = Path(__file__).parent / "weights"  # a folder for each, with its card
 
-MODELS = ("digits-dit", "digits-sit", "glyphs-dit")
+MODELS = ("digits-dit", "digits-sit", "fashion-dit")

@@ -133,7 +133,7 @@ WORK = [
     Command("sample-bf16", f"sample finetune --num 3 --dtype bf16 {DRAW} sample-bf16"),
     Command("sample-layers", f"sample whole-layers --num 3 {DRAW} sample-layers"),
     Command("sample-tome", f"sample digits-dit --num 3 --tome 0.25 {DRAW} sample-tome"),
-    Command("sample-glyphs", f"sample glyphs-dit --num 2 {DRAW} sample-glyphs"),
+    Command("sample-fashion", f"sample fashion-dit --num 2 {DRAW} sample-fashion"),
     Command("sample-vae", f"sample pretrain-latents --num 2 --vae inputs/vae {DRAW} sample-vae"),
     Command("sample-npz", f"sample finetune --num 5 --npz --shard-size 3 {DRAW} sample-npz"),
     Command("sample-npz-tome", f"sample digits-dit --num 3 --npz --tome 0.5 {DRAW} sample-npz-tome --json"),
@@ -162,7 +162,7 @@ WORK = [
     Command("export-complete", "export finetune complete.pt --format dit --complete"),
     *(
         Command(f"inspect-{path.partition('.')[0]}", f"inspect {path} --json")
-        for path in ("digits-dit", "glyphs-dit", "finetune", "calibrate", "whole-layers", "prune-diff", "diffusers", "native")
+        for path in ("digits-dit", "fashion-dit", "finetune", "calibrate", "whole-layers", "prune-diff", "diffusers", "native")
     ),
     Command("inspect-dit", "inspect dit.pt --num-heads 6 --json"),
     Command("inspect-dydit", "inspect dydit.pt --json"),

@@ -13,6 +13,7 @@ from typing import Any, TypeVar
 import pytest
 import torch
 
+from dydit_cli.data import fashion
 from dydit_cli.model.backbone import Backbone, DynamicBackbone
 from dydit_cli.model.config import FlowConfig, ModelConfig
 from dydit_cli.model.families import build_model, with_routers
@@ -21,6 +22,7 @@ from dydit_cli.model.families.latte import LatteConfig
 from dydit_cli.model.families.lightningdit import LightningDiTConfig
 from dydit_cli.model.families.repa import REPAConfig
 from dydit_cli.model.families.sit import SiTConfig
+from tests.datasets import idx_digests, idx_folder
 
 ROOT = Path(__file__).parent.parent
 SIZES: dict[str, Any] = {
@@ -58,6 +60,17 @@ def one_thread() -> Iterator[None]:
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(before)
+
+
+@pytest.fixture
+def small_fashion(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """The data set `fashion` is 17 pictures of noise, 12 of them to train on, whether or not its real files are there."""
+    folder = idx_folder(tmp_path_factory.mktemp("fashion"), side=28)
+    monkeypatch.setattr(fashion, "CONTENTS", idx_digests(folder))
+    monkeypatch.setenv("DYDIT_DATA", str(folder))
+    fashion.load_fashion_split.cache_clear()
+    yield
+    fashion.load_fashion_split.cache_clear()
 
 
 @contextmanager

@@ -42,7 +42,7 @@ class PruneOptions:
     data: Annotated[
         str | None,
         Opt(
-            "What taylor, diff and depth look at: digits, fashion, glyphs, idx:PATH, imagefolder:PATH or latents:PATH.",
+            "What taylor, diff and depth look at: digits, fashion, idx:PATH, imagefolder:PATH or latents:PATH.",
             default="what CKPT was trained on",
         ),
     ] = None

@@ -1,3 +1,3 @@
-"""Labelled images to train on, by name: the bundled digits and glyphs, folders of pictures, and latents encoded once."""
+"""Labelled images to train on, by name: digits, Fashion-MNIST, IDX files, folders of pictures, and latents encoded once."""
 
 from __future__ import annotations

@@ -12,11 +12,10 @@ from dydit_cli.model.config import ModelConfig
 
 @dataclass(frozen=True)
 class SupportVectors:
-    """The parameters of a support-vector classifier; `components` are those of a PCA before it, None for no PCA."""
+    """The parameters of a support-vector classifier."""
 
     c: float
     gamma: float
-    components: int | None = None
 
 
 @dataclass(frozen=True)

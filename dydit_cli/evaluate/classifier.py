@@ -52,38 +52,33 @@ def classify_samples(
     model: Backbone,
     *,
     images: int,
-    data: str = "digits",
     settings: SamplerSettings = SamplerSettings(),
     seed: int = 0,
     on_progress: Callable[[Progress], None] | None = None,
 ) -> ClassifiedSamples:
-    """Samples `images` images, the classes of the data set `data` in turn, and classifies them by its classifier.
+    """Samples `images` digits, the classes in turn, and classifies them by the digits' classifier.
 
-    A DyDiT runs sparse. The figure in a bundled model's card is `classify_samples(load("digits-dit"), images=1000)`.
+    A DyDiT runs sparse. The figure in a digits model's card is `classify_samples(load("digits-dit"), images=1000)`.
     """
-    labels = cycle_labels(list(range(load_data(data).num_classes)), images)
+    labels = cycle_labels(list(range(load_data("digits").num_classes)), images)
     start = time.perf_counter()
     samples = run_sampler(executor(model, "sparse"), labels, settings, 0, 64, seed, on_progress)
     seconds = time.perf_counter() - start
-    return ClassifiedSamples(samples, classifier(data).class_accuracy(samples, labels), seconds)
+    return ClassifiedSamples(samples, classifier("digits").class_accuracy(samples, labels), seconds)
 
 
 @cache
 def classifier(data: str = "digits") -> Classifier:
-    """The classifier of the data set `data`, trained on its training part: digits in under a second, glyphs in seconds.
+    """The classifier of the data set `data`, trained on its training part: digits in under a second.
 
     It is deterministic. Raises `DyditError` for a data set without one.
     """
-    from sklearn.decomposition import PCA
-    from sklearn.pipeline import make_pipeline
     from sklearn.svm import SVC
 
     parameters, held_out = find_source(data)[0].classifier, load_held_out(data)
     if parameters is None or held_out is None:
         raise DyditError(f"data set {data} has no classifier")
-    svc: Any = SVC(C=parameters.c, gamma=parameters.gamma)
-    if parameters.components is not None:
-        svc = make_pipeline(PCA(parameters.components, svd_solver="full"), svc)
+    svc = SVC(C=parameters.c, gamma=parameters.gamma)
     svc.fit(*_examples(load_data(data)))
     pixels, labels = _examples(held_out)
     return Classifier(float(np.mean(svc.predict(pixels) == labels)), svc)

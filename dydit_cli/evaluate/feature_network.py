@@ -84,7 +84,7 @@ def read_network(name: str, folder: Path | None = None) -> tuple[FeatureNetwork,
         network.load_state_dict(weights)
         return network.eval(), float(facts["accuracy"])
     except (KeyError, TypeError, ValueError, RuntimeError) as error:
-        raise DyditError(f"{folder}: not the {name}' features ({str(error).splitlines()[0]}); reinstall dydit") from None
+        raise DyditError(f"{folder}: not the features of {name} ({str(error).splitlines()[0]}); reinstall dydit") from None
 
 
 def network_extractor(name: str) -> Extractor:

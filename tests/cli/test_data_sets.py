@@ -139,8 +139,8 @@ def test_what_is_asked_of_a_set_that_it_has_not(tmp_path: Path) -> None:
 
 
 def test_recipes_and_data_by_default() -> None:
-    assert default_recipe("glyphs") == "glyphs/finetune"
+    assert default_recipe("fashion") == "fashion/finetune"
     assert default_recipe("latents:x") is None
     assert default_recipe("imagenet") is None  # a folder of recipes, and no data set
     digits = replace(CONFIG, input_size=8, num_classes=10)
-    assert [default_data(trained_on, digits) for trained_on in (None, "glyphs")] == ["digits", "glyphs"]
+    assert [default_data(trained_on, digits) for trained_on in (None, "fashion")] == ["digits", "fashion"]

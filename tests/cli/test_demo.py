@@ -9,7 +9,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+import torch
 from typer.testing import CliRunner
 
 import dydit_cli
@@ -17,11 +19,14 @@ from dydit_cli.bundled import MODELS, WEIGHTS
 from dydit_cli.checkpoint.read import read
 from dydit_cli.cli.app import app
 from dydit_cli.data.digits import load_digits_split
+from dydit_cli.diffusion.generate import cycle_labels
 from dydit_cli.diffusion.options import SamplerSettings
 from dydit_cli.errors import DyditError
 from dydit_cli.evaluate.classifier import classifier as classifier_of
-from dydit_cli.evaluate.classifier import classify_samples
+from dydit_cli.evaluate.registry import FEATURES
 from dydit_cli.model.families.dit import DiT
+from dydit_cli.pixels import to_pixels
+from dydit_cli.sampling.sampler import run_sampler
 from dydit_cli.studies import demo as demo_module
 from dydit_cli.studies.demo import demo
 from dydit_cli.train.recipe import read_recipe, with_settings, with_steps
@@ -36,13 +41,23 @@ def test_the_classifier_is_right_on_held_out_digits() -> None:
     assert classifier.class_accuracy(held_out.images, (held_out.labels + 1) % 10) < 0.05
 
 
+# the least share of samples taken for the class asked for, by data set; of real pictures of clothes it is 91.5 %
+RECOGNISED = {"digits": 0.95, "fashion": 0.85}
+
+
 @pytest.mark.parametrize("name", MODELS)
 def test_the_bundled_model_is_recognised(name: str) -> None:
-    """The card's figure is for 1,000 samples and more steps; one of each class and 12 are enough to see that it is whole."""
+    """By the network that its data set's features come from.
+
+    The card's figure is for 1,000 samples and more steps; six of each class and 12 are enough to see that it is whole.
+    """
     model, data = dydit_cli.load(name), name.partition("-")[0]
     assert isinstance(model, DiT)
-    classified = classify_samples(model, images=62, data=data, settings=SamplerSettings(steps=12))
-    assert classified.class_accuracy >= 0.95
+    labels = cycle_labels(list(range(10)), 60)
+    samples = run_sampler(model, labels, SamplerSettings(steps=12), 0, 64, 0, None)
+    probabilities = FEATURES[data].open(None, torch.device("cpu")).extract(to_pixels(samples.numpy())).probabilities
+    assert probabilities is not None
+    assert np.mean(probabilities.argmax(axis=1) == labels.numpy()) >= RECOGNISED[data]
 
 
 @pytest.mark.parametrize("name", MODELS)
@@ -53,7 +68,7 @@ def test_the_card_says_what_the_model_is(name: str) -> None:
     assert f"{checkpoint.build().num_parameters():,} parameters" in card
     share = re.search(r"(\d+\.\d) % of 1,000 samples", card)
     assert share
-    assert float(share.group(1)) >= 95
+    assert float(share.group(1)) >= 100 * RECOGNISED[name.partition("-")[0]]
     assert sum(path.stat().st_size for path in folder.iterdir()) <= 10_000_000
 
 

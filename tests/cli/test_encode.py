@@ -285,7 +285,7 @@ def test_models_are_tuned_on_latents_and_on_pictures(room: Path, whole: Path, tm
         (
             latent,
             "photos",
-            "no data set 'photos'; choose one of digits, fashion, glyphs, idx:PATH, imagefolder:PATH, latents:PATH",
+            "no data set 'photos'; choose one of digits, fashion, idx:PATH, imagefolder:PATH, latents:PATH",
         ),
     ):
         refused(dydit("finetune", model, "--data", data, "--out", tmp_path / "no", *few), message)

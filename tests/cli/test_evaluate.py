@@ -122,7 +122,7 @@ def test_mistakes_are_one_line(room: Path, tmp_path: Path, monkeypatch: pytest.M
     for arguments, message in (
         (
             [room / "pictures", "--features", "vgg"],
-            "no features 'vgg'; choose one of inception, efficientnet, digits, fashion, glyphs",
+            "no features 'vgg'; choose one of inception, efficientnet, digits, fashion",
         ),
         ([room / "pictures"], "needs torch-fidelity: pip install 'dydit[evaluate]'"),
         ([room / "pictures", *DIGITS, "--reference", tmp_path / "none"], "no such file; give an ADM .npz, a folder"),

@@ -269,7 +269,7 @@ def test_what_is_wrong_with_a_folder_is_said_in_one_line(folder: Path, tmp_path:
 
 
 def test_names_of_data_sets(folder: Path) -> None:
-    kinds = "choose one of digits, fashion, glyphs, idx:PATH, imagefolder:PATH, latents:PATH"
+    kinds = "choose one of digits, fashion, idx:PATH, imagefolder:PATH, latents:PATH"
     for name, message in (
         ("cats", f"no data set 'cats'; {kinds}"),
         ("digits:x", f"no data set 'digits:x'; {kinds}"),

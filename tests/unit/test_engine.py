@@ -18,7 +18,7 @@ from dydit_cli.data.load import load_data
 from dydit_cli.distributed import Distributed
 from dydit_cli.errors import DyditError
 from dydit_cli.model.families import config_from_dict
-from dydit_cli.model.families.dit import DiT, DyDiT, DyDiTConfig, DynamicBlock
+from dydit_cli.model.families.dit import DiT, DiTConfig, DyDiT, DyDiTConfig, DynamicBlock
 from dydit_cli.model.routers import GateNoise
 from dydit_cli.train.batch import Batch, TrainingBatches, complete_samples
 from dydit_cli.train.loop import frozen, train
@@ -189,7 +189,9 @@ def test_what_cannot_teach_is_one_line(tmp_path: Path, settings: dict[str, objec
 
 
 def test_blocks_of_another_width_cannot_teach(tmp_path: Path) -> None:
-    narrow = DiT(replace(read("digits-dit").config, hidden_size=48, depth=2))
+    config = read("digits-dit").config
+    assert isinstance(config, DiTConfig)
+    narrow = DiT(replace(config, hidden_size=48, depth=2))
     write(Checkpoint.of(narrow, []), tmp_path / "narrow")
     settings = {"train.teacher": str(tmp_path / "narrow"), "train.teacher_weight": 1, "train.block_weight": 1}
     with pytest.raises(DyditError, match="the teacher has 2 blocks of width 48 and the model 6 of 96; it is for models of one"):

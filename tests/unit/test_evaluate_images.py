@@ -232,8 +232,8 @@ def test_what_is_no_reference_batch(tmp_path: Path, arrays: dict[str, NDArray[An
     assert message in str(caught.value)
 
 
-def test_the_bundled_sets_by_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    for name, count, held_out in (("digits", 1437, 360), ("glyphs", 7812, 2604)):
+def test_the_named_sets(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, small_fashion: None) -> None:
+    for name, count, held_out in (("digits", 1437, 360), ("fashion", 12, 5)):
         sets = [real_images(name), real_images(name, held_out=True)]
         assert [one.count for one in sets] == [count, held_out]
         assert sets[0].sha256() != sets[1].sha256()
@@ -246,7 +246,7 @@ def test_the_bundled_sets_by_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
 
 
 def test_features_by_name() -> None:
-    with pytest.raises(DyditError, match="no features 'vgg'; choose one of inception, efficientnet, digits, fashion, glyphs"):
+    with pytest.raises(DyditError, match="no features 'vgg'; choose one of inception, efficientnet, digits, fashion"):
         find_extractor("vgg")
     with pytest.raises(DyditError, match="--inception is for --features inception"):
         find_extractor("digits", inception="x.pth")

@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import gzip
-import hashlib
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from numpy.typing import NDArray
 
 from dydit_cli.data import fashion
 from dydit_cli.data.fashion import CLASSES, DEBIAN, load_fashion_split
@@ -17,26 +15,9 @@ from dydit_cli.data.idx import FILES, read_idx
 from dydit_cli.data.load import default_recipe, load_data, load_held_out
 from dydit_cli.errors import DyditError
 from dydit_cli.evaluate.images import named_images
+from tests.datasets import IDX_LABELS, as_idx, idx_digests, idx_folder, idx_pixels
 
-Values = NDArray[np.uint8]
-
-PIXELS = np.random.default_rng(0).integers(0, 256, (17, 4, 4), dtype=np.uint8)
-LABELS = np.arange(17, dtype=np.uint8) % 10
-
-
-def as_idx(values: Values) -> bytes:
-    lengths = b"".join(length.to_bytes(4, "big") for length in values.shape)
-    return bytes([0, 0, 8, values.ndim]) + lengths + values.tobytes()
-
-
-def write_folder(folder: Path, zipped: bool = False, **other: Values) -> Path:
-    """12 training pictures and 5 held-out ones, or `other` values by a file's name with underscores."""
-    parts = (PIXELS[:12], LABELS[:12], PIXELS[12:], LABELS[12:])
-    folder.mkdir(parents=True, exist_ok=True)
-    for name, values in zip(FILES, parts, strict=True):
-        content = as_idx(other.get(name.replace("-", "_"), values))
-        (folder / (f"{name}.gz" if zipped else name)).write_bytes(gzip.compress(content) if zipped else content)
-    return folder
+PIXELS = idx_pixels(4)
 
 
 def refusal(name: str) -> str:
@@ -48,10 +29,10 @@ def refusal(name: str) -> str:
 
 @pytest.mark.parametrize("zipped", [False, True])
 def test_a_folder_of_idx_files(tmp_path: Path, zipped: bool) -> None:
-    name = f"idx:{write_folder(tmp_path / 'mine', zipped)}"
+    name = f"idx:{idx_folder(tmp_path / 'mine', zipped)}"
     training, held_out = load_data(name), load_held_out(name)
     assert held_out is not None
-    for data, pixels, labels in ((training, PIXELS[:12], LABELS[:12]), (held_out, PIXELS[12:], LABELS[12:])):
+    for data, pixels, labels in ((training, PIXELS[:12], IDX_LABELS[:12]), (held_out, PIXELS[12:], IDX_LABELS[12:])):
         assert (data.name, data.num_classes, data.class_names, len(data)) == (name, 10, None, len(labels))
         images, own = data.take(torch.arange(len(data)))
         assert (images.shape, images.dtype, own.dtype) == ((len(labels), 1, 4, 4), torch.float32, torch.int64)
@@ -106,11 +87,11 @@ def test_no_more_is_decompressed_than_the_header_promises(tmp_path: Path) -> Non
 
 
 def test_folders_that_do_not_fit(tmp_path: Path) -> None:
-    write_folder(tmp_path / "few")
+    idx_folder(tmp_path / "few")
     (tmp_path / "few" / FILES[2]).unlink()
-    write_folder(tmp_path / "flat", train_images_idx3_ubyte=PIXELS[:12].reshape(12, 16))
-    write_folder(tmp_path / "wide", train_images_idx3_ubyte=PIXELS[:12].reshape(12, 2, 8))
-    write_folder(tmp_path / "short", train_labels_idx1_ubyte=LABELS[:11])
+    idx_folder(tmp_path / "flat", train_images_idx3_ubyte=PIXELS[:12].reshape(12, 16))
+    idx_folder(tmp_path / "wide", train_images_idx3_ubyte=PIXELS[:12].reshape(12, 2, 8))
+    idx_folder(tmp_path / "short", train_labels_idx1_ubyte=IDX_LABELS[:11])
     for name, message in (
         ("gone", "gone: no such folder, so no train-images-idx3-ubyte (plain or .gz); give a folder of the four IDX files"),
         ("few", "few: has no t10k-images-idx3-ubyte (plain or .gz); give a folder"),
@@ -119,7 +100,7 @@ def test_folders_that_do_not_fit(tmp_path: Path) -> None:
         ("short", "its images and labels are [12, 4, 4] and [11]; they must be"),
     ):
         assert message in refusal(f"idx:{tmp_path / name}")
-    write_folder(tmp_path / "more", t10k_labels_idx1_ubyte=LABELS[12:] + 8)
+    idx_folder(tmp_path / "more", t10k_labels_idx1_ubyte=IDX_LABELS[12:] + 8)
     with pytest.raises(DyditError, match="a label is 14 of 10 classes"):
         load_held_out(f"idx:{tmp_path / 'more'}")
     assert "no data set 'idx'" in refusal("idx")
@@ -129,9 +110,8 @@ def test_folders_that_do_not_fit(tmp_path: Path) -> None:
 @pytest.fixture
 def tiny(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A folder `fashion-mnist` in $DYDIT_DATA whose files count as the published ones; no other is there."""
-    folder = write_folder(tmp_path / "data" / "fashion-mnist", zipped=True)
-    digests = {name: hashlib.sha256(gzip.decompress((folder / f"{name}.gz").read_bytes())).hexdigest() for name in FILES}
-    monkeypatch.setattr(fashion, "CONTENTS", digests)
+    folder = idx_folder(tmp_path / "data" / "fashion-mnist", zipped=True)
+    monkeypatch.setattr(fashion, "CONTENTS", idx_digests(folder))
     monkeypatch.setattr(fashion, "DEBIAN", tmp_path / "none")
     monkeypatch.setenv("DYDIT_DATA", str(tmp_path / "data"))
     return folder

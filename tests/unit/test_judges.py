@@ -49,8 +49,8 @@ def efficientnet() -> Extractor:
 
 
 def test_every_judge_is_in_the_help_and_none_loads_torch_for_it() -> None:
-    assert list(FEATURES) == ["inception", "efficientnet", "digits", "fashion", "glyphs"]
-    assert features_help().endswith("digits, fashion, glyphs (the set's own).")
+    assert list(FEATURES) == ["inception", "efficientnet", "digits", "fashion"]
+    assert features_help().endswith("digits, fashion (the set's own).")
     code = (
         "import sys\nfrom dydit_cli.cli.commands import evaluate\n"
         "sys.exit(f'loaded: {heavy}' if (heavy := {'torch', 'numpy'} & set(sys.modules)) else 0)"

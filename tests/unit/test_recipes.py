@@ -96,8 +96,8 @@ def test_a_recipe_runs_two_steps_on_a_shrunken_model(path: Path) -> None:
 
 
 @every_study
-def test_a_study_runs_on_a_shrunken_model(path: Path, tmp_path: Path) -> None:
-    """Two steps, few images, one seed, the first lambda and the first pruning, where there is one."""
+def test_a_study_runs_on_a_shrunken_model(path: Path, tmp_path: Path, small_fashion: None) -> None:
+    """Two steps, few images, one seed and judge, the first lambda and the first pruning, where there is one."""
     full = read_study(path)
     assert read_study(name_of(path)) == full
     methods, config = full.methods, read(full.model).config
@@ -106,6 +106,8 @@ def test_a_study_runs_on_a_shrunken_model(path: Path, tmp_path: Path) -> None:
     write(Checkpoint.of(randomize(DiT(replace(small, num_classes=config.num_classes)), scale=0.05), []), tmp_path / "model")
     values = {"finetune.steps": 2, "evaluation.images": 10, "evaluation.steps": 2, "evaluation.held_out": 2, "seeds": [1]}
     values |= {"model": str(tmp_path / "model"), "methods.dydit": [methods.dydit[0]], "methods.prune": list(methods.prune[:1])}
+    # other judges' packages need not be there, and fewer sampling steps than two are none
+    values |= {"evaluation.features": full.evaluation.judges[0], "methods.steps": [], "methods.dydit_steps": []}
     asked = read_study(path, [f"{key}={json.dumps(value)}" for key, value in values.items()])
     found = study(asked, tmp_path / "out", time=False, device="cpu")
     tuned = [*["control"] * methods.control, "dydit", *methods.prune[:1]]
@@ -122,8 +124,6 @@ def test_the_study_compares_all_there_is() -> None:
     assert len(full.seeds) >= 3
     short = read_study("digits/tradeoff-short")
     assert (short.methods.dydit, short.evaluation) == (full.methods.dydit, full.evaluation)
-    harder = read_study("glyphs/tradeoff")
-    assert (harder.methods.prune, harder.methods.control, harder.seeds) == (full.methods.prune, True, full.seeds)
 
 
 @every_study
@@ -134,7 +134,7 @@ def test_all_methods_of_a_study_are_tuned_alike(path: Path) -> None:
     if path.stem == "tradeoff-short":  # its table is of prunings that learned from the data alone
         dynamic = with_settings(dynamic, {"train.teacher_weight": 0.0})
     assert dynamic.train == static.train
-    assert {dynamic.data, static.data, full.evaluation.features} == {full.data}
+    assert {dynamic.data, static.data, full.evaluation.judges[0]} == {full.data}
     assert read(full.model).lineage[0]["data"] == full.data
 
 
@@ -179,7 +179,7 @@ def test_a_control_is_trained_as_its_model_is() -> None:
     for control, tuned in (
         ("imagenet/XL-2-control", "imagenet/XL-2-0.5"),
         ("digits/control", "digits/finetune"),
-        ("glyphs/control", "glyphs/finetune"),
+        ("fashion/control", "fashion/finetune"),
     ):
         assert read_recipe(control) == read_recipe(tuned)
 
@@ -243,12 +243,12 @@ def test_a_circle_is_seen_under_other_names_of_a_file(tmp_path: Path) -> None:
 
 def test_a_base_lies_in_the_recipes_own_folders(tmp_path: Path) -> None:
     """Beside the recipe, below it, or in a folder beside its own; not where a recipe of somebody else's could point to."""
-    for folder in ("mine/digits/deep", "mine/glyphs", "others"):
+    for folder in ("mine/digits/deep", "mine/fashion", "others"):
         (tmp_path / folder).mkdir(parents=True)
         put(tmp_path / folder, below="[train]\nsteps = 9")
     mine = tmp_path / "mine"
     (mine / "digits" / "link.toml").symlink_to(tmp_path / "others" / "below.toml")
-    for base in ("deep/below.toml", "../glyphs/below.toml", "./deep/../deep/below.toml"):
+    for base in ("deep/below.toml", "../fashion/below.toml", "./deep/../deep/below.toml"):
         assert read_recipe(put(mine / "digits", top=f"base = '{base}'")).train.steps == 9
     for base in ("../../others/below.toml", f"{mine}/digits/deep/below.toml", "/dev/zero", "link.toml", "../..", "a\\u0000b"):
         with pytest.raises(DyditError) as error:

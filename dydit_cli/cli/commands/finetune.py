@@ -55,7 +55,7 @@ def finetune(
     data: Annotated[
         str | None,
         Opt(
-            "digits, fashion, glyphs, idx:PATH, imagefolder:PATH or latents:PATH.",
+            "digits, fashion, idx:PATH, imagefolder:PATH or latents:PATH.",
             default="RECIPE's, or what CKPT was trained on",
         ),
     ] = None,

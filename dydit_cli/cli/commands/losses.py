@@ -26,7 +26,7 @@ def losses(
     data: Annotated[
         str | None,
         Opt(
-            "digits, fashion, glyphs or idx:PATH (their held-out images), imagefolder:PATH or latents:PATH.",
+            "digits, fashion or idx:PATH (their held-out images), imagefolder:PATH or latents:PATH.",
             default="what CKPT was trained on",
         ),
     ] = None,
