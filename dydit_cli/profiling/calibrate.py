@@ -28,7 +28,7 @@ from dydit_cli.profiling.record import Recorder
 TOLERANCE = 0.002  # over the images that are measured; over others, whose tokens are others, a ratio is then within 0.005
 
 FIRST_SHIFT, LARGEST_SHIFT, TRIES = 0.25, 32.0, 12
-FIRST_INTERVALS, MOST_ENTRIES = 8, 64  # of a range's table
+FIRST_INTERVALS, MOST_ENTRIES = 8, 24  # of a range's table
 
 
 @dataclass(frozen=True)
@@ -99,9 +99,11 @@ def measure_range(
     settings: SamplerSettings = SamplerSettings(),
     seed: int = 0,
     device: str = "auto",
+    most: int = MOST_ENTRIES,
 ) -> Checkpoint:
     """`checkpoint`, a DyDiT of a range of FLOPs ratios, with a table of what its routers are set to and the ratio of attention
-    and MLP that a sampling run then has, so dense that halfway between two entries a line is within 0.0025 of it."""
+    and MLP that a sampling run then has, so dense that halfway between two entries a line is within 0.002 of it, or of `most`
+    entries."""
     config, model = checkpoint.config, checkpoint.build()
     assert isinstance(config, RoutedConfig)
     assert isinstance(model, DynamicBackbone)
@@ -116,15 +118,15 @@ def measure_range(
     step = (high - low) / FIRST_INTERVALS
     found = {setting: ratio(setting) for setting in (low + i * step for i in range(FIRST_INTERVALS + 1))}
     for end, away in ((low, -step), (high, step)):  # on, until the ends of the range are between two entries
-        while (found[end] - end) * away > 0 and len(found) < MOST_ENTRIES:
+        while (found[end] - end) * away > 0 and len(found) < most:
             end += away
             found[end] = ratio(end)
     rough = list(pairwise(sorted(found)))
-    while rough and len(found) < MOST_ENTRIES:
+    while rough and len(found) < most:
         first, second = rough.pop(0)
         middle = (first + second) / 2
         found[middle] = ratio(middle)
-        if abs(found[middle] - (found[first] + found[second]) / 2) > TOLERANCE / 2:
+        if abs(found[middle] - (found[first] + found[second]) / 2) > TOLERANCE:
             rough += [(first, middle), (middle, second)]
     measured = tuple(sorted(found.items()))
     step_taken = lineage.entry("measure range", checkpoint, entries=len(measured))
