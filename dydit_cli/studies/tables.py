@@ -42,6 +42,7 @@ class Column:
 EVERY = (
     Column("MACs per forward", "macs", 2, 1e-6, " M", spread=False),
     Column("ratio", "ratio", 3, spread=False),
+    Column("of attention and MLP", "routed_ratio", 3, spread=False),
     Column("forwards per image", "forwards_per_image", 0, spread=False),
     Column("MACs per image", "macs_per_image", 3, 1e-9, " G", spread=False),
     Column("ms per image", "seconds_per_image", 2, 1000, spread=False),
@@ -137,11 +138,12 @@ SUMMARY_FILE, MARKDOWN_FILE = "summary.csv", "study.md"
 
 @dataclass(frozen=True)
 class Tables:
-    """`table`: a line for each finished row. `summary`: method, target, steps, how
-    many seeds, and of every figure its mean and sample standard deviation (empty for one seed). MACs are of one forward and
-    image, the mean over a sampling run; ratio is over the static model's; `forwards_per_image` counts both halves of guidance,
-    and macs_per_image is MACs times that; loss_ratio is of the held-out loss. `speedup` is over the static model's runs that
-    were taken in turn with the row's, and so more exact than two rows' seconds, taken minutes apart."""
+    """`table`: a line for each finished row. `summary`: method, target, steps, how many seeds, and of every figure its mean and
+    sample standard deviation (empty for one seed). MACs are of one forward and image, the mean over a sampling run; ratio is
+    over the static model's, and `routed_ratio`, which lambda steers, over its blocks'; `forwards_per_image` counts
+    both halves of guidance, and macs_per_image is MACs times that; loss_ratio is of the held-out loss. `speedup` is over the
+    static model's runs that were taken in turn with the row's, and so more exact than two rows' seconds, taken minutes
+    apart."""
 
     folder: StudyFolder
     rows: list[Row]

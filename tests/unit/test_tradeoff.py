@@ -153,7 +153,8 @@ def test_a_recipe_may_have_a_base(tmp_path: Path) -> None:
 def test_what_a_study_leaves(done: Path) -> None:
     table = pd.read_csv(done / "study.csv")
     assert " ".join(table.columns) == (
-        "method target steps seed macs ratio forwards_per_image macs_per_image seconds_per_image speedup frechet recognised "
+        "method target steps seed macs ratio routed_ratio forwards_per_image macs_per_image seconds_per_image speedup "
+        "frechet recognised "
         "precision recall loss_ratio finetune_steps"
     )
     assert set(table["steps"]) == {2}
@@ -272,7 +273,8 @@ def test_a_row_that_was_killed_before_calibrating_goes_on(model: Path, tmp_path:
     tuned = tmp_path / "out" / "checkpoints" / "dydit-0.5-seed3"
     assert read(tuned).lineage[-1]["shift"] == values["calibration_shift"] != 0
     written = json.loads((tuned / "recipe.json").read_text())
-    assert written["calibration"] == {"sampler": "ddim", "steps": 2, "cfg": 1.5, "cfg_channels": "3", "time_shift": None}
+    sampling = {"sampler": "ddim", "steps": 2, "cfg": 1.5, "cfg_channels": "3", "time_shift": None}
+    assert written["calibration"] == {**sampling, "images": 16}
     by_hand = with_settings(read_recipe("digits/finetune"), {"train.seed": 3})
     by_hand = with_settings(with_steps(by_hand, 2), {"routing.calibrate": True, "calibration.steps": 2})
     convert(read(model), tmp_path / "start")
