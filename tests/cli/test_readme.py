@@ -43,6 +43,8 @@ COMMANDS = (
     "report",
     "inspect",
     "export",
+    "calibrate",
+    "allocate",
     "bench",
     "pretrain",
     "prune",
@@ -55,7 +57,11 @@ QUICK = {
     "bench": ["--measure", "1", "--repeats", "1"],
     "encode": ["--size", "32"],
     "losses": ["--images", "2", "--timesteps", "3", "--map-noises", "1"],
-    "finetune": ["--steps", "2", "--set", "train.batch_size=8"],
+    "finetune": [
+        *("--steps", "2", "--set", "train.batch_size=8", "--set", "calibration.steps=2", "--set", "calibration.images=2"),
+    ],
+    "calibrate": ["--images", "2", "--steps", "2"],
+    "allocate": ["--images", "2", "--steps", "2"],
     "pretrain": ["--steps", "2", "--set", "train.batch_size=8"],
     "prune": ["--batches", "1", "--batch-size", "8"],
     "profile": ["--images", "2", "--steps", "2"],
@@ -165,6 +171,8 @@ def test_examples_in_the_helps(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
         assert result.exit_code == 0
         example = re.search(r"Example:\s+(dydit .*?)\s*$", result.output, flags=re.MULTILINE)
         assert example, f"dydit {name} --help shows no example"
+        if name == "allocate":
+            run(["finetune", "runs/digits-dydit", "--flops-ratio", "0.3:1.0", "--out", "runs/digits-range"])
         if name != "demo":
             run(shlex.split(example.group(1))[1:])
 
