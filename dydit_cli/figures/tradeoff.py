@@ -186,8 +186,9 @@ def _static_macs(study: StudyTable) -> float:
 
 def title_of(study: StudyTable) -> str:
     """Of which model and data, over how many seeds and samples."""
-    protocol, seeds = study.protocol, study.rows["seed"].nunique()
+    protocol, counts = study.protocol, study.rows.groupby(study.keys, dropna=False)["seed"].nunique()
     about = f"{protocol['model']} on {protocol['data']}. " if {"model", "data"} <= protocol.keys() else ""
-    spread = f"mean and standard deviation over {seeds} seeds" if seeds > 1 else "one seed"
+    up_to = "up to " if counts.min() < counts.max() else ""  # where some rows are still to be run
+    spread = f"mean and standard deviation over {up_to}{counts.max()} seeds" if counts.max() > 1 else "one seed"
     samples = f", {protocol['images']:,} samples each" if isinstance(protocol.get("images"), int) else ""
     return f"{about}{spread[0].upper()}{spread[1:]}{samples}"

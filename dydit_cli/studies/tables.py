@@ -140,10 +140,10 @@ SUMMARY_FILE, MARKDOWN_FILE = "summary.csv", "study.md"
 class Tables:
     """`table`: a line for each finished row. `summary`: method, target, steps, how many seeds, and of every figure its mean and
     sample standard deviation (empty for one seed). MACs are of one forward and image, the mean over a sampling run; ratio is
-    over the static model's, and `routed_ratio`, which lambda steers, over its blocks'; `forwards_per_image` counts
-    both halves of guidance, and macs_per_image is MACs times that; loss_ratio is of the held-out loss. `speedup` is over the
-    static model's runs that were taken in turn with the row's, and so more exact than two rows' seconds, taken minutes
-    apart."""
+    over the static model's, and of a DyDiT `routed_ratio`, which lambda steers, over its attention and MLP alone;
+    `forwards_per_image` counts both halves of guidance, and macs_per_image is MACs times that; loss_ratio is of the held-out
+    loss. `speedup` is over the static model's runs that were taken in turn with the row's, and so more exact than two rows'
+    seconds, taken minutes apart."""
 
     folder: StudyFolder
     rows: list[Row]

@@ -1,7 +1,7 @@
 """Muon, an optimiser that orthogonalises each matrix's step (Jordan et al., 2024, kellerjordan.github.io/posts/muon).
 
-PyTorch has one since 2.9, for matrices alone and in bfloat16, which is ten times slower than float32 on a CPU without it.
-This one takes all of a model's weights, and equals PyTorch's on matrices (a test holds them together).
+PyTorch has one since 2.9, for matrices alone and in bfloat16, which a CPU without it is slow at (3.6 s a step of `fashion-dit`
+on one thread, 0.19 s here). This one takes all of a model's weights, and equals PyTorch's on matrices: a test compares them.
 """
 
 from __future__ import annotations

@@ -162,7 +162,7 @@ def learning_rate(recipe: TrainRecipe, step: int) -> float:
 def make_optimizer(model: Backbone, recipe: Recipe) -> torch.optim.AdamW:
     """The recipe's, the routers in a group of their own; Muon's matrices are those of the blocks."""
     muon = recipe.train.optimizer == "muon"
-    parts: dict[str, list[nn.Parameter]] = {"routers": [], "matrices": [], "others": []}
+    parts: dict[str, list[nn.Parameter]] = {"others": [], "matrices": [], "routers": []}
     for name, p in model.trainable():
         matrix = muon and p.ndim == 2 and model.config.blocks.match(name) is not None
         parts["routers" if model.config.is_router(name) else "matrices" if matrix else "others"].append(p)

@@ -17,6 +17,7 @@ from typer.testing import CliRunner
 from dydit_cli.artifacts.base import kinds
 from dydit_cli.artifacts.bench_options import BenchSettings
 from dydit_cli.artifacts.profile import Profile
+from dydit_cli.artifacts.study import StudyTable
 from dydit_cli.bench.bench import bench
 from dydit_cli.checkpoint.checkpoint import Checkpoint
 from dydit_cli.checkpoint.native import write
@@ -31,6 +32,7 @@ from dydit_cli.figures.losses import normalised
 from dydit_cli.figures.samples import SampleRows, rows_of, samples_table
 from dydit_cli.figures.style import new_figure, styled
 from dydit_cli.figures.tokens import SHARE, spans
+from dydit_cli.figures.tradeoff import title_of
 from dydit_cli.figures.visualize import load, visualize
 from dydit_cli.model.families.dit import DiT, DiTConfig, DyDiT, DyDiTConfig
 from dydit_cli.profiling.profile import profile
@@ -121,6 +123,20 @@ def a_study_of_steps(folder: Path) -> Path:
     protocol = json.loads((folder / "study.json").read_text())
     (folder / "study.json").write_text(json.dumps({**protocol, "judges": ["digits", "shades"]}))
     return folder
+
+
+@pytest.mark.parametrize(
+    ("static", "dydit", "spread"),
+    [
+        ([0], [0], "One seed"),
+        ([0, 1], [0, 1], "Mean and standard deviation over 2 seeds"),
+        ([0, 1], [0], "Mean and standard deviation over up to 2 seeds"),
+    ],
+)
+def test_a_title_says_how_many_seeds_there_are(static: list[int], dydit: list[int], spread: str) -> None:
+    rows = [{"method": name, "target": 0.5, "seed": seed} for name, of in (("static", static), ("dydit", dydit)) for seed in of]
+    study = StudyTable(Path(), pd.DataFrame(rows), {"model": "digits-dit", "data": "digits", "images": 1000}, {})
+    assert title_of(study) == f"digits-dit on digits. {spread}, 1,000 samples each"
 
 
 def source_of(inputs: dict[str, Path], figure: str) -> Path:

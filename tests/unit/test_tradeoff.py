@@ -154,8 +154,7 @@ def test_what_a_study_leaves(done: Path) -> None:
     table = pd.read_csv(done / "study.csv")
     assert " ".join(table.columns) == (
         "method target steps seed macs ratio routed_ratio forwards_per_image macs_per_image seconds_per_image speedup "
-        "frechet recognised "
-        "precision recall loss_ratio finetune_steps"
+        "frechet recognised precision recall loss_ratio finetune_steps"
     )
     assert set(table["steps"]) == {2}
     assert set(table["forwards_per_image"]) == {4}  # with guidance, two a step
