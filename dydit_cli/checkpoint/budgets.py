@@ -7,6 +7,7 @@ from dataclasses import replace
 import torch
 
 from dydit_cli.checkpoint.checkpoint import Checkpoint
+from dydit_cli.checkpoint.lineage import SET_RATIO
 from dydit_cli.errors import DyditError, naming
 from dydit_cli.model.backbone import DynamicBackbone
 from dydit_cli.model.config import RoutedConfig
@@ -52,6 +53,6 @@ def at_ratio(checkpoint: Checkpoint, ratio: float) -> Checkpoint:
             router.last.bias.add_(router.budget.shift[0])
     tables = {name for name, _ in model.named_parameters() if ".budget." in name}
     weights = {name: w.detach() for name, w in model.state_dict().items() if name not in tables}
-    step = {"action": "set FLOPs ratio", "flops_ratio": ratio}
+    step = {"action": SET_RATIO, "flops_ratio": ratio}
     config = replace(checkpoint.config, budgets=(), measured=(), allocation=())
     return replace(checkpoint, config=config, weights=weights, lineage=[*checkpoint.lineage, step])

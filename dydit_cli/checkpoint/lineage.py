@@ -15,6 +15,8 @@ CARD_FILE = "README.md"
 
 FIGURES_START, FIGURES_END = "<!-- figures of dydit profile -->", "<!-- end of figures -->"
 
+SET_RATIO = "set FLOPs ratio"  # the action that makes a DyDiT of a range one of a single ratio
+
 APART = ("action", "command")  # of an entry, what is shown beside its facts
 
 LICENCE = (
@@ -32,6 +34,17 @@ def entry(action: str, source: Checkpoint | None = None, **facts: Any) -> dict[s
         if source.file is not None:
             origin["sha256"] = sha256(source.file)
     return {"action": action, **origin, **facts, **made_by(), "dydit": __version__}
+
+
+def asked_ratio(lineage: list[dict[str, Any]]) -> float | None:
+    """The lambda of the last fine-tuning or calibration in a checkpoint's lineage; None where there was none."""
+    found = [entry["flops_ratio"] for entry in lineage if "flops_ratio" in entry]
+    return float(found[-1]) if found else None
+
+
+def set_ratio(lineage: list[dict[str, Any]]) -> float | None:
+    """The FLOPs ratio that a DyDiT of a range is set to; None where a lineage does not end so."""
+    return float(lineage[-1]["flops_ratio"]) if lineage and lineage[-1]["action"] == SET_RATIO else None
 
 
 def write_card(checkpoint: Checkpoint) -> str:

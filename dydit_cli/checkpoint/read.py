@@ -20,7 +20,6 @@ from dydit_cli.devices import pick_device
 from dydit_cli.errors import DyditError, naming
 from dydit_cli.files import read_json
 from dydit_cli.hub import download, may_be_hub_id
-from dydit_cli.model.backbone import DynamicBackbone
 from dydit_cli.model.execution import Executable, executor
 from dydit_cli.model.families import Hints, recognise
 from dydit_cli.model.families.dit import FAMILY, from_diffusers, is_diffusers
@@ -54,8 +53,6 @@ def load(
     model = checkpoint.build().float().to(pick_device(device))
     if flops_ratio is not None:
         with naming(checkpoint.path or "a checkpoint in memory"):
-            if not isinstance(model, DynamicBackbone):
-                raise DyditError("is a static model, which has no FLOPs ratio to set; convert it first: dydit convert SRC DST")
             model.set_flops_ratio(flops_ratio)
     return executor(model, execution, tome=tome)
 

@@ -97,6 +97,10 @@ class Backbone(nn.Module, ABC):
 
     # what all have
 
+    def set_flops_ratio(self, ratio: float) -> None:
+        """Of a model of a range. Raises `DyditError` for a static one."""
+        raise DyditError("is a static model, which has no FLOPs ratio to set; convert it first: dydit convert SRC DST")
+
     def labels(self, x: Tensor, y: Tensor | None) -> Tensor:
         """y (B,), or for a model without classes, which takes none, zeros; raises `DyditError` where labels are missing."""
         if y is not None:

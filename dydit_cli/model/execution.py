@@ -34,8 +34,8 @@ class Executable(Protocol):
 
     `plan`, `prepare` and `macs` return multiply-accumulates in closed form: of deciding a sampling run's widths at all its
     timesteps, of what a call at `timestep` for labels y shares with the next ones, and of a call itself, per sample, given
-    what it switched on. `merging` is what is done to tokens before attention. `clear` drops what was kept, as at the start of a
-    sampling run.
+    what it switched on. `merging` is what is done to tokens before attention. `set_flops_ratio` sets a model of a range to one
+    ratio. `clear` drops what was kept, as at the start of a sampling run.
     """
 
     @property
@@ -55,6 +55,8 @@ class Executable(Protocol):
     def prepare(self, timestep: float, y: Tensor) -> int: ...
 
     def macs(self, routing: Routing) -> Tensor: ...
+
+    def set_flops_ratio(self, ratio: float) -> None: ...
 
     def clear(self) -> None: ...
 
@@ -99,9 +101,6 @@ class Wrapper(nn.Module, ABC):
         return self.model.macs(routing)
 
     def set_flops_ratio(self, ratio: float) -> None:
-        """As the model's; raises `DyditError` also for a static one."""
-        if not isinstance(self.model, DynamicBackbone):
-            raise DyditError("a static model has no FLOPs ratio to set")
         self.model.set_flops_ratio(ratio)
 
     def clear(self) -> None:

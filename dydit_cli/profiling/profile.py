@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from dydit_cli.artifacts.profile import Profile, timestep_table
-from dydit_cli.checkpoint.lineage import CARD_FILE, with_figures
+from dydit_cli.checkpoint.lineage import CARD_FILE, asked_ratio, set_ratio, with_figures
 from dydit_cli.checkpoint.options import LoadOptions
 from dydit_cli.checkpoint.read import CheckpointLike, read
 from dydit_cli.devices import pick_device
@@ -74,6 +74,7 @@ def profile(
     if clock:
         table = clock.add_to(table)
     static, dynamic = float(table["static_macs"].mean()), float(table["dynamic_macs"].mean())
+    ratio = set_ratio(checkpoint.lineage)
     forwards, tally = len(table) * halves, recorder.tally
     summary = {
         **Profile.header(),
@@ -89,6 +90,7 @@ def profile(
         "ratio": dynamic / static,
         "routed_ratio": float(table["routed_ratio"].mean()),
         "flops_ratio_asked": asked_ratio(checkpoint.lineage),
+        **({} if ratio is None else {"flops_ratio": ratio}),
         "tome": options.tome or None,
         "tokens_in_attention": config.num_tokens if recorder.merging is None else recorder.merging.kept,
         "active_heads_share": float(table["active_heads_share"].mean()),
@@ -115,12 +117,6 @@ def profile(
     if out is not None:
         result.write(out)
     return result
-
-
-def asked_ratio(lineage: list[dict[str, Any]]) -> float | None:
-    """The lambda of the last fine-tuning or calibration in a checkpoint's lineage; None where there was none."""
-    found = [entry["flops_ratio"] for entry in lineage if "flops_ratio" in entry]
-    return float(found[-1]) if found else None
 
 
 def names_of(checkpoints: Sequence[str]) -> list[str]:

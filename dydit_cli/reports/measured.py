@@ -12,6 +12,7 @@ from dydit_cli.reports.format import NAMES, UNITS, protocol, table
 from dydit_cli.reports.pictures import pictures_of, svg_figures
 from dydit_cli.reports.reproduce import how_made, into_file
 from dydit_cli.reports.section import TIMES, Column, Gallery, Metric, Section, Table
+from dydit_cli.reports.sliders import budget_of
 from dydit_cli.reports.words import words
 
 LOSSES = (
@@ -19,8 +20,8 @@ LOSSES = (
 )  # fmt: skip
 
 SAMPLES = (
-    "checkpoint", "classes", "sampler", "steps", "cfg", "cfg_channels", "cfg_interval", "spacing", *SOLVED, "execution", "tome",
-    "dtype", "seed", "vae", "device",
+    "checkpoint", "flops_ratio", "classes", "sampler", "steps", "cfg", "cfg_channels", "cfg_interval", "spacing", *SOLVED,
+    "execution", "tome", "dtype", "seed", "vae", "device",
 )  # fmt: skip
 
 
@@ -42,6 +43,7 @@ def sample_sections(samples: SampleFolder, name: str, id_prefix: str) -> list[Se
             galleries=[Gallery(f"{what}, of {checkpoint}", pictures)] if pictures else (),
             notes=notes,
             origin=how_made(name, record),
+            budget=budget_of(record),
         )
     ]
 

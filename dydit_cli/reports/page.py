@@ -13,11 +13,13 @@ from markupsafe import Markup, escape
 
 from dydit_cli.reports.format import shown
 from dydit_cli.reports.section import Column, Gallery, Metric, Section, SvgFigure, Table
+from dydit_cli.reports.sliders import sliders
 from dydit_cli.reports.words import asset, environment
 from dydit_cli.version import __version__
 
 # anchors and headings, in their order
 PARTS = {
+    "budgets": "Budgets",
     "protocol": "Protocol",
     "figures": "Figures",
     "tables": "Tables",
@@ -42,7 +44,9 @@ MOST_METRICS = 6
 def render(sections: Sequence[Section], title: str | None = None) -> str:
     """The page: a summary, the protocol, figures, tables, samples, versions, and how to come by it again."""
     script = asset("page.js")
+    budgets, sections = sliders(sections)
     content: dict[str, Any] = {
+        "budgets": budgets,
         "figures": numbered(sections, "figures"),
         "tables": numbered(sections, "tables"),
         "samples": numbered(sections, "galleries"),

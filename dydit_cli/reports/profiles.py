@@ -17,6 +17,7 @@ from dydit_cli.reports.format import frame_table, protocol
 from dydit_cli.reports.pictures import svg_figures
 from dydit_cli.reports.reproduce import how_made
 from dydit_cli.reports.section import TIMES, Metric, Origin, Section, Table
+from dydit_cli.reports.sliders import budget_of
 from dydit_cli.reports.words import words
 
 PROTOCOL = (
@@ -45,6 +46,7 @@ def profile_sections(profile: Profile, name: str, id_prefix: str) -> list[Sectio
             notes=notes_of(summary),
             versions=summary["versions"],
             origin=how_made(name, summary, summary["lineage"]),
+            budget=budget_of(summary),
         )
     ]
 

@@ -71,6 +71,25 @@ class Metric:
 
 
 @dataclass(frozen=True)
+class Frame:
+    """What a slider shows at one of its stops: the number there, and the figures, pictures and metrics of it."""
+
+    stop: float
+    metrics: Sequence[Metric]
+    figures: Sequence[SvgFigure]
+    galleries: Sequence[Gallery]
+
+
+@dataclass(frozen=True)
+class Slider:
+    """One thing at several settings, `dial` by name, in rising order."""
+
+    name: str
+    dial: str
+    frames: Sequence[Frame]
+
+
+@dataclass(frozen=True)
 class Origin:
     """How something was made: `steps` are the commands that made the model, oldest first, `commands` those that made the
     rest, and `unstored` names what has none."""
@@ -83,7 +102,7 @@ class Origin:
 @dataclass(frozen=True)
 class Section:
     """What one input holds. `name` is its folder's or file's name, `about` what it is, `summary` plain sentences; `files` are
-    recipes by name."""
+    recipes by name. `budget` is the FLOPs ratio that the model, one of a range, is set to, behind the model's name."""
 
     name: str
     about: str
@@ -97,6 +116,7 @@ class Section:
     versions: dict[str, str] = field(default_factory=dict)
     origin: Origin = Origin()
     files: dict[str, str] = field(default_factory=dict)
+    budget: tuple[str, float] | None = None
 
     def as_part(self) -> Section:
         """Of a folder that belongs to another, whose summary and command cover it."""

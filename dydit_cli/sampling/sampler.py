@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from dydit_cli.checkpoint.checkpoint import Checkpoint
+from dydit_cli.checkpoint.lineage import set_ratio
 from dydit_cli.data.vae import Decode, load_vae
 from dydit_cli.devices import DTYPES, pick_device
 from dydit_cli.diffusion.generate import Progress, check_labels, generate
@@ -74,12 +75,13 @@ def open_sampler(loaded: Checkpoint, config: SamplingConfig) -> ImageSampler:
 
 def protocol(loaded: Checkpoint, config: SamplingConfig) -> dict[str, Any]:
     """All that the images depend on, but for rounding: for samples.json. Raises `DyditError` for what cannot be sampled."""
-    settings, vae = config.settings.for_model(loaded.config), vae_of(loaded, config)
+    settings, vae, ratio = config.settings.for_model(loaded.config), vae_of(loaded, config), set_ratio(loaded.lineage)
     if config.tome:
         Merging.of(loaded.config, config.tome)
     return {
         "checkpoint": str(loaded.path),
         "classes": classes_of(loaded, config),
+        **({} if ratio is None else {"flops_ratio": ratio}),
         **({} if loaded.config.frames is None else {"frames": loaded.config.frames}),
         **settings.protocol(),
         "execution": config.execution if loaded.config.dynamic else "static",

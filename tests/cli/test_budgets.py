@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import pandas as pd
@@ -45,6 +46,14 @@ def test_it_runs_at_its_largest_until_a_ratio_is_given(ranged: Path, tmp_path: P
     ):
         result = dydit(*command)
         assert result.exit_code == 0, result.output
+    page = ["report", tmp_path / "half", tmp_path / "largest-set", tmp_path / "samples", "--out", tmp_path / "page.html"]
+    one = dydit("profile", ranged, *common, "--flops-ratio", 1, "--out", tmp_path / "largest-set")
+    assert one.exit_code == 0, one.output
+    assert dydit(*page).exit_code == 0
+    slider = (tmp_path / "page.html").read_text().split('class="slider" ')[1].split('id="protocol"')[0]
+    assert slider.startswith('data-dial="FLOPs ratio of range"')
+    assert re.findall('class="frame" data-stop="([^"]*)"', slider) == ["0.5", "1"]
+    assert (slider.count("<svg"), slider.count("<img")) == (2, 4)
     shown = dydit("inspect", ranged)
     assert "0.3 to 1, measured at" in " ".join(shown.stdout.split())
 

@@ -154,9 +154,10 @@ def test_flops_loss_equals_the_authors(golden: Path) -> None:
         routing = Routing(attn.transpose(0, 1), mlp.transpose(0, 1), token.squeeze(-1).transpose(0, 1))
         ratios = flops_ratio(routing, named_config(case["model"]))
         samples, none = len(ratios), torch.zeros_like(ratios)
-        weights = LossWeights(samples, samples, case["token_target_ratio"], case["token_loss_ratio"], complete=0, teacher=0)
-        weights.part(SampleLosses(none, none, ratios), ratios.detach().mean()).backward()
-        means = weights.means({"mse": 0.0, "vb": 0.0, "ratio": ratios.sum().item()})
+        weights = LossWeights(samples, samples, case["token_loss_ratio"], complete=0, teacher=0)
+        excess = ratios.detach().mean() - case["token_target_ratio"]
+        weights.part(SampleLosses(none, none, ratios), excess.expand(samples)).backward()
+        means = weights.means({"mse": 0.0, "vb": 0.0, "ratio": ratios.sum().item()}, excess.item() ** 2)
         assert means["ratio"] == pytest.approx(case["flops_ratio_f64"], abs=1e-6)
         assert means["loss"] == pytest.approx(case["loss_f64"], abs=1e-6)
         norms = [part.grad.norm().item() for part in (attn, mlp, token) if part.grad is not None]

@@ -21,9 +21,10 @@ from dydit_cli.data.load import load_data
 from dydit_cli.diffusion.options import SamplerSettings
 from dydit_cli.errors import DyditError
 from dydit_cli.model.backbone import DynamicBackbone
-from dydit_cli.model.execution import Execution, executor
+from dydit_cli.model.execution import executor
 from dydit_cli.model.families.dit import DyDiT, DyDiTConfig
 from dydit_cli.model.macs import flops_ratio
+from dydit_cli.model.options import Execution
 from dydit_cli.model.routers import GateNoise, budget_mix
 from dydit_cli.profiling.allocate import allocate, cheapest
 from dydit_cli.profiling.calibrate import calibrate, measure_range, sampled_ratio

@@ -6,11 +6,11 @@ import pytest
 import torch
 
 from dydit_cli.checkpoint.checkpoint import Checkpoint
+from dydit_cli.checkpoint.lineage import asked_ratio
 from dydit_cli.diffusion.options import SamplerSettings
 from dydit_cli.errors import DyditError
 from dydit_cli.model.families.dit import DiT, DyDiT
 from dydit_cli.profiling.calibrate import TOLERANCE, calibrate, sampled_ratio
-from dydit_cli.profiling.profile import asked_ratio
 
 SETTINGS = SamplerSettings(steps=5)
 

@@ -30,10 +30,10 @@ def calibrate(
     force: options.Force = False,
     json: options.Json = False,
 ) -> None:
+    from dydit_cli.checkpoint.lineage import asked_ratio
     from dydit_cli.checkpoint.native import write
     from dydit_cli.files import check_output
     from dydit_cli.profiling.calibrate import calibrate as run
-    from dydit_cli.profiling.profile import asked_ratio
 
     folder = check_output(out, force)
     loaded = options.read(checkpoint, loading)

@@ -28,6 +28,24 @@ for (const table of document.querySelectorAll("table.sortable")) {
     });
   });
 }
+// Of what was taken at several settings one is shown, and a slider chooses which.
+for (const slider of document.querySelectorAll(".slider")) {
+  const frames = [...slider.querySelectorAll(".frame")];
+  const row = document.createElement("label");
+  const input = document.createElement("input");
+  const value = document.createElement("output");
+  Object.assign(input, { type: "range", min: 0, max: frames.length - 1, step: 1, value: frames.length - 1 });
+  row.append(slider.dataset.dial, input, value);
+  slider.querySelector("h3").after(row);
+  slider.classList.add("live");
+  const move = () => {
+    frames.forEach((frame, i) => { frame.hidden = i !== Number(input.value); });
+    value.textContent = frames[input.value].dataset.stop;
+    input.setAttribute("aria-valuetext", value.textContent);
+  };
+  input.addEventListener("input", move);
+  move();
+}
 // Values of points and bars beside the pointer, at once and on a touch too.
 const tip = document.createElement("div");
 tip.id = "tip";
