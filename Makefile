@@ -8,7 +8,7 @@ demo: $(VENV)/installed
 	$(VENV)/bin/dydit demo --out demo --force
 
 test: $(VENV)/installed-test
-	$(VENV)/bin/python -m pytest
+	OMP_NUM_THREADS=1 $(VENV)/bin/python -m pytest -n auto --dist loadfile
 
 lint: $(VENV)/installed-test
 	$(VENV)/bin/ruff check .

@@ -28,7 +28,7 @@ from dydit_cli.profiling.record import Recorder
 TOLERANCE = 0.002  # over the images that are measured; over others, whose tokens are others, a ratio is then within 0.005
 
 FIRST_SHIFT, LARGEST_SHIFT, TRIES = 0.25, 32.0, 12
-FIRST_INTERVALS, MOST_ENTRIES = 8, 24  # of a range's table
+FIRST_INTERVALS, MOST_ENTRIES = 8, 64  # of a range's table
 
 
 @dataclass(frozen=True)
