@@ -10,6 +10,7 @@ import pandas as pd
 import pytest
 
 from dydit_cli.checkpoint.read import read
+from tests.chromium import Browser, find_chromium
 from tests.cli.conftest import FAST
 from tests.processes import dydit
 
@@ -26,6 +27,24 @@ def ranged(room: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     )
     assert tuned.exit_code == 0, tuned.output
     return folder / "range"
+
+
+def check_slider(page: Path, folder: Path) -> None:
+    """In a browser, where there is one, its slider shows one ratio at a time."""
+    program = find_chromium()
+    if program is None:
+        return
+    script = """(() => {
+      const input = document.querySelector(".slider input");
+      const seen = () => [...document.querySelectorAll(".frame")].filter((one) => !one.hidden).map((one) => one.dataset.stop);
+      const before = seen();
+      input.value = 0; input.dispatchEvent(new Event("input"));
+      return [before, seen(), document.querySelector(".slider output").textContent];
+    })()"""
+    with Browser(program, folder / "chromium") as browser:
+        opened = browser.open(page)
+        assert opened.run(script) == [["1"], ["0.5"], "0.5"]
+        assert opened.problems == []
 
 
 def test_it_runs_at_its_largest_until_a_ratio_is_given(ranged: Path, tmp_path: Path) -> None:
@@ -54,6 +73,7 @@ def test_it_runs_at_its_largest_until_a_ratio_is_given(ranged: Path, tmp_path: P
     assert slider.startswith('data-dial="FLOPs ratio of range"')
     assert re.findall('class="frame" data-stop="([^"]*)"', slider) == ["0.5", "1"]
     assert (slider.count("<svg"), slider.count("<img")) == (2, 4)
+    check_slider(tmp_path / "page.html", tmp_path)
     shown = dydit("inspect", ranged)
     assert "0.3 to 1, measured at" in " ".join(shown.stdout.split())
 
