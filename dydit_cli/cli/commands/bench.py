@@ -36,7 +36,6 @@ def bench(
 ) -> None:
     from dydit_cli.bench.bench import bench as run
     from dydit_cli.bench.bench import bench_tome
-    from dydit_cli.figures.time import draw_breakdown
     from dydit_cli.figures.visualize import prepare, save_as
 
     if figure is not None:
@@ -51,6 +50,8 @@ def bench(
                 checkpoint, model=model, flops_ratio=flops_ratio, settings=settings, device=device, on_work=work.advance
             )
     if figure is not None:
+        from dydit_cli.figures.time import draw_breakdown
+
         save_as(lambda: draw_breakdown(result), figure)
     if json:
         console.as_json(result.to_dict())

@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from dydit_cli.errors import DyditError
 from dydit_cli.model.backbone import Backbone, DynamicBackbone
 from dydit_cli.model.config import NORM_MACS_PER_ELEMENT, ModelConfig, RoutedConfig, check_choice, check_whole
-from dydit_cli.model.families import Family, Hints, Inferred, depth_of, shape_of
+from dydit_cli.model.families import Family, Hints, Inferred, depth_of, of_shapes_alone, shape_of
 from dydit_cli.model.merging import TokenMerging, merge, unmerge
 from dydit_cli.model.options import TimestepVariant
 from dydit_cli.model.regions import ATTENTION, GATHER, MATCHING, MLP, MODULATION, TOKEN_ROUTERS, region
@@ -215,6 +215,8 @@ def modulate(x: Tensor, shift: Tensor | None, scale: Tensor) -> Tensor:
 
 def sincos_axis(width: int, count: int) -> Tensor:
     """Fixed positions along one axis, count x width, float64: sines, then cosines, of 1 / 10000^(i / (width / 2))."""
+    if of_shapes_alone():
+        return torch.empty(count, width, dtype=torch.float64)
     omega = MAX_PERIOD ** -(torch.arange(width // 2, dtype=torch.float64) / (width / 2))  # C/2
     angles = torch.arange(count, dtype=torch.float64)[:, None] * omega  # count C/2
     return torch.cat([angles.sin(), angles.cos()], dim=1)
@@ -225,6 +227,8 @@ def sincos_positions(width: int, side: int) -> Tensor:
 
     The first half of the width encodes the column, the second the row.
     """
+    if of_shapes_alone():
+        return torch.empty(1, side * side, width)
     axis = sincos_axis(width // 2, side)  # side C/2
     columns = axis[None, :, :].expand(side, side, -1)
     rows = axis[:, None, :].expand(side, side, -1)
