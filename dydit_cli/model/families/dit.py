@@ -794,16 +794,26 @@ def from_diffusers(theirs: Weights) -> Weights:
             parts = [take(f"{DIFFUSERS_QKV}.{end}".format(i=i, part=part)) for part in "qkv"]
             if len({(part.shape, part.dtype) for part in parts}) > 1:
                 raise DyditError(f"transformer_blocks.{i}.attn1: to_q, to_k and to_v differ in shape or dtype")
-            ours[f"{QKV}.{end}".format(i=i)] = torch.cat(parts)
+            ours[f"{QKV}.{end}".format(i=i)] = _side_by_side(parts)
     for our, their in DIFFUSERS_EMBEDDERS.items():
         first = ours[our] = take(their.format(i=0))
         for i in range(1, depth):
-            if not torch.equal(take(their.format(i=i)), first):
+            other = take(their.format(i=i))
+            if other.shape != first.shape or not (first.is_meta or torch.equal(other, first)):
                 raise DyditError(f"{their.format(i=i)} differs from block 0's; a DiT has one embedder for all blocks")
     rest.pop("pos_embed.pos_embed", None)  # a persistent buffer in some diffusers versions; recomputed
     if rest:
         raise DyditError(f"unknown {min(rest)}" + (f" and {len(rest) - 1} more" if len(rest) > 1 else ""))
     return ours
+
+
+def _side_by_side(parts: list[Tensor]) -> Tensor:
+    """One after the other along the first dimension; of the meta device without torch.cat, which imports torch's compiler."""
+    first = parts[0]
+    if not first.is_meta:
+        return torch.cat(parts)
+    rows = [len(parts) * n for n in first.shape[:1]]
+    return torch.empty(*rows, *first.shape[1:], dtype=first.dtype, device="meta")
 
 
 def to_diffusers(ours: Weights, depth: int) -> Weights:
