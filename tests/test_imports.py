@@ -94,7 +94,10 @@ def test_libraries_keep_to_their_room(library: str, room: str) -> None:
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tmp_path_factory.mktemp("commands")  # in which later ones find what earlier ones made
+    folder = tmp_path_factory.mktemp("commands")
+    dydit_cli.convert("digits-dit", folder / "dydit")
+    dydit_cli.export("digits-dit", folder / "diffusers", format="diffusers", any_variant=True)
+    return folder
 
 
 def test_help_is_quick_and_loads_no_torch() -> None:
@@ -124,11 +127,11 @@ HEAVY = {"torch._dynamo", "torch._inductor", "sympy", "diffusers", "sklearn", "s
     ("command", "needed"),
     [
         ("inspect digits-dit", set()),
-        ("convert digits-dit {tmp}/dydit", set()),
-        ("export digits-dit {tmp}/a --format diffusers --any-variant", set()),
+        ("convert digits-dit {tmp}/converted", set()),
+        ("export digits-dit {tmp}/exported --format diffusers --any-variant", set()),
         ("profile {tmp}/dydit --width-only --out {tmp}/width", {"pandas"}),
         ("bench {tmp}/dydit --batch 1 --steps 1 --repeats 1 --device cpu", set()),
-        ("inspect {tmp}/a", set()),
+        ("inspect {tmp}/diffusers", set()),
         ("sample digits-sit --num 1 --steps 1 --device cpu --out {tmp}/samples", set()),
     ],
 )
