@@ -18,6 +18,7 @@ import time
 from argparse import Namespace
 from collections import Counter
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from types import FrameType
 
@@ -26,6 +27,7 @@ from safetensors.torch import save_file
 
 from dydit_cli.checkpoint.checkpoint import Checkpoint
 from dydit_cli.checkpoint.export import export
+from dydit_cli.checkpoint.inspect import inspect
 from dydit_cli.checkpoint.native import write
 from dydit_cli.checkpoint.options import LoadOptions
 from dydit_cli.checkpoint.read import read
@@ -126,7 +128,7 @@ class Hang(BaseException):
 
 
 def run_case(original: Path, seed: int, folder: Path) -> str:
-    """`read` or `refused`; raises AssertionError, naming the case, for anything else."""
+    """`read` or `refused`, and its headers too; raises AssertionError, naming the case, for anything else."""
     what = mutate(original, seed, folder)
 
     def ring(number: int, frame: FrameType | None) -> None:
@@ -135,6 +137,8 @@ def run_case(original: Path, seed: int, folder: Path) -> str:
     before = signal.signal(signal.SIGALRM, ring)
     signal.alarm(SECONDS_PER_CASE)
     try:
+        with suppress(DyditError):
+            inspect(folder, READING)
         read(folder, READING).build()
         return "read"
     except DyditError as error:

@@ -92,6 +92,14 @@ def test_libraries_keep_to_their_room(library: str, room: str) -> None:
                 assert file.relative_to(PACKAGE).parts[0] == room, f"{file} imports {library}"
 
 
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("commands")
+    dydit_cli.convert("digits-dit", folder / "dydit")
+    dydit_cli.export("digits-dit", folder / "diffusers", format="diffusers", any_variant=True)
+    return folder
+
+
 def test_help_is_quick_and_loads_no_torch() -> None:
     code = (
         "import sys, dydit_cli\n"
@@ -109,6 +117,35 @@ def test_help_is_quick_and_loads_no_torch() -> None:
         assert done.returncode == 0, done.stderr
         assert "convert" in done.stdout
     assert min(times) < 0.5
+
+
+# what takes longer to import than a small command to run, torch's compiler among them
+HEAVY = {"torch._dynamo", "torch._inductor", "sympy", "diffusers", "sklearn", "scipy", "matplotlib", "pandas", "accelerate"}
+
+
+@pytest.mark.parametrize(
+    ("command", "needed"),
+    [
+        ("inspect digits-dit", set()),
+        ("convert digits-dit {tmp}/converted", set()),
+        ("export digits-dit {tmp}/exported --format diffusers --any-variant", set()),
+        ("profile {tmp}/dydit --width-only --out {tmp}/width", {"pandas"}),
+        ("bench {tmp}/dydit --batch 1 --steps 1 --repeats 1 --device cpu", set()),
+        ("inspect {tmp}/diffusers", set()),
+        ("sample digits-sit --num 1 --steps 1 --device cpu --out {tmp}/samples", set()),
+    ],
+)
+def test_a_command_imports_what_it_needs(folder: Path, command: str, needed: set[str]) -> None:
+    code = (
+        "import sys\n"
+        "from dydit_cli.cli.app import app\n"
+        "try:\n    app(sys.argv[1:])\nexcept SystemExit as end:\n    assert not end.code\n"
+        f"print(*({HEAVY} & set(sys.modules)), file=sys.stderr)\n"
+    )
+    words = command.format(tmp=folder).split()
+    done = subprocess.run([sys.executable, "-c", code, *words], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert set(done.stderr.splitlines()[-1].split()) == needed
 
 
 def test_public_names_are_there() -> None:

@@ -6,6 +6,8 @@ from __future__ import annotations
 import gc
 import time
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -15,6 +17,7 @@ from dydit_cli.artifacts.bench import BenchResult
 from dydit_cli.artifacts.bench_options import BenchSettings
 from dydit_cli.bench.breakdown import PARTS, TOME_PARTS, breakdown
 from dydit_cli.bench.random_model import random_dydit
+from dydit_cli.bench.trace import write_trace
 from dydit_cli.checkpoint.budgets import at_ratio
 from dydit_cli.checkpoint.read import CheckpointLike, read
 from dydit_cli.devices import DTYPES, pick_device, synchronize
@@ -88,10 +91,12 @@ def bench(
     flops_ratio: float = 0.5,
     settings: BenchSettings = BenchSettings(),
     device: str = "auto",
+    trace: str | Path | None = None,
     on_work: OnWork = lambda amount, note: None,
 ) -> BenchResult:
     """Times a DyDiT checkpoint (one of a range at `flops_ratio`), or a random DyDiT of the published size `model` at it.
 
+    `trace` is a file to write, as `write_trace` does, of the steps that are run.
     Raises `DyditError` for a static checkpoint or a setting out of range.
     """
     where = pick_device(device)
@@ -106,11 +111,16 @@ def bench(
     else:
         config, name = named_config(model), model
         dynamic = random_dydit(config, flops_ratio, sampling_timesteps(config, settings), settings.seed)
-    return _measure(dynamic.to(where, DTYPES[settings.dtype]), name, settings, where, on_work)
+    return _measure(dynamic.to(where, DTYPES[settings.dtype]), name, settings, where, trace, on_work)
 
 
 def _measure(
-    dynamic: DynamicBackbone, name: str, settings: BenchSettings, device: torch.device, on_work: OnWork
+    dynamic: DynamicBackbone,
+    name: str,
+    settings: BenchSettings,
+    device: torch.device,
+    trace: str | Path | None,
+    on_work: OnWork,
 ) -> BenchResult:
     config, dtype = dynamic.config, DTYPES[settings.dtype]
     x, y = make_inputs(config, settings, device, dtype)
@@ -148,6 +158,9 @@ def _measure(
             totals[kind] = [seconds + plan_seconds for seconds in totals[kind]]
         macs = [total_macs(sparse(x, times(y, t), y, return_routing=True)[1], config) for t in timesteps]
         parts = breakdown({"static": static, "sparse": sparse}, PARTS, x, y, timesteps, settings.steps)
+        stats = replace(sparse.stats)  # a trace adds to them
+        if trace is not None:
+            write_trace({"static": static, "sparse": sparse}, x, y, timesteps, trace)
     ratio = torch.stack(macs).double().mean().item() / static_macs(config)
     return BenchResult.of(
         name,
@@ -156,7 +169,7 @@ def _measure(
         totals,
         "sparse",
         ratio,
-        slices=sparse.stats,
+        slices=stats,
         peaks=peaks,
         parts=parts,
         plan_seconds=plan_seconds,
@@ -187,6 +200,7 @@ def bench_tome(
     model: str = "DiT-S/2",
     settings: BenchSettings = BenchSettings(),
     device: str = "auto",
+    trace: str | Path | None = None,
     on_work: OnWork = lambda amount, note: None,
 ) -> BenchResult:
     """Times a static checkpoint, or random weights of the published size `model`, with the share `ratio` of its tokens
@@ -215,6 +229,8 @@ def bench_tome(
     with torch.inference_mode():
         means, peaks = interleaved(variants, x, y, timesteps, settings.repeats, where, on_work)
         parts = breakdown({"static": static, "tome": tome}, TOME_PARTS, x, y, timesteps, settings.steps)
+        if trace is not None:
+            write_trace({"static": static, "tome": tome}, x, y, timesteps, trace)
     seconds = {kind: [mean * settings.steps for mean in values] for kind, values in means.items()}
     flops_ratio = int(total_macs(Routing.all_on(config, 1), config, tome.merging)[0]) / static_macs(config)
     return BenchResult.of(

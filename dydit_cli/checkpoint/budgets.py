@@ -11,7 +11,7 @@ from dydit_cli.checkpoint.lineage import SET_RATIO
 from dydit_cli.errors import DyditError, naming
 from dydit_cli.model.backbone import DynamicBackbone
 from dydit_cli.model.config import RoutedConfig
-from dydit_cli.model.families import build_model
+from dydit_cli.model.families import build_shapes
 
 BUDGETS = 5  # entries of a router's table
 RISE = 3.0  # from the first to the last of a new one
@@ -28,8 +28,7 @@ def with_range(checkpoint: Checkpoint, low: float, high: float) -> Checkpoint:
         known = f"{config.budgets[0]:g}:{config.budgets[-1]:g}"
         raise DyditError(f"{checkpoint.path}: is of the range {known}; keep it, or begin with a DyDiT of one ratio")
     ranged = replace(config, budgets=tuple(torch.linspace(low, high, BUDGETS, dtype=torch.float64).tolist()))
-    with torch.device("meta"):
-        shapes = build_model(ranged).state_dict()
+    shapes = build_shapes(ranged).state_dict()
     # the more may be spent, the later the routers switch off: nothing is off yet, and so nothing changes
     rise = torch.linspace(0, RISE, BUDGETS)
     new = {name: rise[:, None].repeat(1, w.shape[1]) for name, w in shapes.items() if name not in checkpoint.weights}

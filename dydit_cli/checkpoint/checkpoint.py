@@ -13,7 +13,7 @@ from torch import Tensor
 from dydit_cli.errors import DyditError
 from dydit_cli.model.backbone import Backbone, DynamicBackbone
 from dydit_cli.model.config import ModelConfig
-from dydit_cli.model.families import build_model
+from dydit_cli.model.families import build_shapes
 from dydit_cli.model.latent_norm import LatentNorm
 
 SHOWN = 5
@@ -100,8 +100,7 @@ class Checkpoint:
         if blocks != self.config.depth:
             raise DyditError(f"the weights have {blocks} blocks where the configuration says {self.config.depth}")
         try:
-            with torch.device("meta"):
-                expected = build_model(self.config).state_dict()
+            expected = build_shapes(self.config).state_dict()
         except (RuntimeError, OverflowError):
             raise DyditError("the configuration's sizes are too large for any model") from None
         mismatch = compare(expected, self.weights)
@@ -112,8 +111,7 @@ class Checkpoint:
     def build(self) -> Backbone:
         """The model with its own copy of the weights, in their dtype, in evaluation mode; one of a range of FLOPs ratios is set
         to its allocation, or to its largest."""
-        with torch.device("meta"):
-            model = build_model(self.config)
+        model = build_shapes(self.config)
         model.load_state_dict({name: w.clone() for name, w in self.weights.items()}, assign=True)
         if isinstance(model, DynamicBackbone) and model.config.budgets:
             model.set_flops_ratio(model.config.budgets[-1])

@@ -11,7 +11,9 @@ import pickletools
 import re
 import warnings
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from contextvars import ContextVar
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +35,18 @@ PICKLES = (".pt", ".pth", ".bin", ".ckpt")
 MAX_HEADER = 16_000_000  # bytes; that of the largest DiT is under 1 MB, and each MB takes half a second to check
 
 MAX_INFLATION = 2  # how much more a zip may hold than it is long; PyTorch's own are not compressed
+
+_headers_alone = ContextVar("_headers_alone", default=False)
+
+
+@contextmanager
+def headers_alone() -> Iterator[None]:
+    """Within it checkpoints are read without their numbers: weights are of the meta device, names, shapes and dtypes."""
+    token = _headers_alone.set(True)
+    try:
+        yield
+    finally:
+        _headers_alone.reset(token)
 
 
 def is_index(path: Path) -> bool:
@@ -181,7 +195,7 @@ def state_dict_in(value: Any, path: Path) -> Weights:
 
 
 def check_tensors(weights: Weights, path: Path) -> Weights:
-    """Dense floating-point tensors of finite numbers, each with storage of its own size."""
+    """Dense floating-point tensors of finite numbers, each with storage of its own size; `headers_alone` looks at no number."""
     if not weights:
         raise DyditError(f"{path}: holds no tensors")
     for name, tensor in weights.items():
@@ -191,8 +205,12 @@ def check_tensors(weights: Weights, path: Path) -> Weights:
             raise DyditError(f"{path}: {name} is {_dtype(tensor)}; weights are floating point, as .safetensors has it")
         if tensor.numel() * tensor.element_size() > tensor.untyped_storage().nbytes():
             raise DyditError(f"{path}: {name} says shape {list(tensor.shape)}, which its data do not fill")
+        if _headers_alone.get():
+            continue
         if not torch.isfinite(tensor if tensor.element_size() > 1 else tensor.float()).all():
             raise DyditError(f"{path}: {name} holds NaN or Inf; the checkpoint is damaged")
+    if _headers_alone.get():
+        return {name: torch.empty(w.shape, dtype=w.dtype, device="meta") for name, w in weights.items()}
     return weights
 
 

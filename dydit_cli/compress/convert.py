@@ -22,7 +22,7 @@ from dydit_cli.errors import DyditError
 from dydit_cli.files import atomic_folder, check_output
 from dydit_cli.model.backbone import DynamicBackbone, RoutedBlock
 from dydit_cli.model.config import RoutedConfig
-from dydit_cli.model.families import build_model, with_routers
+from dydit_cli.model.families import build_shapes, with_routers
 from dydit_cli.model.routers import HEAD_AND_GROUP_BIAS, TOKEN_BIAS
 from dydit_cli.model.sites import Weights
 from dydit_cli.seeds import check_seed
@@ -66,7 +66,8 @@ def fresh_routers(block: RoutedBlock, bias: float, token_bias: float, every_e: T
     the embeddings of all timesteps."""
     routers = (block.head_router, block.group_router, block.token_router)
     for router in routers:
-        router.to_empty(device="cpu")
+        # to_empty() would import sympy
+        router.load_state_dict({name: torch.empty(w.shape) for name, w in router.state_dict().items()}, assign=True)
         for layer in router.modules():  # drawn as at construction too, so that a seed gives what it always gave
             if isinstance(layer, nn.Linear):
                 layer.reset_parameters()
@@ -145,8 +146,7 @@ def _write(
     """Writes `static` with new routers where it is proven to be the same, with the first of `token_biases` that leaves every
     token on. Returns the check, that bias, and the number of parameters."""
     check = EquivalenceCheck(static, config, seed)
-    with torch.device("meta"):
-        model = build_model(config)
+    model = build_shapes(config)
     shapes, thresholds = model.state_dict(), cast(DynamicBackbone, model).token_biases()
     torch.manual_seed(seed)
     layout = {name: (_dtype(static, name), tuple(w.shape)) for name, w in shapes.items()}

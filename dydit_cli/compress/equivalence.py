@@ -14,7 +14,7 @@ from dydit_cli.checkpoint.checkpoint import Checkpoint
 from dydit_cli.diffusion.process import process_of
 from dydit_cli.model.backbone import RoutedBlock
 from dydit_cli.model.config import RoutedConfig
-from dydit_cli.model.families import build_model
+from dydit_cli.model.families import build_shapes
 from dydit_cli.model.macs import static_macs
 from dydit_cli.model.sites import Weights
 
@@ -36,8 +36,7 @@ class EquivalenceCheck:
         self.off_timesteps = 0
         # without the bias; allocated at once, since what stays between two blocks keeps the allocator from giving back
         self._token_logits = torch.empty(config.depth, self.inputs, config.num_tokens, 1)
-        with torch.device("meta"):
-            self._model, dynamic = build_model(config.static()), build_model(config)
+        self._model, dynamic = build_shapes(config.static()), build_shapes(config)
         self._blocks = list(zip(self._model.blocks, dynamic.blocks, strict=True))
         names = [name for name in self._model.state_dict() if not config.blocks.match(name)]
         around = {name: static.weights[name].float() for name in names}

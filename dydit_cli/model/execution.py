@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from dydit_cli.errors import DyditError
 from dydit_cli.model.backbone import Backbone, DynamicBackbone
 from dydit_cli.model.config import ModelConfig
-from dydit_cli.model.families import build_model
+from dydit_cli.model.families import build_shapes
 from dydit_cli.model.macs import ahead_macs, plan_macs, sparse_step_macs, total_macs
 from dydit_cli.model.merging import Merging, TokenMerging
 from dydit_cli.model.options import Execution, WeightAccess
@@ -270,8 +270,7 @@ class MergedModel(Wrapper):
 
 def static_twin(dynamic: DynamicBackbone) -> Backbone:
     """The static model with the same weights, shared."""
-    with torch.device("meta"):
-        static = build_model(dynamic.config.static())
+    static = build_shapes(dynamic.config.static())
     weights = dynamic.state_dict()
     static.load_state_dict({name: weights[name] for name in static.state_dict()}, assign=True)
     return static.eval()

@@ -18,7 +18,7 @@ from dydit_cli.errors import DyditError
 from dydit_cli.files import check_output
 from dydit_cli.model.backbone import DynamicBackbone
 from dydit_cli.model.config import RoutedConfig
-from dydit_cli.model.families import build_model
+from dydit_cli.model.families import build_shapes
 from dydit_cli.model.macs import macs_of_units, static_macs
 from dydit_cli.model.planning import width_masks
 from dydit_cli.provenance import made_by
@@ -36,8 +36,7 @@ def profile_width(checkpoint: Checkpoint, out: str | Path | None = None, *, forc
     needed = {
         name: w.float() for name, w in checkpoint.weights.items() if not config.blocks.match(name) or config.is_router(name)
     }
-    with torch.device("meta"):
-        model = cast(DynamicBackbone, build_model(config).eval())
+    model = cast(DynamicBackbone, build_shapes(config).eval())
     model.load_state_dict(needed, strict=False, assign=True)
     timesteps = process_of(config).every().tolist()
     heads, groups = width_masks(model, timesteps)  # T L H

@@ -246,8 +246,9 @@ def test_inspect_tells_kind_size_and_lineage(room: Path) -> None:
     assert report["kind"] == "dydit"
     assert report["tokens"] == 16
     text = dydit("inspect", room / "tuned").stdout
-    for word in ("DyDiT (dynamic)", "depth 2, width 32, 4 heads", "parameters", "routers", "convert", "finetune"):
+    for word in ("DyDiT (dynamic)", "depth 2, width 32, 4 heads", "parameters", "routers", "convert", "finetune", "not read"):
         assert word in text
+    assert "all finite" in dydit("inspect", room / "tuned", "--check").stdout
 
 
 def test_force_replaces(room: Path, tmp_path: Path) -> None:

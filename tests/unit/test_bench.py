@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -123,6 +124,32 @@ def test_bench_command(tmp_path: Path, tiny_dynamic: DyDiT) -> None:
     assert "gather and scatter" in text.stdout
     again = CliRunner().invoke(app, ["bench", str(tmp_path / "dynamic"), *quick, "--figure", str(figure)])
     assert (again.exit_code, "already exists" in again.stderr) == (2, True)
+
+
+def test_a_trace_that_cannot_be_written_is_said_at_once(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    result = CliRunner().invoke(app, ["bench", "--trace", str(tmp_path / "file" / "trace.json")])
+    assert (result.exit_code, result.stderr.count("\n")) == (2, 1)
+    assert f"cannot be written: {tmp_path / 'file'} is a file; choose another place" in result.stderr
+
+
+@pytest.mark.parametrize("subject", ["sparse", "tome"])
+def test_a_trace_has_every_step_of_both_executions(tmp_path: Path, tiny_dynamic: DyDiT, tiny_static: DiT, subject: str) -> None:
+    write(Checkpoint.of(tiny_dynamic if subject == "sparse" else tiny_static, []), tmp_path / "model")
+    quick = ["--batch", "2", "--steps", "4", "--measure", "2", "--repeats", "1", "--no-masked", "--device", "cpu"]
+    command = ["bench", str(tmp_path / "model"), *quick, "--trace", str(tmp_path / "trace.json")]
+    command += ["--tome", "0.5"] if subject == "tome" else []
+    result = CliRunner().invoke(app, [*command, "--json"])
+    assert result.exit_code == 0, result.output
+    spans = [event for event in json.loads((tmp_path / "trace.json").read_text())["traceEvents"] if event.get("dur")]
+    names = Counter(span["name"] for span in spans)
+    blocks = tiny_static.config.depth
+    assert (names["static"], names[subject], names["plan"], names["t = 999"], names["t = 0"]) == (1, 1, 2, 2, 2)
+    assert names["attention"] >= 2 * 2 * blocks
+    assert names["aten::addmm"]
+    again = CliRunner().invoke(app, command)
+    assert (again.exit_code, again.stderr.count("\n")) == (2, 1)
+    assert f"{tmp_path / 'trace.json'}: already exists; choose another name or replace it with --force" in again.stderr
 
 
 @pytest.mark.parametrize("sparse", [0.1, 1.0, 50.0])

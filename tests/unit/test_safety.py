@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import resource
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -19,12 +20,14 @@ from safetensors.torch import load_file, save_file
 
 from dydit_cli.checkpoint.checkpoint import Checkpoint
 from dydit_cli.checkpoint.export import export
+from dydit_cli.checkpoint.inspect import inspect
 from dydit_cli.checkpoint.native import write
 from dydit_cli.checkpoint.options import LoadOptions
 from dydit_cli.checkpoint.read import read
 from dydit_cli.checkpoint.stream import NAMES, SafetensorsWriter, write_safetensors
 from dydit_cli.errors import DyditError
 from dydit_cli.model.families.dit import DiT, DiTConfig
+from tests import fuzz_checkpoints
 from tests.conftest import ROOT, TINY, randomize
 from tests.fuzz_checkpoints import make_originals, run_case
 
@@ -42,6 +45,35 @@ def originals(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
 def test_a_mutated_file_is_read_or_refused_in_one_line(originals: list[Path], which: int, seed: int) -> None:
     with tempfile.TemporaryDirectory() as folder:
         assert run_case(originals[which], seed, Path(folder) / "case") in ("read", "refused")
+
+
+@pytest.mark.parametrize("which", range(9))
+def test_headers_alone_tell_what_the_whole_file_tells(originals: list[Path], which: int) -> None:
+    headers, whole = (inspect(originals[which], fuzz_checkpoints.READING, check=check) for check in (False, True))
+    assert (headers.pop("finite"), whole.pop("finite")) == (None, True)
+    assert headers == whole
+
+
+@pytest.mark.parametrize("name", ["a.pt", "a.safetensors"])
+def test_numbers_that_are_not_finite_are_found_with_check(tmp_path: Path, name: str) -> None:
+    weights = randomize(DiT(TINY)).state_dict()
+    weights["x_embedder.proj.bias"][0] = float("nan")
+    (torch.save if name.endswith(".pt") else save_file)(weights, tmp_path / name)
+    assert inspect(tmp_path / name, READING)["finite"] is None
+    with pytest.raises(DyditError, match=rf"{name}: x_embedder.proj.bias holds NaN or Inf"):
+        inspect(tmp_path / name, READING, check=True)
+
+
+def test_embedders_of_other_shapes_are_found_without_numbers(tmp_path: Path, originals: list[Path]) -> None:
+    """diffusers has one in every block; the headers tell their shapes."""
+    folder = next(path for path in originals if path.name == "diffusers")
+    shutil.copytree(folder, tmp_path / "copy")
+    file = tmp_path / "copy" / "diffusion_pytorch_model.safetensors"
+    name = "transformer_blocks.1.norm1.emb.class_embedder.embedding_table.weight"
+    weights = load_file(file)
+    save_file({**weights, name: weights[name][1:].clone()}, file)
+    with pytest.raises(DyditError, match=f"{name} differs from block 0's"):
+        inspect(tmp_path / "copy")
 
 
 def test_there_are_nine_originals(originals: list[Path]) -> None:
@@ -80,6 +112,7 @@ def test_kill_nine_during_a_write_leaves_a_whole_checkpoint(tmp_path: Path) -> N
 WATCHER = """
 import sys, threading, time
 from dydit_cli.compress.convert import convert
+from dydit_cli.checkpoint.inspect import inspect
 from dydit_cli.checkpoint.read import LoadOptions, read
 def resident():
     return int(next(line for line in open("/proc/self/status") if line.startswith({kind!r})).split()[1]) * 1024
@@ -133,6 +166,16 @@ def test_reading_maps_files_and_copies_little(tmp_path: Path, name: str) -> None
     else:
         save_file(weights, path)
     assert peak_memory(path, f"checkpoint = read({str(path)!r}, LoadOptions(num_heads=8, family='dit'))", "RssAnon") < size / 4
+
+
+@NEEDS_PROC
+@pytest.mark.parametrize("name", ["train.pt", "model.safetensors"])
+def test_inspecting_reads_headers_alone(tmp_path: Path, name: str) -> None:
+    """Of 120 MB of weights not a tenth becomes resident, the mapping included."""
+    weights, size = large_weights()
+    path = tmp_path / name
+    torch.save({"model": weights, "ema": weights}, path) if name.endswith(".pt") else save_file(weights, path)
+    assert peak_memory(path, f"inspect({str(path)!r}, LoadOptions(num_heads=8, family='dit'))", "VmRSS") < size / 10
 
 
 @NEEDS_PROC

@@ -1,6 +1,8 @@
 """Time sparse execution against the static model, interleaved, and show where the time goes; with --tome merged tokens.
 
 Example: `dydit bench --model DiT-S/2 --flops-ratio 0.5 --batch 2 --measure 2 --repeats 2`
+
+For ui.perfetto.dev: `dydit bench --model DiT-S/2 --flops-ratio 0.5 --batch 2 --measure 2 --repeats 1 --trace trace.json`
 """
 
 from __future__ import annotations
@@ -30,27 +32,42 @@ def bench(
     *,
     settings: BenchSettings,
     figure: Annotated[Path | None, Opt("Draw the breakdown: .png, .svg or .pdf.", metavar="FILE")] = None,
+    trace: Annotated[
+        Path | None, Opt("Write the steps that are run, once more, operation by operation for Perfetto: .json.", metavar="FILE")
+    ] = None,
     device: options.Device = "auto",
     force: options.Force = False,
     json: options.Json = False,
 ) -> None:
     from dydit_cli.bench.bench import bench as run
     from dydit_cli.bench.bench import bench_tome
-    from dydit_cli.figures.time import draw_breakdown
     from dydit_cli.figures.visualize import prepare, save_as
+    from dydit_cli.files import check_output
 
     if figure is not None:
         prepare(figure, force)
+    if trace is not None:
+        check_output(trace, force)
     variants = 2 + 2 * settings.compile + (settings.masked and not tome)
     with console.stages() as work:
         work.begin("bench", variants * (1 + settings.count * settings.repeats), "evaluations")
         if tome:
-            result = bench_tome(tome, checkpoint, model=model, settings=settings, device=device, on_work=work.advance)
+            result = bench_tome(
+                tome, checkpoint, model=model, settings=settings, device=device, trace=trace, on_work=work.advance
+            )
         else:
             result = run(
-                checkpoint, model=model, flops_ratio=flops_ratio, settings=settings, device=device, on_work=work.advance
+                checkpoint,
+                model=model,
+                flops_ratio=flops_ratio,
+                settings=settings,
+                device=device,
+                trace=trace,
+                on_work=work.advance,
             )
     if figure is not None:
+        from dydit_cli.figures.time import draw_breakdown
+
         save_as(lambda: draw_breakdown(result), figure)
     if json:
         console.as_json(result.to_dict())

@@ -9,12 +9,13 @@ from typing import Annotated
 
 from dydit_cli import units
 from dydit_cli.cli import console, options
-from dydit_cli.options import Arg
+from dydit_cli.options import Arg, Opt
 
 
 def inspect(
     path: Annotated[str, Arg("PATH", "A checkpoint of any format, or a bundled one, such as `digits-dit`.")],
     loading: options.LoadingWithoutRatio,
+    check: Annotated[bool, Opt("Read all the weights, not their headers alone, and refuse NaN and Inf.")] = False,
     json: options.Json = False,
 ) -> None:
     from dydit_cli.checkpoint.inspect import inspect as run
@@ -23,7 +24,7 @@ def inspect(
     from dydit_cli.model.families import config_from_dict
     from dydit_cli.model.latent_norm import LatentNorm
 
-    report = run(path, loading)
+    report = run(path, loading, check=check)
     if json:
         console.as_json(report)
         return
@@ -37,6 +38,7 @@ def inspect(
         "guidance": "on all channels" if report["guided_channels"] == "all" else "on the first 3 channels",
         "size": f"{report['size']}: depth {model['depth']}, width {model['hidden_size']}, {model['num_heads']} heads",
         "parameters": f"{report['parameters']:,} ({report['bytes'] / 1e6:.1f} MB, {report['dtype']})",
+        "values": "all finite" if report["finite"] else "not read; --check reads them",
         "tokens": f"{report['tokens']}: {config.patches}",
         "classes": f"{config.num_classes} and the null class" if config.num_classes else "none: labels count for nothing",
         "class names": f"{len(report['labels'])}, such as {next(iter(report['labels'].values()))!r}"

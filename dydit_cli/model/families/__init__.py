@@ -15,6 +15,9 @@ from dataclasses import dataclass, field, fields
 from functools import cache
 from typing import TYPE_CHECKING, Any
 
+import torch
+from torch.overrides import TorchFunctionMode
+
 from dydit_cli.errors import DyditError
 from dydit_cli.model.config import ModelConfig, RoutedConfig
 from dydit_cli.model.sites import Weights
@@ -163,6 +166,33 @@ def build_model(config: ModelConfig) -> Backbone:
     """A model of `config` with random weights, static or dynamic."""
     family = family_of(config)
     return family.dynamic_model(config) if isinstance(config, RoutedConfig) else family.static_model(config)
+
+
+FILLING = ("uniform_", "normal_", "constant_", "fill_", "zero_")  # how the names of initialisers end
+
+
+class _Unfilled(TorchFunctionMode):
+    """Skips initialisers."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        if func.__name__.endswith(FILLING):
+            return args[0] if args else kwargs["tensor"]
+        return func(*args, **kwargs)
+
+
+def build_shapes(config: ModelConfig) -> Backbone:
+    """`build_model` on the meta device: names, shapes and dtypes, no numbers and no memory.
+
+    Nothing is initialised or computed: on that device most arithmetic imports torch's compiler, which takes a second.
+    """
+    with torch.device("meta"), _Unfilled():
+        return build_model(config)
+
+
+def of_shapes_alone() -> bool:
+    """Whether `build_shapes` is at work; who computes a table then returns an empty one of its shape."""
+    return torch.get_default_device().type == "meta"
 
 
 def shape_of(weights: Weights, name: str, dims: int) -> tuple[int, ...]:

@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from dydit_cli.errors import DyditError
 from dydit_cli.model.backbone import Backbone, DynamicBackbone
 from dydit_cli.model.config import NORM_MACS_PER_ELEMENT, ModelConfig, RoutedConfig, check_choice, check_whole
-from dydit_cli.model.families import Family, Hints, Inferred, depth_of, shape_of
+from dydit_cli.model.families import Family, Hints, Inferred, depth_of, of_shapes_alone, shape_of
 from dydit_cli.model.merging import TokenMerging, merge, unmerge
 from dydit_cli.model.options import TimestepVariant
 from dydit_cli.model.regions import ATTENTION, GATHER, MATCHING, MLP, MODULATION, TOKEN_ROUTERS, region
@@ -215,6 +215,8 @@ def modulate(x: Tensor, shift: Tensor | None, scale: Tensor) -> Tensor:
 
 def sincos_axis(width: int, count: int) -> Tensor:
     """Fixed positions along one axis, count x width, float64: sines, then cosines, of 1 / 10000^(i / (width / 2))."""
+    if of_shapes_alone():
+        return torch.empty(count, width, dtype=torch.float64)
     omega = MAX_PERIOD ** -(torch.arange(width // 2, dtype=torch.float64) / (width / 2))  # C/2
     angles = torch.arange(count, dtype=torch.float64)[:, None] * omega  # count C/2
     return torch.cat([angles.sin(), angles.cos()], dim=1)
@@ -225,6 +227,8 @@ def sincos_positions(width: int, side: int) -> Tensor:
 
     The first half of the width encodes the column, the second the row.
     """
+    if of_shapes_alone():
+        return torch.empty(1, side * side, width)
     axis = sincos_axis(width // 2, side)  # side C/2
     columns = axis[None, :, :].expand(side, side, -1)
     rows = axis[:, None, :].expand(side, side, -1)
@@ -790,16 +794,26 @@ def from_diffusers(theirs: Weights) -> Weights:
             parts = [take(f"{DIFFUSERS_QKV}.{end}".format(i=i, part=part)) for part in "qkv"]
             if len({(part.shape, part.dtype) for part in parts}) > 1:
                 raise DyditError(f"transformer_blocks.{i}.attn1: to_q, to_k and to_v differ in shape or dtype")
-            ours[f"{QKV}.{end}".format(i=i)] = torch.cat(parts)
+            ours[f"{QKV}.{end}".format(i=i)] = _side_by_side(parts)
     for our, their in DIFFUSERS_EMBEDDERS.items():
         first = ours[our] = take(their.format(i=0))
         for i in range(1, depth):
-            if not torch.equal(take(their.format(i=i)), first):
+            other = take(their.format(i=i))
+            if other.shape != first.shape or not (first.is_meta or torch.equal(other, first)):
                 raise DyditError(f"{their.format(i=i)} differs from block 0's; a DiT has one embedder for all blocks")
     rest.pop("pos_embed.pos_embed", None)  # a persistent buffer in some diffusers versions; recomputed
     if rest:
         raise DyditError(f"unknown {min(rest)}" + (f" and {len(rest) - 1} more" if len(rest) > 1 else ""))
     return ours
+
+
+def _side_by_side(parts: list[Tensor]) -> Tensor:
+    """One after the other along the first dimension; of the meta device without torch.cat, which imports torch's compiler."""
+    first = parts[0]
+    if not first.is_meta:
+        return torch.cat(parts)
+    rows = [len(parts) * n for n in first.shape[:1]]
+    return torch.empty(*rows, *first.shape[1:], dtype=first.dtype, device="meta")
 
 
 def to_diffusers(ours: Weights, depth: int) -> Weights:

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from dydit_cli.errors import DyditError
 from dydit_cli.model.backbone import DynamicBackbone
 from dydit_cli.model.config import FlowConfig, ModelConfig, check_flag
-from dydit_cli.model.families import Family, Hints, Inferred, dit, shape_of, sit
+from dydit_cli.model.families import Family, Hints, Inferred, dit, of_shapes_alone, shape_of, sit
 from dydit_cli.model.families.dit import MAX_PERIOD, Attention, DiT, DiTConfig, DyDiT, DyDiTConfig
 from dydit_cli.model.sites import Weights
 
@@ -72,6 +72,8 @@ def rotary_tables(side: int, head_dim: int) -> tuple[Tensor, Tensor]:
     The first half of the width turns by the row, the second by the column: pairs of neighbours by 10000^(-2 i / (D / 2)).
     """
     half = head_dim // 2
+    if of_shapes_alone():
+        return torch.empty(side**2, head_dim), torch.empty(side**2, head_dim)
     omega = MAX_PERIOD ** -(torch.arange(0, half, 2, dtype=torch.float32) / half)  # D/4
     angles = (torch.arange(side, dtype=torch.float32)[:, None] * omega).repeat_interleave(2, dim=1)  # side D/2
     rows, columns = angles[:, None].expand(side, side, -1), angles[None, :].expand(side, side, -1)
