@@ -118,6 +118,10 @@ def test_what_a_registry_holds_can_be_typed(monkeypatch: pytest.MonkeyPatch) -> 
     assert "no-such-model: no such checkpoint" in typed.stderr
 
 
+# fields without an option there: a DyDiT of a range stays one where it is changed or described as a whole
+LEFT_OUT = {("profile", "cfg_interval"), *((name, "flops_ratio") for name in ("losses", "convert", "prune", "inspect"))}
+
+
 @pytest.mark.parametrize(
     ("command", "settings"),
     [
@@ -137,9 +141,9 @@ def test_every_field_with_an_option_has_it(command: str, settings: tuple[type, .
     shown = CliRunner().invoke(app, [command, "--help"], env={"COLUMNS": "200"}).stdout
     for one in settings:
         for name, annotation in one.__annotations__.items():
-            if "Opt(" in annotation and (command, name) != ("profile", "cfg_interval"):
+            if "Opt(" in annotation and (command, name) not in LEFT_OUT:
                 option = {"measured": "measure"}.get(name, name.replace("_", "-"))
-                assert f"--{option} " in shown
+                assert re.search(f"--{option}[ ,]", shown), option
 
 
 def test_helps_load_no_torch() -> None:

@@ -8,6 +8,6 @@ work, which others do not start in. `--help` lists the commands in `ORDER`, and 
 from __future__ import annotations
 
 ORDER = (
-    "convert", "prune", "finetune", "encode", "sample", "evaluate", "profile", "losses", "visualize", "inspect", "export",
-    "bench", "pretrain", "study", "report", "demo",
+    "convert", "prune", "finetune", "calibrate", "allocate", "encode", "sample", "evaluate", "profile", "losses", "visualize",
+    "inspect", "export", "bench", "pretrain", "study", "report", "demo",
 )  # fmt: skip
