@@ -108,6 +108,8 @@ def macs_of(name: str, inputs: tuple[Shape | None, ...], output: Shape) -> int:
 # How many leading tensors a handle needs
 HANDLED = {"linear": 2, "addmm": 3, "matmul": 2, "conv2d": 2, "layer_norm": 1, "rms_norm": 1, "scaled_dot_product_attention": 2}
 
+SCALED_SUMS = {"add", "add_"}  # with an alpha: a multiply-accumulate for every element
+
 SAME = {"mm": "matmul", "bmm": "matmul", "__matmul__": "matmul"}
 
 
@@ -128,6 +130,9 @@ class Executed(TorchFunctionMode):
         named = kwargs or {}
         out = func(*args, **named)
         name = func.__name__
+        if name in SCALED_SUMS and "alpha" in named:
+            self.macs += out.numel()
+            return out
         if name in FREE:
             return out
         name = name.partition(".")[0]  # an overload such as gelu_.default

@@ -205,6 +205,10 @@ class ModelConfig(ABC):
         """adaLN of one block, per sample."""
 
     @abstractmethod
+    def gate_macs(self) -> int:
+        """Of adaLN one gate alone, per sample."""
+
+    @abstractmethod
     def norm_macs(self) -> int:
         """One norm of a block, per token."""
 
