@@ -34,7 +34,7 @@ FREE = frozenset({
     "ones_like", "full_like", "empty", "empty_like", "new_empty", "new_zeros", "new_tensor", "cat", "stack", "chunk", "split",
     "unbind", "clone", "detach", "contiguous", "copy_", "cpu", "cuda", "numpy", "view", "reshape", "expand", "expand_as",
     "flatten", "permute", "transpose", "t", "squeeze", "squeeze_", "unsqueeze", "unsqueeze_", "size", "dim", "numel",
-    "stride", "new_ones", "mean", "silu_", "neg", "unflatten", "repeat_interleave",
+    "stride", "new_ones", "mean", "silu_", "neg", "unflatten", "repeat_interleave", "element_size", "promote_types",
 })  # fmt: skip
 
 

@@ -206,13 +206,28 @@ class CacheSchedule:
         """What is kept at most: `batch` samples (guidance's halves counted) of numbers of `itemsize` bytes."""
         return (self.order + 1) * kept_numbers(config, self.at) * batch * itemsize
 
-    def protocol(self) -> dict[str, Any]:
-        """As records of samples and profiles hold it."""
-        return {"cache": self.method, "cache_first": self.first, "cache_last": self.last, "cache_at": self.at}
+    def memory(self, config: ModelConfig, batch: int, itemsize: int) -> str:
+        """What is kept at most, in words: of `batch` samples (guidance's halves counted), of numbers of `itemsize` bytes."""
+        what = "the model's outputs" if self.at == "model" else f"the outputs of {2 * config.depth} attentions and MLPs"
+        kept = f"{self.order + 1} of" if self.order else "the last of"
+        return (
+            f"cache {self.method}: {sum(self.computed)} of {len(self.computed)} steps are computed; keeps {kept} {what}, "
+            f"{self.bytes(config, batch, itemsize) / 1e6:.3g} MB for {batch} samples at once"
+        )
+
+
+CACHE_FIELDS = ("cache", "cache_first", "cache_last", "cache_at")
+
+
+def cache_protocol(schedule: CacheSchedule | None) -> dict[str, Any]:
+    """As records of samples and profiles hold it: `CACHE_FIELDS`, or without a cache the first alone, None."""
+    if schedule is None:
+        return {"cache": None}
+    return dict(zip(CACHE_FIELDS, (schedule.method, schedule.first, schedule.last, schedule.at), strict=True))
 
 
 def kept_numbers(config: ModelConfig, at: CacheAt) -> int:
     """How many numbers of a sample are kept at a step."""
     if at == "model":
-        return math.prod(config.sample_shape) // config.in_channels * config.out_channels
+        return math.prod(config.sample_shape) // config.in_channels * config.returned_channels
     return 2 * config.depth * config.num_tokens * config.hidden_size

@@ -367,7 +367,7 @@ class CachedModel(Wrapper):
                 block.kept = None  # type: ignore[assignment]
         if self._kept and self._kept[0][0] == step:
             del self._kept[0]
-        self._kept.insert(0, (step, outputs if schedule.at == "sublayers" else [out]))
+        self._kept.insert(0, (step, outputs if schedule.at == "sublayers" else [out.contiguous()]))
         return out, routing
 
     def _forecast(self, x: Tensor, t: Tensor, y: Tensor, step: int) -> tuple[Tensor, Routing]:
