@@ -78,13 +78,26 @@ def read_to_run(checkpoint: str, loading: LoadOptions) -> Checkpoint:
     return loaded
 
 
-def show_cache(loaded: Checkpoint, cache: CacheOptions, settings: SamplerSettings, batch: int, dtype: DtypeName) -> None:
-    """Says on stderr what a cache will take for `batch` images at once, before it is taken."""
+def show_cache(
+    loaded: Checkpoint,
+    cache: CacheOptions,
+    settings: SamplerSettings,
+    batch: int,
+    plan_memory: int | None,
+    dtype: DtypeName = "fp32",
+) -> None:
+    """Says on stderr what a cache will take for `batch` images at once, before it is taken; raises `DyditError` where that is
+    over `plan_memory`."""
+    from dydit_cli.distributed import is_main
+
     ready = settings.for_model(loaded.config)
     schedule = cache.schedule(ready.timesteps, ready.sampler)
     if schedule is not None:
-        halves = 1 if ready.cfg == 1 else 2
-        console.note(schedule.memory(loaded.config, batch * halves, 4 if dtype == "fp32" else 2))
+        samples, itemsize = batch * (1 if ready.cfg == 1 else 2), 4 if dtype == "fp32" else 2
+        if plan_memory is not None:
+            schedule.check_room(loaded.config, samples, itemsize, plan_memory)
+        if is_main():
+            console.note(schedule.memory(loaded.config, samples, itemsize))
 
 
 def class_numbers(classes: str | None, loaded: Checkpoint) -> list[int] | None:

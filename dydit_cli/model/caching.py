@@ -31,13 +31,15 @@ class CacheMethod:
     steps it computes at the beginning.
 
     `due(step, last, steps, interval)` is whether it computes number `step` of `steps`, `last` being the last computed one.
-    `weights(computed, step)` are those of the outputs at the steps `computed`, the newest first, that sum up to that at `step`.
+    `weights(computed, step)` are those of the outputs at the steps `computed`, the newest first, that sum up to that at `step`:
+    of `keeps` of them and an order's more, fewer at the beginning.
     """
 
     numbers: tuple[str, ...]
     first: int
     due: Callable[[int, int, int, int], bool]
     weights: Callable[[Sequence[int], int], list[float]]
+    keeps: int = 1
 
 
 def taylor_weights(computed: Sequence[int], step: int) -> list[float]:
@@ -195,8 +197,10 @@ class CacheSchedule:
     computed: tuple[bool, ...]
 
     @property
-    def order(self) -> int:
-        return parse_method(self.method)[2]
+    def keeps(self) -> int:
+        """How many outputs are kept."""
+        method, _, order = parse_method(self.method)
+        return method.keeps + order
 
     def weights(self, computed: Sequence[int], step: int) -> list[float]:
         """As the method's."""
@@ -204,12 +208,22 @@ class CacheSchedule:
 
     def bytes(self, config: ModelConfig, batch: int, itemsize: int) -> int:
         """What is kept at most: `batch` samples (guidance's halves counted) of numbers of `itemsize` bytes."""
-        return (self.order + 1) * kept_numbers(config, self.at) * batch * itemsize
+        return self.keeps * kept_numbers(config, self.at) * batch * itemsize
+
+    def check_room(self, config: ModelConfig, batch: int, itemsize: int, room: int) -> None:
+        """Raises `DyditError` where what is kept would be over `room` bytes."""
+        size = self.bytes(config, batch, itemsize)
+        if size > room:
+            mend = "lower the batch or raise --plan-memory"
+            raise DyditError(
+                f"cache {self.method}: keeps {size / 1e6:.3g} MB of {batch} samples at once, and has {room / 1e6:.3g} MB; "
+                + (mend if self.at == "model" else f"{mend}, or choose --cache-at model")
+            )
 
     def memory(self, config: ModelConfig, batch: int, itemsize: int) -> str:
         """What is kept at most, in words: of `batch` samples (guidance's halves counted), of numbers of `itemsize` bytes."""
         what = "the model's outputs" if self.at == "model" else f"the outputs of {2 * config.depth} attentions and MLPs"
-        kept = f"{self.order + 1} of" if self.order else "the last of"
+        kept = f"{self.keeps} of" if self.keeps > 1 else "the last of"
         return (
             f"cache {self.method}: {sum(self.computed)} of {len(self.computed)} steps are computed; keeps {kept} {what}, "
             f"{self.bytes(config, batch, itemsize) / 1e6:.3g} MB for {batch} samples at once"

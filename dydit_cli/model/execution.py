@@ -353,9 +353,11 @@ class CachedModel(Wrapper):
     def _compute(self, x: Tensor, t: Tensor, y: Tensor, step: int) -> tuple[Tensor, Routing]:
         schedule = self._schedule
         assert schedule is not None
-        self._check_room(schedule.bytes(self.config, len(x), x.element_size()), len(x))
+        room = free_memory(self.device) if self._capacity is None else self._capacity
+        if not self._kept and (room or self._capacity is not None):  # 0 is also what cannot be told
+            schedule.check_room(self.config, len(x), x.element_size(), room)
         # what goes makes room first; a second call at a step takes the place of its first
-        del self._kept[schedule.order + 1 if self._kept and self._kept[0][0] == step else schedule.order :]
+        del self._kept[schedule.keeps - (not self._kept or self._kept[0][0] != step) :]
         outputs: list[Tensor] = []
         blocks = self.model.blocks if schedule.at == "sublayers" else ()
         try:
@@ -388,17 +390,6 @@ class CachedModel(Wrapper):
         for i, block in enumerate(model.blocks):
             h = block.forward_forecast(model.enter_block(i, h), c, forecast(2 * i), forecast(2 * i + 1))  # type: ignore[operator]
         return model.head(h, c), routing
-
-    def _check_room(self, size: int, samples: int) -> None:
-        """Raises `DyditError` where `size` bytes are more than may be taken."""
-        if self._kept:
-            return
-        room = free_memory(self.device) if self._capacity is None else self._capacity
-        if size > room > 0 or (size > room and self._capacity is not None):
-            raise DyditError(
-                f"cache {self.options.method}: keeps {size / 1e9:.3g} GB of {samples} samples at once, and has "
-                f"{room / 1e9:.3g} GB; lower the batch, raise --plan-memory, or choose --cache-at model"
-            )
 
 
 def weighted_sum(values: Sequence[Tensor], weights: Sequence[float]) -> Tensor:

@@ -162,7 +162,7 @@ def test_a_model_equals_the_plain_loop(method: str) -> None:
     model = randomize(DiT(TINY)).double()
     runner = cached(model, method)
     x, _, y = inputs(TINY, 2)
-    computed, order = schedule(CacheOptions(method)).computed, int((*method.split(":"), 0)[2])
+    computed, order = schedule(CacheOptions(method)).computed, int(f"{method}:0".split(":")[2])
     expected = looped(model, computed, order, x.double(), STEPS, y)
     found = [runner(x.double() + 0.01 * i, torch.full((2,), t), y) for i, t in enumerate(STEPS)]
     assert largest(found, expected) < 1e-10
@@ -465,12 +465,12 @@ def test_no_room_is_said_before_it_is_taken(tiny_static: DiT, monkeypatch: pytes
         tight(x, t, y)
     assert not called
     assert str(error.value) == (
-        f"cache taylorseer:2:1: keeps {size / 1e9:.3g} GB of 4 samples at once, and has {(size - 1) / 1e9:.3g} GB; "
-        "lower the batch, raise --plan-memory, or choose --cache-at model"
+        f"cache taylorseer:2:1: keeps {size / 1e6:.3g} MB of 4 samples at once, and has {(size - 1) / 1e6:.3g} MB; "
+        "lower the batch or raise --plan-memory, or choose --cache-at model"
     )
     enough(x, t, y)
     monkeypatch.setattr(execution, "free_memory", lambda device: 10)
-    with pytest.raises(DyditError, match=r"keeps .* and has 1e-08 GB"):
+    with pytest.raises(DyditError, match=r"keeps .* and has 1e-05 MB"):
         cached(tiny_static, "fora:2")(x, t, y)
     monkeypatch.setattr(execution, "free_memory", lambda device: 0)  # where that cannot be told
     cached(tiny_static, "fora:2")(x, t, y)

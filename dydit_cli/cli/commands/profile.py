@@ -78,7 +78,7 @@ def profile(
             work_of_one = config.settings.for_model(loaded.config).work
             stages.begin(f"profile {Path(checkpoint).name}", config.images * work_of_one, "image-steps")
             own = replace(config, classes=options.class_numbers(classes, loaded))
-            options.show_cache(loaded, own.cache, own.settings, min(own.images, own.batch), "fp32")
+            options.show_cache(loaded, own.cache, own.settings, min(own.images, own.batch), own.plan_memory)
             results.append(
                 run(
                     loaded, folder, own, device=device, force=force,
