@@ -25,6 +25,7 @@ from dydit_cli.bench.breakdown import CACHED_PARTS
 from dydit_cli.checkpoint.checkpoint import Checkpoint
 from dydit_cli.diffusion.options import SamplerSettings
 from dydit_cli.errors import DyditError
+from dydit_cli.figures.architecture import architecture_table, draw_architecture
 from dydit_cli.flops.executed import FREE, count_executed
 from dydit_cli.flops.fvcore import count
 from dydit_cli.model import execution, regions
@@ -409,6 +410,11 @@ def test_profile_says_what_was_forecast(tiny_dynamic: DyDiT, tmp_path: Path, at:
     pd.testing.assert_frame_equal(back.blocks, pd.read_csv(tmp_path / "out" / "blocks.csv"))
     pd.testing.assert_frame_equal(back.images, pd.read_csv(tmp_path / "out" / "images.csv"))
     assert back.blocks["forecast"].mean() == pytest.approx(1 / 3)
+    drawn = architecture_table(back)
+    assert drawn.groupby("step")["forecast"].mean().tolist() == [0, 0, 1, 1, 0, 0]
+    assert drawn.loc[drawn["forecast"] == 1, "active"].sum() == 0
+    assert draw_architecture(back).axes[2].images[0].get_array().max() == 2
+    assert "forecast" not in architecture_table(plain)
     per_image = back.images["macs_per_image"].mean()
     assert per_image == pytest.approx(summary["macs_dynamic_per_image"])
     assert int(analytic.total_macs(back.record.routing(2), TINY)[0]) == table["dynamic_macs"][2]
