@@ -34,7 +34,7 @@ LAYERS: tuple[set[str], ...] = (
     {"cli"},
     {"__main__"},
 )
-HEIGHT = {room: height for height, rooms in enumerate(LAYERS) for room in rooms}
+HEIGHT = {room: height for height, rooms in enumerate(LAYERS) for room in sorted(rooms)}
 
 
 def imported_rooms(path: Path) -> set[str]:

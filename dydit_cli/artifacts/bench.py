@@ -39,7 +39,7 @@ class BenchResult(JsonFile):
 
     `speedup` is of the faster sparse variant (`subject`) against the fastest static one (`baseline`), and
     `realised_efficiency` is `speedup` times `flops_ratio`; `efficiencies` holds it against every static variant. `tome`
-    is the share of merged tokens where that was timed, and not sparse execution.
+    is the share of merged tokens where that was timed, and not sparse execution; `cache` the fields of a cache that was.
     """
 
     kind = "bench"
@@ -62,6 +62,7 @@ class BenchResult(JsonFile):
     peak_bytes: dict[str, int] = field(default_factory=dict)
     parts: dict[str, dict[str, float]] = field(default_factory=dict)
     tome: float | None = None
+    cache: dict[str, Any] | None = None
     versions: dict[str, str] = field(default_factory=lambda: {"dydit": __version__, "torch": torch.__version__})
     command: str | None = field(default_factory=command_line)
 
@@ -80,6 +81,7 @@ class BenchResult(JsonFile):
         parts: dict[str, dict[str, float]],
         plan_seconds: float = 0.0,
         tome: float | None = None,
+        cache: dict[str, Any] | None = None,
     ) -> BenchResult:
         """From what each variant's runs took: those whose names begin with `kind` against those with `static`, run by run."""
 
@@ -107,12 +109,13 @@ class BenchResult(JsonFile):
             peak_bytes=peaks if place.type == "cuda" else {},
             parts=parts,
             tome=tome,
+            cache=cache,
         )
 
     @property
     def timed(self) -> str:
-        """What was timed against the static model: `sparse`, or `tome`."""
-        return "tome" if self.tome else "sparse"
+        """What was timed against the static model: `sparse`, `tome` or `cached`."""
+        return "cached" if self.cache else "tome" if self.tome else "sparse"
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values for JSON; `speedup` and `realised_efficiency` are medians, their quartiles beside them."""

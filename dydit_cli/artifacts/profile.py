@@ -6,7 +6,7 @@ halves.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -20,9 +20,10 @@ from dydit_cli.artifacts.base import Folder
 from dydit_cli.diffusion.process import process_of
 from dydit_cli.diffusion.timeline import Timeline
 from dydit_cli.files import atomic_folder, write_json
+from dydit_cli.model.caching import CacheAt, Forecast
 from dydit_cli.model.config import ModelConfig
 from dydit_cli.model.families import config_from_dict
-from dydit_cli.model.macs import BlockMacs, macs_of_units, routed_macs, static_macs
+from dydit_cli.model.macs import BlockMacs, forecast_macs, macs_of_units, routed_macs, static_macs, surrounding_macs
 from dydit_cli.model.merging import Merging
 from dydit_cli.model.routing import Routing
 
@@ -84,6 +85,7 @@ class Profile(Folder):
             self.blocks.to_csv(temporary / BLOCKS_FILE, index=False)
             self.images.to_csv(temporary / IMAGES_FILE, index=False)
             record = self.record
+            cached: dict[str, Any] = {"forecasts": record.forecasts} if record.forecasts.any() else {}
             np.savez_compressed(
                 temporary / ROUTING_FILE,
                 timesteps=record.timesteps,
@@ -94,6 +96,7 @@ class Profile(Folder):
                 tokens_shape=np.array(record.tokens.shape),
                 samples=self.samples,
                 labels=self.labels,
+                **cached,
             )
             write_json(temporary / self.mark, self.summary)
 
@@ -108,7 +111,16 @@ class Profile(Folder):
             steps, heads, groups = (arrays[name] for name in ("timesteps", "heads", "groups"))
             tome = summary.get("tome")
             merging = None if tome is None else Merging.of(config_from_dict(summary["model"]), tome)
-            record = RoutingRecord(steps, heads, groups, arrays["token_counts"], tokens, merging)
+            record = RoutingRecord(
+                steps,
+                heads,
+                groups,
+                arrays["token_counts"],
+                tokens,
+                merging,
+                arrays["forecasts"] if "forecasts" in arrays else np.zeros(len(steps), dtype=np.int64),
+                summary.get("cache_at", "sublayers"),
+            )
             return cls(summary, table, record, arrays["samples"], arrays["labels"])
 
 
@@ -118,7 +130,8 @@ BoolArray = NDArray[np.bool_]
 @dataclass(frozen=True)
 class RoutingRecord:
     """heads, groups: T L H, the same for every image; token_counts: T L G M; tokens: T L G K N, the masks of the first
-    K images; timesteps: T, in the order of the model's calls. `merging` is what a `MergedModel` did in every attention."""
+    K images; timesteps: T, in the order of the model's calls. `merging` is what a `MergedModel` did in every attention.
+    `forecasts` (T) are from how many kept outputs a cache made a call's, 0 where it was computed; `cache_at` what it kept."""
 
     timesteps: NDArray[Any]
     heads: BoolArray
@@ -126,6 +139,17 @@ class RoutingRecord:
     token_counts: NDArray[np.int32]
     tokens: BoolArray
     merging: Merging | None = None
+    forecasts: NDArray[np.int64] = field(default_factory=lambda: np.zeros(0, dtype=np.int64))
+    cache_at: CacheAt = "sublayers"
+
+    def __post_init__(self) -> None:
+        if not len(self.forecasts):
+            object.__setattr__(self, "forecasts", np.zeros(len(self.timesteps), dtype=np.int64))
+
+    def forecast(self, step: int) -> Forecast | None:
+        """What the step was made of, where a cache did not compute it."""
+        values = int(self.forecasts[step])
+        return Forecast(self.cache_at, values) if values else None
 
     @property
     def images(self) -> int:
@@ -134,6 +158,9 @@ class RoutingRecord:
     def block_macs(self, step: int, config: ModelConfig) -> BlockMacs:
         """The step's MACs; L x G * M in every field, the half with its label (cond) first."""
         tokens = torch.from_numpy(self.token_counts[step]).long().flatten(1)  # L GM
+        forecast = self.forecast(step)
+        if forecast is not None:
+            return forecast_macs(forecast, tokens, config)
         heads, channels = (
             config.site(structure).active_units(torch.from_numpy(masks[step]))[:, None].expand_as(tokens)
             for structure, masks in (("heads", self.heads), ("groups", self.groups))
@@ -147,7 +174,7 @@ class RoutingRecord:
         heads, groups = (
             torch.from_numpy(masks[step]).float()[:, None].expand(-1, G * K, -1) for masks in (self.heads, self.groups)
         )  # each L GK H
-        return Routing(heads, groups, tokens)
+        return Routing(heads, groups, tokens, self.forecast(step))
 
 
 PARTS = ("attention", "mlp", "routers", "modulation", "norms")
@@ -158,12 +185,14 @@ HALVES = ("cond", "uncond")  # of guidance
 def timestep_table(record: RoutingRecord, config: ModelConfig) -> pd.DataFrame:
     """One row a sampling step: step, timestep, static_macs, dynamic_macs with its spread over images and halves, ratio,
     the share of heads, groups and tokens that is active, `routed_ratio` (attention and MLP alone, what fine-tuning
-    steers), MACs by part, and with guidance `dynamic_macs` of each half."""
-    static, embed_and_head = static_macs(config), config.embed_and_head_macs()
+    steers), MACs by part, and with guidance `dynamic_macs` of each half; with a cache whether it is `forecast`, 1, or computed,
+    0."""
+    static = static_macs(config)
     everything = routed_macs(config)
     rows = []
     for step, timestep in enumerate(record.timesteps.tolist()):
         blocks = record.block_macs(step, config)
+        embed_and_head = surrounding_macs(record.forecast(step), config)
         total = blocks.total.sum(dim=0).double() + embed_and_head  # GM
         halves = total.view(record.token_counts.shape[2], -1).mean(dim=1).tolist()
         parts = {f"{part}_macs": _mean(blocks, part) for part in PARTS}
@@ -171,6 +200,7 @@ def timestep_table(record: RoutingRecord, config: ModelConfig) -> pd.DataFrame:
             {
                 "step": step,
                 "timestep": timestep,
+                **_forecast_column(record, step),
                 "static_macs": static,
                 "dynamic_macs": total.mean().item(),
                 "dynamic_macs_std": total.std(correction=0).item(),
@@ -202,6 +232,7 @@ def block_table(record: RoutingRecord, config: ModelConfig) -> pd.DataFrame:
                 {
                     "step": step,
                     "timestep": timestep,
+                    **_forecast_column(record, step),
                     "block": np.repeat(np.arange(L), G),
                     "half": list(HALVES[:G]) * L,
                     "active_heads": np.repeat(record.heads[step].sum(axis=1), G),
@@ -226,7 +257,8 @@ def image_table(record: RoutingRecord, config: ModelConfig, labels: NDArray[np.i
     T, _L, G, M = record.token_counts.shape
     macs = torch.zeros(M, dtype=torch.int64)
     for step in range(T):
-        macs += record.block_macs(step, config).total.sum(dim=0).view(G, M).sum(dim=0) + G * config.embed_and_head_macs()
+        around = G * surrounding_macs(record.forecast(step), config)
+        macs += record.block_macs(step, config).total.sum(dim=0).view(G, M).sum(dim=0) + around
     shares = record.token_counts.mean(axis=(0, 1), dtype=np.float64) / config.num_tokens  # G M
     columns = {f"active_tokens_share_{half}": share for half, share in zip(HALVES, shares, strict=False)}
     return pd.DataFrame(
@@ -247,6 +279,10 @@ def phase_table(table: pd.DataFrame, timeline: Timeline) -> pd.DataFrame:
     means.insert(0, "phase", [names[i] for i in means.index])
     means.insert(1, "steps", table.groupby(phase).size())
     return means.reset_index(drop=True)
+
+
+def _forecast_column(record: RoutingRecord, step: int) -> dict[str, int]:
+    return {"forecast": int(record.forecasts[step] > 0)} if record.forecasts.any() else {}
 
 
 def _mean(blocks: BlockMacs, part: str) -> float:

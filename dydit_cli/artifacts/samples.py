@@ -18,6 +18,7 @@ from dydit_cli.artifacts.base import Artifact, read_object
 from dydit_cli.diffusion.options import SOLVED as SOLVED
 from dydit_cli.errors import DyditError
 from dydit_cli.files import atomic_file
+from dydit_cli.model.caching import CACHE_FIELDS as CACHE_FIELDS
 from dydit_cli.pixels import strip
 
 RECORD_FILE, ARRAY_FILE, GRID_FILE = marks.SAMPLES, "samples.npz", "grid.png"

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from dydit_cli.artifacts.bench import BenchResult
 from dydit_cli.artifacts.bench_options import BenchSettings
-from dydit_cli.bench.breakdown import PARTS, TOME_PARTS, breakdown
+from dydit_cli.bench.breakdown import CACHED_PARTS, PARTS, TOME_PARTS, breakdown
 from dydit_cli.bench.random_model import random_dydit
 from dydit_cli.bench.trace import write_trace
 from dydit_cli.checkpoint.budgets import at_ratio
@@ -23,9 +23,10 @@ from dydit_cli.checkpoint.read import CheckpointLike, read
 from dydit_cli.devices import DTYPES, pick_device, synchronize
 from dydit_cli.diffusion.process import process_of, times
 from dydit_cli.errors import DyditError
-from dydit_cli.model.backbone import DynamicBackbone
+from dydit_cli.model.backbone import Backbone, DynamicBackbone
+from dydit_cli.model.caching import CacheOptions, cache_protocol
 from dydit_cli.model.config import ModelConfig, RoutedConfig
-from dydit_cli.model.execution import MergedModel, SparseModel, static_twin
+from dydit_cli.model.execution import Executable, MergedModel, SparseModel, executor, static_twin
 from dydit_cli.model.families import build_model, named_config
 from dydit_cli.model.macs import static_macs, total_macs
 from dydit_cli.model.merging import Merging
@@ -100,18 +101,23 @@ def bench(
     Raises `DyditError` for a static checkpoint or a setting out of range.
     """
     where = pick_device(device)
-    if checkpoint is not None:
-        loaded = read(checkpoint)
-        if isinstance(loaded.config, RoutedConfig) and loaded.config.budgets:
-            loaded = at_ratio(loaded, flops_ratio)
-        built, name = loaded.build().float(), str(loaded.path)
-        if not isinstance(built, DynamicBackbone):
-            raise DyditError(f"{name}: is a static model; convert it first: dydit convert {name} DST")
-        dynamic = built
-    else:
-        config, name = named_config(model), model
-        dynamic = random_dydit(config, flops_ratio, sampling_timesteps(config, settings), settings.seed)
+    dynamic, name = model_of(checkpoint, model, flops_ratio, settings)
+    if not isinstance(dynamic, DynamicBackbone):
+        raise DyditError(f"{name}: is a static model; convert it first: dydit convert {name} DST")
     return _measure(dynamic.to(where, DTYPES[settings.dtype]), name, settings, where, trace, on_work)
+
+
+def model_of(
+    checkpoint: CheckpointLike | None, model: str, flops_ratio: float, settings: BenchSettings
+) -> tuple[Backbone, str]:
+    """A checkpoint's model (a DyDiT of a range at `flops_ratio`) or a random DyDiT of the size `model` at it, and its name."""
+    if checkpoint is None:
+        config = named_config(model)
+        return random_dydit(config, flops_ratio, sampling_timesteps(config, settings), settings.seed), model
+    loaded = read(checkpoint)
+    if isinstance(loaded.config, RoutedConfig) and loaded.config.budgets:
+        loaded = at_ratio(loaded, flops_ratio)
+    return loaded.build().float(), str(loaded.path)
 
 
 def _measure(
@@ -191,6 +197,70 @@ def make_inputs(
     x = torch.randn(settings.batch, *config.sample_shape, generator=generator)
     y = torch.randint(0, len(config.class_numbers), (settings.batch,), generator=generator)
     return x.to(device, dtype), y.to(device)
+
+
+def bench_cached(
+    cache: CacheOptions,
+    checkpoint: CheckpointLike | None = None,
+    *,
+    model: str = "DiT-S/2",
+    flops_ratio: float = 0.5,
+    settings: BenchSettings = BenchSettings(),
+    device: str = "auto",
+    trace: str | Path | None = None,
+    on_work: OnWork = lambda amount, note: None,
+) -> BenchResult:
+    """Times a checkpoint, static or DyDiT, or a random DyDiT as `bench` does, with a cache between steps (`CachedModel`);
+    `subject` and `parts` call that `cached`.
+
+    All steps of a run are run, since a cache forecasts from the steps before. Raises `DyditError` as `CacheOptions.schedule`
+    and `CachedModel` do, and for `compile`.
+    """
+    if settings.compile:
+        raise DyditError("--compile is not timed with --cache; leave it out")
+    where, settings = pick_device(device), replace(settings, measured=settings.steps)
+    built, name = model_of(checkpoint, model, flops_ratio, settings)
+    config, timesteps = built.config, sampling_timesteps(built.config, settings)
+    schedule = cache.schedule(timesteps)
+    built = built.to(where, DTYPES[settings.dtype])
+    plain = executor(built, "sparse", plan_memory=settings.plan_memory)
+    cached = executor(built, "sparse", plan_memory=settings.plan_memory, cache=cache)
+    static = static_twin(built) if isinstance(built, DynamicBackbone) else built
+    variants: dict[str, Executable] = {"static": static, **({"sparse": plain} if plain is not built else {}), "cached": cached}
+    x, y = make_inputs(config, settings, where, DTYPES[settings.dtype])
+    with torch.inference_mode():
+        plan_seconds = {}
+        for kind, variant in variants.items():
+            start = time.perf_counter()
+            variant.plan(timesteps)
+            synchronize(where)
+            plan_seconds[kind] = time.perf_counter() - start
+
+        def clear() -> None:
+            for variant in variants.values():
+                variant.clear()
+
+        means, peaks = interleaved(variants, x, y, timesteps, settings.repeats, where, on_work, clear)
+        clear()
+        macs = [total_macs(cached(x, times(y, t), y, return_routing=True)[1], config) for t in timesteps]
+        clear()
+        parts = breakdown({"static": static, "cached": cached}, CACHED_PARTS, x, y, timesteps, settings.steps)
+        if trace is not None:
+            write_trace({"static": static, "cached": cached}, x, y, timesteps, trace)
+    seconds = {kind: [mean * settings.steps + plan_seconds[kind] for mean in own] for kind, own in means.items()}
+    return BenchResult.of(
+        name,
+        settings,
+        where,
+        seconds,
+        "cached",
+        torch.stack(macs).double().mean().item() / static_macs(config),
+        slices=SliceStats(),
+        peaks=peaks,
+        parts=parts,
+        plan_seconds=plan_seconds["cached"],
+        cache=cache_protocol(schedule),
+    )
 
 
 def bench_tome(

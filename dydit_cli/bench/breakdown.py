@@ -17,10 +17,11 @@ from torch import Tensor
 from dydit_cli.devices import synchronize
 from dydit_cli.diffusion.process import times
 from dydit_cli.model.execution import Executable
-from dydit_cli.model.regions import ATTENTION, GATHER, MATCHING, MLP, MODULATION, SLICING, TOKEN_ROUTERS, listen
+from dydit_cli.model.regions import ATTENTION, FORECAST, GATHER, MATCHING, MLP, MODULATION, SLICING, TOKEN_ROUTERS, listen
 
 REST = "rest"
 PARTS = (ATTENTION, MLP, MODULATION, TOKEN_ROUTERS, GATHER, SLICING, REST)
+CACHED_PARTS = (*PARTS[:-1], FORECAST, REST)
 TOME_PARTS = (ATTENTION, MLP, MODULATION, MATCHING, GATHER, REST)
 
 

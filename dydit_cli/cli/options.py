@@ -8,7 +8,9 @@ from typing import TYPE_CHECKING, Annotated
 
 from dydit_cli.checkpoint.options import LoadOptions
 from dydit_cli.cli import console
-from dydit_cli.options import Arg, Opt, Without
+from dydit_cli.diffusion.options import SamplerSettings
+from dydit_cli.model.caching import CacheOptions
+from dydit_cli.options import Arg, DtypeName, Opt, Without
 from dydit_cli.options import Device as Device
 from dydit_cli.options import Seed as Seed
 
@@ -74,6 +76,28 @@ def read_to_run(checkpoint: str, loading: LoadOptions) -> Checkpoint:
         low, high = config.budgets[0], config.budgets[-1]
         console.note(f"{checkpoint}: is of all FLOPs ratios from {low:g} to {high:g}, and runs at {high:g}; see --flops-ratio")
     return loaded
+
+
+def show_cache(
+    loaded: Checkpoint,
+    cache: CacheOptions,
+    settings: SamplerSettings,
+    batch: int,
+    plan_memory: int | None,
+    dtype: DtypeName = "fp32",
+) -> None:
+    """Says on stderr what a cache will take for `batch` images at once, before it is taken; raises `DyditError` where that is
+    over `plan_memory`."""
+    from dydit_cli.distributed import is_main
+
+    ready = settings.for_model(loaded.config)
+    schedule = cache.schedule(ready.timesteps, ready.sampler)
+    if schedule is not None:
+        samples, itemsize = batch * (1 if ready.cfg == 1 else 2), 4 if dtype == "fp32" else 2
+        if plan_memory is not None:
+            schedule.check_room(loaded.config, samples, itemsize, plan_memory)
+        if is_main():
+            console.note(schedule.memory(loaded.config, samples, itemsize))
 
 
 def class_numbers(classes: str | None, loaded: Checkpoint) -> list[int] | None:

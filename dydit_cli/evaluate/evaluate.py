@@ -10,7 +10,7 @@ import numpy as np
 import torch
 
 from dydit_cli.artifacts.evaluation import Evaluation
-from dydit_cli.artifacts.samples import ARRAY_FILE, ARRAY_FORMAT, RECORD_FILE, SOLVED
+from dydit_cli.artifacts.samples import ARRAY_FILE, ARRAY_FORMAT, CACHE_FIELDS, RECORD_FILE, SOLVED
 from dydit_cli.checkpoint.read import resolve
 from dydit_cli.checkpoint.tensors import PICKLES
 from dydit_cli.data.imagefolder import to_model
@@ -31,7 +31,7 @@ USUAL_COUNT = 50_000  # of published FIDs
 # of a record, in the protocol's order
 RECORDED = (
     "checkpoint", "checkpoint_sha256", "sampler", "steps", "cfg", "cfg_channels", "cfg_interval", "spacing", "execution",
-    "tome", "dtype", "seed", "vae",
+    "tome", *CACHE_FIELDS, "dtype", "seed", "vae",
 )  # fmt: skip
 
 OnStage = Callable[[str, int, str, int], None]  # what, how many, of which unit, and how much progress makes one

@@ -21,7 +21,8 @@ HEAD, GROUP = "attention head", "channel group"
 
 
 def architecture_table(profile: Profile) -> pd.DataFrame:
-    """One row a part (head or channel group), sampling step, block and number in the block: `active` is 1 or 0."""
+    """One row a part (head or channel group), sampling step, block and number in the block: `active` is 1 or 0; with a cache,
+    `forecast` whether the step was."""
     record = profile.record
     T, L, H = record.heads.shape
     step, block, number = (axis.ravel() for axis in np.indices((T, L, H)))
@@ -34,6 +35,7 @@ def architecture_table(profile: Profile) -> pd.DataFrame:
                 "block": block,
                 "number": number,
                 "active": masks.ravel().astype(np.int8),
+                **({"forecast": (record.forecasts[step] > 0).astype(np.int8)} if record.forecasts.any() else {}),
             }
         )
         for part, masks in ((HEAD, record.heads), (GROUP, record.groups))
@@ -46,7 +48,8 @@ def architecture_table(profile: Profile) -> pd.DataFrame:
     "profile",
     title="What runs at which timestep",
     caption="Each row is an attention head (left) or a channel group of an MLP (right), each column a sampling step from noise "
-    "to image; coloured where it runs. The lines above are the active share of all of them.",
+    "to image; coloured where it runs, light where it is skipped, dark where a cache forecasts the step. The lines above are "
+    "the active share of all of them.",
     table=architecture_table,
 )
 def draw_architecture(profile: Profile) -> Figure:
@@ -61,7 +64,7 @@ def draw_architecture(profile: Profile) -> Figure:
         _share(grid[0, column], masks, color, f"{name}: {100 * masks.mean():.0f} % active")
         _map(
             grid[1, column],
-            masks,
+            np.where(profile.record.forecasts[:, None, None] > 0, np.int8(2), masks),
             color,
             [profile.timeline.text(t) for t in timesteps],
             [config.block_title(i) for i in range(L)],
@@ -80,6 +83,7 @@ def _share(ax: Axes, masks: NDArray[np.int8], color: str, title: str) -> None:
 
 
 def _map(ax: Axes, masks: NDArray[np.int8], color: str, timesteps: list[str], blocks: list[str]) -> None:
+    """masks: T L H, 1 where it runs, 2 where the step is forecast."""
     from matplotlib.colors import ListedColormap
 
     T, L, H = masks.shape
@@ -87,9 +91,9 @@ def _map(ax: Axes, masks: NDArray[np.int8], color: str, timesteps: list[str], bl
         masks.reshape(T, L * H).T,
         aspect="auto",
         interpolation="nearest",
-        cmap=ListedColormap([LIGHT, color]),
+        cmap=ListedColormap([LIGHT, color, GREY]),
         vmin=0,
-        vmax=1,
+        vmax=2,
     )
     for block in range(1, L):
         ax.axhline(block * H - 0.5, color="white", linewidth=1.5 if L * H < 100 else 0.6)

@@ -34,7 +34,7 @@ FREE = frozenset({
     "ones_like", "full_like", "empty", "empty_like", "new_empty", "new_zeros", "new_tensor", "cat", "stack", "chunk", "split",
     "unbind", "clone", "detach", "contiguous", "copy_", "cpu", "cuda", "numpy", "view", "reshape", "expand", "expand_as",
     "flatten", "permute", "transpose", "t", "squeeze", "squeeze_", "unsqueeze", "unsqueeze_", "size", "dim", "numel",
-    "stride", "new_ones", "mean", "silu_", "neg", "unflatten", "repeat_interleave",
+    "stride", "new_ones", "mean", "silu_", "neg", "unflatten", "repeat_interleave", "element_size", "promote_types",
 })  # fmt: skip
 
 
@@ -108,6 +108,8 @@ def macs_of(name: str, inputs: tuple[Shape | None, ...], output: Shape) -> int:
 # How many leading tensors a handle needs
 HANDLED = {"linear": 2, "addmm": 3, "matmul": 2, "conv2d": 2, "layer_norm": 1, "rms_norm": 1, "scaled_dot_product_attention": 2}
 
+SCALED_SUMS = {"add", "add_"}  # with an alpha: a multiply-accumulate for every element
+
 SAME = {"mm": "matmul", "bmm": "matmul", "__matmul__": "matmul"}
 
 
@@ -128,6 +130,9 @@ class Executed(TorchFunctionMode):
         named = kwargs or {}
         out = func(*args, **named)
         name = func.__name__
+        if name in SCALED_SUMS and "alpha" in named:
+            self.macs += out.numel()
+            return out
         if name in FREE:
             return out
         name = name.partition(".")[0]  # an overload such as gelu_.default

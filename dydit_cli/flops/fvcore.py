@@ -26,6 +26,12 @@ def rms_norm_handle(inputs: list[Any], outputs: list[Any]) -> Counter[str]:
     return Counter({"norm": NORM_MACS_PER_ELEMENT * math.prod(inputs[0].type().sizes())})
 
 
+def sum_handle(inputs: list[Any], outputs: list[Any]) -> Counter[str]:
+    """A sum scaled by a number, as a forecast has them: a multiply-accumulate for every element; a plain one is free."""
+    scaled = inputs[2].toIValue() not in (None, 1)
+    return Counter({"sum": scaled * math.prod(outputs[0].type().sizes())})
+
+
 class _WithRouting(nn.Module):
     """Returns the masks too: the tracer drops work that no output depends on, such as a router that skips every token."""
 
@@ -52,5 +58,7 @@ def count(model: Executable, inputs: tuple[Tensor, Tensor, Tensor]) -> tuple[int
         analysis = FlopCountAnalysis(_WithRouting(model), inputs)
         analysis.set_op_handle("aten::scaled_dot_product_attention", attention_handle)
         analysis.set_op_handle("aten::rms_norm", rms_norm_handle)
+        for name in ("aten::add", "aten::add_"):
+            analysis.set_op_handle(name, sum_handle)
         analysis.unsupported_ops_warnings(False).uncalled_modules_warnings(False).tracer_warnings("none")
         return int(analysis.total()), analysis.unsupported_ops()

@@ -142,6 +142,11 @@ class Backbone(nn.Module, ABC):
         out = self.head(h, c)
         return (out, Routing.all_on(self.config, x.shape[0], x.device)) if return_routing else out
 
+    @property
+    def backbone(self) -> Backbone:
+        """The model itself, as of an executable that wraps one."""
+        return self
+
     def keep(self, h: Tensor) -> None:
         """h: B N C, what a block returned."""
         if self.outputs is not None:

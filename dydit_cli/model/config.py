@@ -126,6 +126,11 @@ class ModelConfig(ABC):
         return self.in_channels * (2 if self.learn_sigma else 1)
 
     @property
+    def returned_channels(self) -> int:
+        """Of what a forward pass returns: a family may leave those of a variance out."""
+        return self.out_channels
+
+    @property
     def class_numbers(self) -> range:
         """The labels that a sample may have: 0 alone where the model has no classes."""
         return range(max(1, self.num_classes))
@@ -205,6 +210,10 @@ class ModelConfig(ABC):
         """adaLN of one block, per sample."""
 
     @abstractmethod
+    def gate_macs(self) -> int:
+        """Of adaLN one gate alone, per sample."""
+
+    @abstractmethod
     def norm_macs(self) -> int:
         """One norm of a block, per token."""
 
@@ -230,6 +239,10 @@ class FlowConfig(ModelConfig):
     prediction: FlowPrediction = "velocity"
     loss_weight: FlowWeight = "none"
     noise_at: FlowEnd = 0
+
+    @property
+    def returned_channels(self) -> int:
+        return self.in_channels
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -1,4 +1,6 @@
-"""How a model is run: masked, sparse, complete, or with merged tokens. Each is an `Executable`, and may wrap another.
+"""How a model is run: masked, sparse, complete, with merged tokens, or cached between steps.
+
+Each is an `Executable`, and may wrap another.
 
 Legend: B batch, N tokens, C width, L depth.
 """
@@ -8,6 +10,7 @@ from __future__ import annotations
 import os
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Literal, Protocol, get_args, overload
 
 import torch
@@ -15,17 +18,19 @@ from torch import Tensor, nn
 
 from dydit_cli.errors import DyditError
 from dydit_cli.model.backbone import Backbone, DynamicBackbone
+from dydit_cli.model.caching import CacheOptions, CacheSchedule, Forecast
 from dydit_cli.model.config import ModelConfig
 from dydit_cli.model.families import build_shapes
 from dydit_cli.model.macs import ahead_macs, plan_macs, sparse_step_macs, total_macs
 from dydit_cli.model.merging import Merging, TokenMerging
 from dydit_cli.model.options import Execution, WeightAccess
 from dydit_cli.model.planning import BlockWidth, Modulations, StepModulation, plan_width
-from dydit_cli.model.regions import SLICING, region
+from dydit_cli.model.regions import FORECAST, SLICING, region
 from dydit_cli.model.routing import BlockRouting, Routing
 from dydit_cli.model.sparse import EAGER, compiled
 from dydit_cli.model.weight_cache import SliceStats, WeightSlices
 
+MEMINFO = Path("/proc/meminfo")
 FREE_SHARE = 4  # copies of weights may take a quarter of the memory that is free
 
 
@@ -74,6 +79,10 @@ class Wrapper(nn.Module, ABC):
     def __init__(self, model: Backbone) -> None:
         super().__init__()
         self.model = model.eval()
+
+    @property
+    def backbone(self) -> Backbone:
+        return self.model
 
     @property
     def config(self) -> ModelConfig:
@@ -268,6 +277,130 @@ class MergedModel(Wrapper):
         return total_macs(routing, self.config, self.merging)
 
 
+class CachedModel(Wrapper):
+    """Runs `inner` (evaluation only) at some steps of a sampling run, and forecasts the other steps' outputs from those.
+
+    `plan` is told the run's timesteps; at one that it was not, and in a batch of several, everything is computed and nothing
+    kept. What is kept is of one batch: other labels, as where guidance begins or ends and halves the batch, empty it, and the
+    step is computed. It takes at most `plan_memory` bytes (by default what is free), else `DyditError` is raised before.
+    """
+
+    def __init__(self, inner: Backbone | Wrapper, options: CacheOptions, *, plan_memory: int | None = None) -> None:
+        super().__init__(inner.backbone)
+        self.inner, self.options = inner, options
+        self._capacity = plan_memory
+        self._schedule: CacheSchedule | None = None
+        self._labels: Tensor | None = None
+        self._kept: list[tuple[int, list[Tensor]]] = []  # the newest first: the step and its outputs
+
+    @property
+    def merging(self) -> Merging | None:
+        return self.inner.merging
+
+    @property
+    def bytes(self) -> int:
+        """What is kept now."""
+        return sum(h.numel() * h.element_size() for _, outputs in self._kept for h in outputs)
+
+    def clear(self) -> None:
+        """Drops what is kept, and what `inner` keeps; the schedule stays."""
+        self._labels, self._kept = None, []
+        self.inner.clear()
+
+    def set_flops_ratio(self, ratio: float) -> None:
+        self.clear()
+        if isinstance(self.inner, Wrapper):
+            self.inner.set_flops_ratio(ratio)
+        else:
+            super().set_flops_ratio(ratio)
+
+    def plan(self, timesteps: Sequence[float]) -> int:
+        """As `inner`'s, of the steps that are computed. Timesteps that are new are those of a whole run, in its order."""
+        if not self._schedule or not self._schedule.steps.keys() >= set(timesteps):
+            self._schedule, self._labels, self._kept = self.options.schedule(timesteps), None, []
+        schedule = self._schedule
+        if schedule is None:
+            return self.inner.plan(timesteps)
+        return self.inner.plan([t for t in timesteps if schedule.computed[schedule.steps[t]]])
+
+    def prepare(self, timestep: float, y: Tensor) -> int:
+        return 0 if self._forecasts(self._step(timestep, y)) else self.inner.prepare(timestep, y)
+
+    def macs(self, routing: Routing) -> Tensor:
+        return self.inner.macs(routing) if routing.forecast is None else total_macs(routing, self.config)
+
+    def run(self, x: Tensor, t: Tensor, y: Tensor) -> tuple[Tensor, Routing]:
+        timesteps = t.unique().tolist()
+        step = self._step(timesteps[0], y) if len(timesteps) == 1 else None
+        if step is None:
+            return self.inner(x, t, y, return_routing=True)
+        return self._forecast(x, t, y, step) if self._forecasts(step) else self._compute(x, t, y, step)
+
+    def _step(self, timestep: float, y: Tensor) -> int | None:
+        """The step that begins; what is kept of another batch or run is dropped."""
+        step = None if self._schedule is None else self._schedule.steps.get(timestep)
+        if step is None:
+            return None
+        same = self._labels is not None and self._labels.shape == y.shape and torch.equal(self._labels, y)
+        if not same or step == 0 or (self._kept and step < self._kept[0][0]):
+            self._labels, self._kept = y.clone(), []
+        return step
+
+    def _forecasts(self, step: int | None) -> bool:
+        return bool(self._schedule and step is not None and self._kept and not self._schedule.computed[step])
+
+    def _compute(self, x: Tensor, t: Tensor, y: Tensor, step: int) -> tuple[Tensor, Routing]:
+        schedule = self._schedule
+        assert schedule is not None
+        room = free_memory(self.device) if self._capacity is None else self._capacity
+        if not self._kept and (room or self._capacity is not None):  # 0 is also what cannot be told
+            schedule.check_room(self.config, len(x), x.element_size(), room)
+        # what goes makes room first; a second call at a step takes the place of its first
+        del self._kept[schedule.keeps - (not self._kept or self._kept[0][0] != step) :]
+        outputs: list[Tensor] = []
+        blocks = self.model.blocks if schedule.at == "sublayers" else ()
+        try:
+            for block in blocks:
+                block.kept = outputs  # type: ignore[assignment]
+            out, routing = self.inner(x, t, y, return_routing=True)
+        finally:
+            for block in blocks:
+                block.kept = None  # type: ignore[assignment]
+        if self._kept and self._kept[0][0] == step:
+            del self._kept[0]
+        self._kept.insert(0, (step, outputs if schedule.at == "sublayers" else [out.contiguous()]))
+        return out, routing
+
+    def _forecast(self, x: Tensor, t: Tensor, y: Tensor, step: int) -> tuple[Tensor, Routing]:
+        model, schedule = self.model, self._schedule
+        assert schedule is not None
+        weights = schedule.weights([computed for computed, _ in self._kept], step)
+        values = list(zip(*(outputs for _, outputs in self._kept), strict=True))  # of each output, the newest first
+
+        def forecast(i: int) -> Tensor:
+            with region(FORECAST):
+                return weighted_sum(values[i], weights)
+
+        routing = Routing.forecast_from(Forecast(schedule.at, len(weights)), self.config, len(x), x.device)
+        if schedule.at == "model":
+            return forecast(0), routing
+        h = model.embed(x)  # B N C
+        c = model.condition(model.embed_timestep(t), y)  # B C
+        for i, block in enumerate(model.blocks):
+            h = block.forward_forecast(model.enter_block(i, h), c, forecast(2 * i), forecast(2 * i + 1))  # type: ignore[operator]
+        return model.head(h, c), routing
+
+
+def weighted_sum(values: Sequence[Tensor], weights: Sequence[float]) -> Tensor:
+    """Of tensors of one shape, in float32 at least; one with the weight 1 is itself."""
+    if list(weights) == [1.0]:
+        return values[0]
+    total = values[0].to(torch.promote_types(values[0].dtype, torch.float32)) * weights[0]
+    for value, weight in zip(values[1:], weights[1:], strict=True):
+        total = total.add_(value, alpha=weight)
+    return total.to(values[0].dtype)
+
+
 def static_twin(dynamic: DynamicBackbone) -> Backbone:
     """The static model with the same weights, shared."""
     static = build_shapes(dynamic.config.static())
@@ -277,32 +410,43 @@ def static_twin(dynamic: DynamicBackbone) -> Backbone:
 
 
 def free_memory(device: torch.device) -> int:
-    """Bytes that are free where `device` is; 0 where that cannot be told."""
+    """Bytes that are free where `device` is, what the system would give up for them included; 0 where that cannot be told."""
     if device.type == "cuda":
         return int(torch.cuda.mem_get_info(device)[0])
+    if MEMINFO.is_file():
+        available = next((line for line in MEMINFO.read_text().splitlines() if line.startswith("MemAvailable:")), None)
+        if available is not None:
+            return int(available.split()[1]) * 1024
     if hasattr(os, "sysconf") and "SC_AVPHYS_PAGES" in os.sysconf_names:
         return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     return 0
 
 
 def executor(
-    model: Backbone, execution: Execution, *, compile: bool = False, plan_memory: int | None = None, tome: float | None = None
+    model: Backbone,
+    execution: Execution,
+    *,
+    compile: bool = False,
+    plan_memory: int | None = None,
+    tome: float | None = None,
+    cache: CacheOptions = CacheOptions(),
 ) -> Executable:
     """`model` as it is to be run: `sparse` leaves work out, `masked` runs dense under masks, `complete` all of it.
 
     A static model is returned as it is, or with `tome` as a `MergedModel` that merges this share of its tokens (0 is none).
     `compile` takes torch.compile's help: for the elementwise work of the sparse path, else for the whole model.
-    `plan_memory` is `SparseModel`'s. Raises `DyditError` for another word, and for `tome` as `MergedModel` does.
+    `plan_memory` is `SparseModel`'s and `CachedModel`'s, which wraps any of these where there is a `cache`. Raises `DyditError`
+    for another word, and for `tome` as `MergedModel` does.
     """
     if execution not in get_args(Execution):
         raise DyditError(f"no execution {execution!r}; choose one of {', '.join(get_args(Execution))}")
-    if isinstance(model, DynamicBackbone) and execution == "sparse" and not tome:
-        return SparseModel(model, compile=compile, plan_memory=plan_memory)
-    dense: Backbone | Wrapper = model
+    runner: Backbone | Wrapper = model
     if tome:
-        dense = MergedModel(model, tome)
+        runner = MergedModel(model, tome)
+    elif isinstance(model, DynamicBackbone) and execution == "sparse":
+        runner = SparseModel(model, compile=compile, plan_memory=plan_memory)
     elif isinstance(model, DynamicBackbone) and execution == "complete":
-        dense = CompleteModel(model)
-    if compile:
-        dense.compile()
-    return dense
+        runner = CompleteModel(model)
+    if compile and not isinstance(runner, SparseModel):
+        runner.compile()
+    return CachedModel(runner, cache, plan_memory=plan_memory) if cache.active else runner

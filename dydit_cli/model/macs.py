@@ -3,7 +3,7 @@
 Conventions are fvcore's: 1 multiply-accumulate counts 1, a LayerNorm without affine weights counts 4 per element and one
 with them 5, and elementwise work (activations, modulation, residuals, softmax, rotary positions) counts 0. fvcore has none for
 an RMSNorm, which counts 4 here, as the LayerNorm in whose place it stands; with a weight or without, since where that is
-multiplied is an executor's choice.
+multiplied is an executor's choice. What a cache forecasts is a weighted sum: 1 per element of each output that is added.
 
 Legend: L depth, B batch, N tokens, C width, H heads, D head width, A attention width.
 """
@@ -15,6 +15,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from dydit_cli.model.caching import Forecast, kept_numbers
 from dydit_cli.model.config import ModelConfig, RoutedConfig
 from dydit_cli.model.merging import Merging
 from dydit_cli.model.routers import token_router, width_router
@@ -86,8 +87,11 @@ def flops_ratio(routing: Routing, config: ModelConfig) -> Tensor:
 def block_macs(routing: Routing, config: ModelConfig, merging: Merging | None = None) -> BlockMacs:
     """What the blocks execute when what `routing` switches off is left out; L x B in every field.
 
-    With `merging` a static model's attention sees merged tokens (`merged_attention_macs`).
+    With `merging` a static model's attention sees merged tokens (`merged_attention_macs`). Of what a cache forecast only the
+    forecast is left, as the attention's and the MLP's, and the gates.
     """
+    if routing.forecast is not None:
+        return forecast_macs(routing.forecast, routing.heads[..., 0].long(), config)
     heads = config.site("heads").active_units(routing.heads)
     channels = config.site("groups").active_units(routing.groups)
     return macs_of_units(heads, channels, routing.tokens.sum(dim=2).long(), config, merging)
@@ -121,6 +125,24 @@ def macs_of_units(
     )
 
 
+def forecast_macs(forecast: Forecast, like: Tensor, config: ModelConfig) -> BlockMacs:
+    """As `block_macs`, of forecast outputs: their sums and gates, or nothing where the model's own output is forecast.
+
+    like: L x B, int64.
+    """
+    inside = forecast.at == "sublayers"
+    sums, gates = (forecast.values - 1) * config.num_tokens * config.hidden_size, 2 * config.gate_macs()
+    every, gates_alone, none = (torch.full_like(like, macs * inside) for macs in (sums, gates, 0))  # each L B
+    return BlockMacs(every, every, none, none, gates_alone, none)
+
+
+def surrounding_macs(forecast: Forecast | None, config: ModelConfig) -> int:
+    """What a call costs outside the blocks, per sample: the embedders and the final layer, or the model's forecast output."""
+    if forecast is None or forecast.at == "sublayers":
+        return config.embed_and_head_macs()
+    return (forecast.values - 1) * kept_numbers(config, "model")
+
+
 def sparse_step_macs(routing: Routing, config: ModelConfig) -> Tensor:
     """What one call of a sparse model executes once it is prepared, per sample: (B,) int64.
 
@@ -149,7 +171,7 @@ def ahead_macs(config: ModelConfig, timesteps: int, rows: int) -> int:
 
 def total_macs(routing: Routing, config: ModelConfig, merging: Merging | None = None) -> Tensor:
     """One forward pass, (B,) int64: the blocks as routed, or with `merging`, and what surrounds them."""
-    return block_macs(routing, config, merging).total.sum(dim=0) + config.embed_and_head_macs()
+    return block_macs(routing, config, merging).total.sum(dim=0) + surrounding_macs(routing.forecast, config)
 
 
 def static_macs(config: ModelConfig) -> int:

@@ -25,9 +25,9 @@ WeightAccess = Literal["views", "copies"]
 PlanMemory = Annotated[
     int | None,
     Opt(
-        "The most that copies of weights take.",
+        "The most that copies of weights take, and that a cache takes.",
         metavar="GB",
-        default="a quarter of what is free",
+        default="a quarter of what is free; a cache all of it",
         of=float,
         parse=lambda gigabytes: int(gigabytes * 1e9),
     ),

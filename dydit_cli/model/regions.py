@@ -11,6 +11,7 @@ from typing import Protocol
 
 ATTENTION, MLP, MODULATION = "attention", "mlp", "modulation and norms"
 TOKEN_ROUTERS, GATHER, SLICING, MATCHING = "token routers", "gather and scatter", "slicing", "matching"
+FORECAST = "forecast"
 _NOTHING: AbstractContextManager[None] = nullcontext()
 
 

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from dydit_cli.model.caching import Forecast
 from dydit_cli.model.config import ModelConfig
 
 
@@ -26,12 +27,13 @@ class Routing:
 
     `heads` and `groups` are L x B x H and depend on the timestep alone; `tokens` is L x B x N and depends on the
     content. In training they carry straight-through gradients to the routers. A token mask concerns the MLP only:
-    attention sees every token.
+    attention sees every token. Where a cache forecast the outputs nothing is on, and `forecast` says from what.
     """
 
     heads: Tensor
     groups: Tensor
     tokens: Tensor
+    forecast: Forecast | None = None
 
     @classmethod
     def stack(cls, blocks: Sequence[BlockRouting]) -> Routing:
@@ -49,17 +51,26 @@ class Routing:
         return cls(heads=width, groups=width.clone(), tokens=tokens)
 
     @classmethod
+    def forecast_from(cls, forecast: Forecast, config: ModelConfig, batch: int, device: torch.device) -> Routing:
+        """What a cache does in place of computing: no head, group or token is on."""
+        width = torch.zeros(config.depth, batch, config.num_heads, device=device)
+        return cls(width, width.clone(), torch.zeros(config.depth, batch, config.num_tokens, device=device), forecast)
+
+    @classmethod
     def cat(cls, parts: Sequence[Routing]) -> Routing:
         """Of several batches, one after the other."""
-        return cls(*(torch.cat([getattr(part, name) for part in parts], dim=1) for name in ("heads", "groups", "tokens")))
+        heads, groups, tokens = (
+            torch.cat([getattr(part, name) for part in parts], dim=1) for name in ("heads", "groups", "tokens")
+        )
+        return cls(heads, groups, tokens)
 
     @property
     def batch(self) -> int:
         return self.heads.shape[1]
 
     def detach(self) -> Routing:
-        return Routing(self.heads.detach(), self.groups.detach(), self.tokens.detach())
+        return Routing(self.heads.detach(), self.groups.detach(), self.tokens.detach(), self.forecast)
 
     def select(self, samples: Tensor | slice) -> Routing:
         """The part of the batch that `samples` indexes."""
-        return Routing(self.heads[:, samples], self.groups[:, samples], self.tokens[:, samples])
+        return Routing(self.heads[:, samples], self.groups[:, samples], self.tokens[:, samples], self.forecast)

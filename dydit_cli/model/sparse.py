@@ -137,20 +137,26 @@ def add_to_active(
     per_sample: tuple[Tensor | None, Tensor, Tensor],
     modulated: Callable[[Tensor, Tensor | None, Tensor], Tensor],
     mlp: Callable[[Tensor], Tensor],
+    kept: list[Tensor] | None = None,
 ) -> None:
     """x (B N C) += gate * mlp(modulated x) in place, for the rows `active` of the flattened batch alone.
 
     `per_sample` are shift, gain and gate, each B C. `modulated` takes B N C and the first two, or A C and each row's own;
-    `mlp` takes A C to A C.
+    `mlp` takes A C to A C. `kept`, where it is a list, is given what the MLP returned, B N C, zeros where it did not run.
     """
     B, N, C = x.shape
     if len(active) == 0:
+        if kept is not None:
+            kept.append(torch.zeros_like(x))
         return
     shift, gain, gate = per_sample
     if len(active) == B * N:
         with region(MODULATION):
             h = modulated(x, shift, gain).view(-1, C)  # BN C
-        x.addcmul_(gate.unsqueeze(1), mlp(h).view(B, N, C))
+        h = mlp(h).view(B, N, C)
+        if kept is not None:
+            kept.append(h)
+        x.addcmul_(gate.unsqueeze(1), h)
         return
     flat, sample = x.view(-1, C), active // N  # BN C; A
     with region(GATHER):
@@ -159,6 +165,10 @@ def add_to_active(
         shift = None if shift is None else shift.index_select(0, sample)
     with region(MODULATION):
         h = modulated(h, shift, gain)
-    h = mlp(h).mul_(gate)  # A C
+    h = mlp(h)  # A C
+    if kept is not None:
+        with region(GATHER):
+            kept.append(torch.zeros_like(flat).index_copy_(0, active, h).view(B, N, C))
+    h.mul_(gate)
     with region(GATHER):
         flat.index_add_(0, active, h)

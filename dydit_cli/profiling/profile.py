@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from dydit_cli.artifacts.profile import Profile, timestep_table
+from dydit_cli.artifacts.profile import Profile, RoutingRecord, timestep_table
 from dydit_cli.checkpoint.lineage import CARD_FILE, asked_ratio, set_ratio, with_figures
 from dydit_cli.checkpoint.options import LoadOptions
 from dydit_cli.checkpoint.read import CheckpointLike, read
@@ -18,7 +18,9 @@ from dydit_cli.diffusion.generate import Progress, cycle_labels
 from dydit_cli.errors import DyditError
 from dydit_cli.files import check_output, write_text
 from dydit_cli.model.backbone import DynamicBackbone
-from dydit_cli.model.execution import executor, static_twin
+from dydit_cli.model.caching import CacheSchedule, cache_protocol
+from dydit_cli.model.config import ModelConfig
+from dydit_cli.model.execution import Executable, executor, static_twin
 from dydit_cli.profiling.options import ProfileOptions
 from dydit_cli.profiling.record import Recorder
 from dydit_cli.profiling.step_timer import StepTimer
@@ -52,19 +54,24 @@ def profile(
     settings = options.settings.for_model(config)
     if not settings.whole_run:
         raise DyditError("a profile counts the same guidance at every step; leave the guidance interval (cfg_interval) out")
+    schedule = options.cache.schedule(settings.timesteps, settings.sampler)
     if settings.timesteps is None and options.images > options.batch:
         raise DyditError(
             f"sampler {settings.sampler} chooses other timesteps for every batch, and {options.images} images are several; "
             f"profile {options.batch}, or raise the batch"
         )
     built = checkpoint.build().to(place).float()
-    model = executor(built, "sparse", tome=options.tome)
+
+    def runner() -> Executable:
+        return executor(built, "sparse", plan_memory=options.plan_memory, tome=options.tome, cache=options.cache)
+
+    model = runner()
     halves = 1 if settings.cfg == 1 else 2
     recorder = Recorder(model, halves, max(1, options.keep_masks))
     clock = None
     if options.time and model is not built:  # a static model as it is has nothing to be compared with
         whole = static_twin(built) if isinstance(built, DynamicBackbone) else built
-        clock = StepTimer(executor(built, "sparse", tome=options.tome), whole, recorder, settings.timesteps or ())
+        clock = StepTimer(runner(), whole, recorder, settings.timesteps or ())
     labels = cycle_labels(list(options.classes or config.class_numbers), options.images)
     samples = recorder.sample(
         labels, options.settings, seed=options.seed, batch=options.batch, denoiser=clock, on_progress=on_progress
@@ -92,6 +99,8 @@ def profile(
         "flops_ratio_asked": asked_ratio(checkpoint.lineage),
         **({} if ratio is None else {"flops_ratio": ratio}),
         "tome": options.tome or None,
+        **cache_protocol(schedule),
+        **({} if schedule is None else cache_facts(schedule, record, config, min(options.images, options.batch) * halves)),
         "tokens_in_attention": config.num_tokens if recorder.merging is None else recorder.merging.kept,
         "active_heads_share": float(table["active_heads_share"].mean()),
         "active_groups_share": float(table["active_groups_share"].mean()),
@@ -117,6 +126,13 @@ def profile(
     if out is not None:
         result.write(out)
     return result
+
+
+def cache_facts(schedule: CacheSchedule, record: RoutingRecord, config: ModelConfig, batch: int) -> dict[str, Any]:
+    """How many of the run's model calls were computed and how many forecast, and what the cache kept of `batch` samples."""
+    forecast = int((record.forecasts > 0).sum())
+    bytes_kept = schedule.bytes(config, batch, itemsize=4)
+    return {"calls_computed": len(record.forecasts) - forecast, "calls_forecast": forecast, "cache_bytes": bytes_kept}
 
 
 def names_of(checkpoints: Sequence[str]) -> list[str]:

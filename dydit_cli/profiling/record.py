@@ -22,6 +22,7 @@ from dydit_cli.diffusion.options import SamplerSettings
 from dydit_cli.diffusion.sampler import Denoiser
 from dydit_cli.errors import DyditError
 from dydit_cli.flops.executed import Executed
+from dydit_cli.model.caching import Forecast
 from dydit_cli.model.config import ModelConfig
 from dydit_cli.model.execution import Executable
 from dydit_cli.model.merging import Merging
@@ -63,7 +64,7 @@ class Recorder:
     keep: int = KEPT_MASKS
     tally: Tally = field(default_factory=Tally)
     _progress: Progress | None = None
-    _width: dict[int, tuple[float, BoolArray, BoolArray]] = field(default_factory=dict)
+    _width: dict[int, tuple[float, BoolArray, BoolArray, Forecast | None]] = field(default_factory=dict)
     _counts: dict[int, list[NDArray[np.int32]]] = field(default_factory=dict)
     _bits: dict[int, list[NDArray[np.uint8]]] = field(default_factory=dict)
 
@@ -130,7 +131,7 @@ class Recorder:
         step, first = self.call, self._progress.first
         out, routing = self._counted(x, t, y)
         heads, groups = (mask[:, 0].bool().cpu().numpy() for mask in (routing.heads, routing.groups))
-        self._width[step] = (self._progress.timestep, heads, groups)
+        self._width[step] = (self._progress.timestep, heads, groups, routing.forecast)
         L, _, N = routing.tokens.shape
         tokens = routing.tokens.bool().view(L, self.halves, -1, N).cpu().numpy()  # L G B N
         self._counts.setdefault(step, []).append(tokens.sum(axis=3, dtype=np.int32))
@@ -156,6 +157,7 @@ class Recorder:
             raise DyditError("nothing was recorded: no sampling step ran")
         steps = sorted(self._width)
         bits = np.stack([np.concatenate(self._bits[step], axis=2) for step in steps])
+        forecasts = [self._width[step][3] for step in steps]
         return RoutingRecord(
             timesteps=np.array([self._width[step][0] for step in steps]),
             heads=np.stack([self._width[step][1] for step in steps]),
@@ -163,4 +165,6 @@ class Recorder:
             token_counts=np.stack([np.concatenate(self._counts[step], axis=2) for step in steps]),
             tokens=np.unpackbits(bits, axis=-1, count=self.config.num_tokens).astype(bool),
             merging=self.merging,
+            forecasts=np.array([forecast.values if forecast else 0 for forecast in forecasts]),
+            cache_at=next((forecast.at for forecast in forecasts if forecast), "sublayers"),
         )

@@ -7,7 +7,7 @@ from dataclasses import asdict
 from dydit_cli.artifacts.bench import BenchResult
 from dydit_cli.artifacts.evaluation import Evaluation
 from dydit_cli.artifacts.losses import Losses
-from dydit_cli.artifacts.samples import SOLVED, SampleFolder
+from dydit_cli.artifacts.samples import CACHE_FIELDS, SOLVED, SampleFolder
 from dydit_cli.reports.format import NAMES, UNITS, protocol, table
 from dydit_cli.reports.pictures import pictures_of, svg_figures
 from dydit_cli.reports.reproduce import how_made, into_file
@@ -21,7 +21,7 @@ LOSSES = (
 
 SAMPLES = (
     "checkpoint", "flops_ratio", "classes", "sampler", "steps", "cfg", "cfg_channels", "cfg_interval", "spacing", *SOLVED,
-    "execution", "tome", "dtype", "seed", "vae", "device",
+    "execution", "tome", *CACHE_FIELDS, "dtype", "seed", "vae", "device",
 )  # fmt: skip
 
 
@@ -91,7 +91,7 @@ def bench_sections(bench: BenchResult, name: str, id_prefix: str) -> list[Sectio
         Column("time", "ms per step", ".2f"),
         *([Column("memory, peak", "GB", ".2f", 1e-9)] if peaks else []),
     ]
-    timed = "ToMe" if bench.tome else "sparse"
+    timed = "ToMe" if bench.tome else bench.timed
     parts = [
         [part, both["static"], both[bench.timed], both[bench.timed] / both["static"] if both["static"] else None]
         for part, both in bench.parts.items()
@@ -105,7 +105,15 @@ def bench_sections(bench: BenchResult, name: str, id_prefix: str) -> list[Sectio
             metrics=[
                 Metric("speed-up", f"{bench.speedup.median:.2f} {TIMES}", f"of static, at {bench.flops_ratio:.3f} of its MACs")
             ],
-            protocol=protocol({"model": bench.model, "tome": bench.tome, **asdict(bench.settings), "device": bench.device}),
+            protocol=protocol(
+                {
+                    "model": bench.model,
+                    "tome": bench.tome,
+                    **(bench.cache or {}),
+                    **asdict(bench.settings),
+                    "device": bench.device,
+                }
+            ),
             figures=svg_figures(bench, id_prefix),
             tables=[
                 table(f"Time of a sampling run of {steps} steps, planning included", columns, rows),

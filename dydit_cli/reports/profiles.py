@@ -11,7 +11,7 @@ import pandas as pd
 from dydit_cli import units
 from dydit_cli.artifacts.comparison import Comparison
 from dydit_cli.artifacts.profile import Profile
-from dydit_cli.artifacts.samples import SOLVED
+from dydit_cli.artifacts.samples import CACHE_FIELDS, SOLVED
 from dydit_cli.artifacts.width import WidthProfile
 from dydit_cli.reports.format import frame_table, protocol
 from dydit_cli.reports.pictures import svg_figures
@@ -21,8 +21,8 @@ from dydit_cli.reports.sliders import budget_of
 from dydit_cli.reports.words import words
 
 PROTOCOL = (
-    "checkpoint", "flops_ratio_asked", "sampler", "steps", "cfg", "cfg_channels", "spacing", *SOLVED, "tome", "images",
-    "seed", "dtype", "device", "unit",
+    "checkpoint", "flops_ratio_asked", "sampler", "steps", "cfg", "cfg_channels", "spacing", *SOLVED, "tome", *CACHE_FIELDS,
+    "images", "seed", "dtype", "device", "unit",
 )  # fmt: skip
 
 MOST_ROWS = 300

@@ -9,6 +9,7 @@ from typing import Annotated, get_args
 
 from dydit_cli.diffusion.options import Batch, SamplerSettings
 from dydit_cli.errors import DyditError
+from dydit_cli.model.caching import CacheOptions
 from dydit_cli.model.options import Execution, PlanMemory, Tome
 from dydit_cli.options import Device, DtypeName, Opt, Seed
 from dydit_cli.seeds import check_seed
@@ -19,7 +20,7 @@ class SamplingConfig:
     """How a run's images are drawn: `classes` in turn (all of them for None), `batch` at once, each with its own seed.
 
     The model runs in `dtype`; the sampler's state and the VAE are float32. `vae` decodes latents: a diffusers
-    autoencoder's folder or hub id. `compile`, `plan_memory` (bytes) and `tome` are `model.execution.executor`'s.
+    autoencoder's folder or hub id. `compile`, `plan_memory` (bytes), `tome` and `cache` are `model.execution.executor`'s.
     """
 
     settings: SamplerSettings = field(default_factory=SamplerSettings)
@@ -37,6 +38,7 @@ class SamplingConfig:
     compile: Annotated[bool, Opt("Let torch.compile fuse what it can: for long runs on a GPU.")] = False
     plan_memory: PlanMemory = None
     tome: Tome = None
+    cache: CacheOptions = field(default_factory=CacheOptions)
 
     def __post_init__(self) -> None:
         check_seed(self.seed)

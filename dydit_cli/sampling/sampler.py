@@ -19,6 +19,7 @@ from dydit_cli.devices import DTYPES, pick_device
 from dydit_cli.diffusion.generate import Progress, check_labels, generate
 from dydit_cli.diffusion.options import SamplerSettings
 from dydit_cli.errors import DyditError
+from dydit_cli.model.caching import CacheSchedule, cache_protocol
 from dydit_cli.model.execution import Executable, executor
 from dydit_cli.model.merging import Merging
 from dydit_cli.pixels import to_pixels
@@ -68,7 +69,15 @@ def open_sampler(loaded: Checkpoint, config: SamplingConfig) -> ImageSampler:
     if device.type == "cuda":
         torch.set_float32_matmul_precision("high")
     model = loaded.build().to(device, DTYPES[config.dtype])
-    runner = executor(model, config.execution, compile=config.compile, plan_memory=config.plan_memory, tome=config.tome)
+    cache_of(loaded, config)
+    runner = executor(
+        model,
+        config.execution,
+        compile=config.compile,
+        plan_memory=config.plan_memory,
+        tome=config.tome,
+        cache=config.cache,
+    )
     decode = None if vae is None else load_vae(vae, device, loaded.latents, loaded.config)
     return ImageSampler(runner, config, classes, decode)
 
@@ -86,11 +95,18 @@ def protocol(loaded: Checkpoint, config: SamplingConfig) -> dict[str, Any]:
         **settings.protocol(),
         "execution": config.execution if loaded.config.dynamic else "static",
         "tome": config.tome or None,
+        **cache_protocol(cache_of(loaded, config)),
         "dtype": config.dtype,
         "seed": config.seed,
         "vae": None if vae is None else str(vae),
         **({"latents": loaded.latents.to_dict()} if loaded.latents and vae is not None else {}),
     }
+
+
+def cache_of(loaded: Checkpoint, config: SamplingConfig) -> CacheSchedule | None:
+    """Which steps are computed; None without a cache. Raises `DyditError` as `CacheOptions.schedule` does."""
+    settings = config.settings.for_model(loaded.config)
+    return config.cache.schedule(settings.timesteps, settings.sampler)
 
 
 def record_of(loaded: Checkpoint, config: SamplingConfig, images: int) -> dict[str, Any]:

@@ -1,4 +1,5 @@
-"""Time sparse execution against the static model, interleaved, and show where the time goes; with --tome merged tokens.
+"""Time sparse execution against the static model, interleaved, and show where the time goes; with --tome merged tokens, with
+--cache steps that are forecast.
 
 Example: `dydit bench --model DiT-S/2 --flops-ratio 0.5 --batch 2 --measure 2 --repeats 2`
 
@@ -8,11 +9,13 @@ For ui.perfetto.dev: `dydit bench --model DiT-S/2 --flops-ratio 0.5 --batch 2 --
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 from dydit_cli import units
 from dydit_cli.artifacts.bench_options import BenchSettings
 from dydit_cli.cli import console, options
+from dydit_cli.errors import DyditError
+from dydit_cli.model.caching import CacheOptions
 from dydit_cli.model.options import Tome
 from dydit_cli.options import Arg, Opt
 
@@ -22,7 +25,11 @@ if TYPE_CHECKING:
 
 def bench(
     checkpoint: Annotated[
-        str | None, Arg("[CKPT]", "A DyDiT checkpoint (with --tome a static one); without one, random weights of --model.")
+        str | None,
+        Arg(
+            "[CKPT]",
+            "A DyDiT checkpoint (with --tome a static one, with --cache either); without one, random weights of --model.",
+        ),
     ] = None,
     model: Annotated[str, Opt("A published size, such as DiT-XL/2.")] = "DiT-S/2",
     flops_ratio: Annotated[
@@ -30,6 +37,7 @@ def bench(
     ] = 0.5,
     tome: Tome = None,
     *,
+    cache: CacheOptions,
     settings: BenchSettings,
     figure: Annotated[Path | None, Opt("Draw the breakdown: .png, .svg or .pdf.", metavar="FILE")] = None,
     trace: Annotated[
@@ -40,7 +48,7 @@ def bench(
     json: options.Json = False,
 ) -> None:
     from dydit_cli.bench.bench import bench as run
-    from dydit_cli.bench.bench import bench_tome
+    from dydit_cli.bench.bench import bench_cached, bench_tome
     from dydit_cli.figures.visualize import prepare, save_as
     from dydit_cli.files import check_output
 
@@ -48,23 +56,25 @@ def bench(
         prepare(figure, force)
     if trace is not None:
         check_output(trace, force)
+    if tome and cache.active:
+        raise DyditError("--tome and --cache are timed apart; leave one out")
     variants = 2 + 2 * settings.compile + (settings.masked and not tome)
+    count = settings.steps if cache.active else settings.count
     with console.stages() as work:
-        work.begin("bench", variants * (1 + settings.count * settings.repeats), "evaluations")
-        if tome:
-            result = bench_tome(
-                tome, checkpoint, model=model, settings=settings, device=device, trace=trace, on_work=work.advance
-            )
+        work.begin("bench", variants * (1 + count * settings.repeats), "evaluations")
+        common: dict[str, Any] = {
+            "model": model,
+            "settings": settings,
+            "device": device,
+            "trace": trace,
+            "on_work": work.advance,
+        }
+        if cache.active:
+            result = bench_cached(cache, checkpoint, flops_ratio=flops_ratio, **common)
+        elif tome:
+            result = bench_tome(tome, checkpoint, **common)
         else:
-            result = run(
-                checkpoint,
-                model=model,
-                flops_ratio=flops_ratio,
-                settings=settings,
-                device=device,
-                trace=trace,
-                on_work=work.advance,
-            )
+            result = run(checkpoint, flops_ratio=flops_ratio, **common)
     if figure is not None:
         from dydit_cli.figures.time import draw_breakdown
 
@@ -92,7 +102,7 @@ def show(result: BenchResult) -> None:
             for kind, spread in result.seconds.items()
         ],
     )
-    kind = "tome" if result.tome else "sparse"
+    kind = result.timed
     console.table(
         "Where the time goes [s]",
         ["", "static", kind, f"{kind} / static"],
@@ -109,11 +119,12 @@ def show(result: BenchResult) -> None:
     )
     console.say(
         f"speed-up of {result.subject} {speedup.median:.3f} ({speedup.low:.3f} to {speedup.high:.3f}) over {result.baseline}, "
-        f"{'ToMe ' + format(result.tome, 'g') if result.tome else 'planning included ' + plan}; "
+        f"{'ToMe ' + format(result.tome, 'g') if result.tome else 'planning included ' + plan}"
+        f"{', cache ' + result.cache['cache'] + ' at ' + result.cache['cache_at'] if result.cache else ''}; "
         f"FLOPs ratio {result.flops_ratio:.3f}\n"
         f"realised efficiency {efficiency.median:.3f} ({efficiency.low:.3f} to {efficiency.high:.3f}): 1 is time saved in "
         f"proportion to FLOPs saved\n"
-        f"{'' if result.tome else weights}{settings.count} of {settings.steps} steps run {settings.repeats} times"
+        f"{weights if kind == 'sparse' else ''}{settings.count} of {settings.steps} steps run {settings.repeats} times"
     )
 
 

@@ -75,6 +75,8 @@ def evaluate(
     if images is None:  # that the samples are missing is said before the networks are looked for
         loaded = options.read_to_run(samples, loading)
         config = replace(config, classes=options.class_numbers(classes, loaded))
+        at_once = min(num, config.batch)
+        options.show_cache(loaded, config.cache, config.settings, at_once, config.plan_memory, config.dtype)
     else:
         takes = (*OF_IMAGES, "--num") if isinstance(images, ArrayImages) else OF_IMAGES
         if option := typed.other_than(*takes):

@@ -53,9 +53,9 @@ def profile(
         raise DyditError("no checkpoint; name one, or show the published sizes with --table")
     if out is None:
         raise DyditError("no folder to write; name one with --out DIR")
-    if config.tome and (card or width_only):
+    if (config.tome or config.cache.active) and (card or width_only):
         what = "--card tells of the checkpoint as it is" if card else "--width-only counts heads and groups alone"
-        raise DyditError(f"{what}; leave --tome out")
+        raise DyditError(f"{what}; leave {'--tome' if config.tome else '--cache'} out")
 
     from dydit_cli.profiling.profile import names_of
 
@@ -78,6 +78,7 @@ def profile(
             work_of_one = config.settings.for_model(loaded.config).work
             stages.begin(f"profile {Path(checkpoint).name}", config.images * work_of_one, "image-steps")
             own = replace(config, classes=options.class_numbers(classes, loaded))
+            options.show_cache(loaded, own.cache, own.settings, min(own.images, own.batch), own.plan_memory)
             results.append(
                 run(
                     loaded, folder, own, device=device, force=force,
@@ -129,12 +130,20 @@ def show(result: Profile, unit: str) -> None:
             f"speed-up {summary['speedup']:.2f}, realised efficiency {summary['realised_efficiency']:.2f}"
         )
     _say_counters(summary, unit)
+    if summary["cache"]:
+        computed, forecast = summary["calls_computed"], summary["calls_forecast"]
+        kept = "the model's output is" if summary["cache_at"] == "model" else "outputs of attention and MLP are"
+        console.say(
+            f"cache {summary['cache']}: {computed} of {computed + forecast} model calls computed, {forecast} forecast; {kept} "
+            f"kept, {summary['cache_bytes'] / 1e6:.3g} MB\n"
+            f"{units.work(summary['macs_static_per_image'], unit)} per image of the static model without a cache"
+        )
     if summary["tome"]:
         console.say(
             f"ToMe {summary['tome']:g}: every attention sees {summary['tokens_in_attention']} of "
             f"{result.config.num_tokens} tokens, every MLP all; the matching is counted as attention's"
         )
-    elif not result.config.dynamic:
+    elif not result.config.dynamic and not summary["cache"]:
         console.say("a static model does everything at every timestep: its ratio is 1")
 
 

@@ -48,6 +48,8 @@ def sample(
         raise DyditError("--shard-size is for --npz; add it, or leave the size out")
     loaded = options.read_to_run(checkpoint, loading)
     config = replace(config, classes=options.class_numbers(classes, loaded))
+    at_once = min(num, config.batch)
+    options.show_cache(loaded, config.cache, config.settings, at_once, config.plan_memory, config.dtype)
     if npz:
         with typed.continues():
             write_array(loaded, out, config, num, shard_size, force, json)

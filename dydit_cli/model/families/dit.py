@@ -154,6 +154,9 @@ class DiTConfig(ModelConfig):
     def modulation_macs(self) -> int:
         return self.modulations * self.hidden_size**2
 
+    def gate_macs(self) -> int:
+        return self.hidden_size**2
+
     def norm_macs(self) -> int:
         return NORM_MACS_PER_ELEMENT * self.hidden_size
 
@@ -393,7 +396,13 @@ class FinalLayer(nn.Module):
 
 
 class Block(nn.Module):
-    """One transformer block; c (B C) sets shift, scale and gate of both halves."""
+    """One transformer block; c (B C) sets shift, scale and gate of both halves.
+
+    `kept`, while it is a list, is given what the attention and what the MLP returned, B N C each, before the gates: zeros for
+    tokens that skip the MLP.
+    """
+
+    kept: list[Tensor] | None = None
 
     def __init__(self, config: DiTConfig) -> None:
         super().__init__()
@@ -421,14 +430,32 @@ class Block(nn.Module):
         with region(MODULATION):
             h = modulate(self.norm2(x), shift_m, scale_m)
         with region(MLP):
-            h = self.mlp(h)
+            h = self.keep(self.mlp(h))
         return x + gate_m.unsqueeze(1) * h
+
+    def keep(self, h: Tensor) -> Tensor:
+        """h: B N C, as it is."""
+        if self.kept is not None:
+            self.kept.append(h)
+        return h
+
+    def gates(self, c: Tensor) -> list[Tensor]:
+        """Of the attention and of the MLP for c (B C), each B C: of adaLN's rows these alone."""
+        linear, half = cast(nn.Linear, self.adaLN_modulation[1]), self.modulations // 2
+        h = self.adaLN_modulation[0](c)  # B C
+        weights, biases = (p.unflatten(0, (self.modulations, -1)) for p in (linear.weight, linear.bias))
+        return [F.linear(h, weights[i], biases[i]) for i in (half - 1, 2 * half - 1)]
+
+    def forward_forecast(self, x: Tensor, c: Tensor, attention: Tensor, mlp: Tensor) -> Tensor:
+        """x: B N C; c: B C; what attention and MLP would have returned, each B N C, is not computed but given."""
+        gate_a, gate_m = self.gates(c)
+        return torch.addcmul(torch.addcmul(x, gate_a.unsqueeze(1), attention), gate_m.unsqueeze(1), mlp)
 
     def add_attention(self, x: Tensor, h: Tensor, gate: Tensor, merging: TokenMerging | None) -> Tensor:
         """x (B N C) + gate (B C) times the attention of h (B N C)."""
         if merging is None:
             with region(ATTENTION):
-                h = self.attn(h)
+                h = self.keep(self.attn(h))
             return x + gate.unsqueeze(1) * h
         with region(MATCHING):
             places = merging.places(h)  # B N
@@ -437,6 +464,8 @@ class Block(nn.Module):
         with region(ATTENTION):
             merged = self.attn(merged)
         with region(GATHER):
+            if self.kept is not None:
+                self.keep(unmerge(merged, places))
             return x + unmerge(gate.unsqueeze(1) * merged, places)
 
 
@@ -480,9 +509,11 @@ class DynamicBlock(Block):
         shift_a, scale_a, gate_a, shift_m, scale_m, gate_m = self.split(self.adaLN_modulation(c))  # each B C
         heads = self.attn_rate(e, self.temperature, head_noise)  # B H
         groups = self.mlp_rate(e, self.temperature, group_noise)  # B H
-        x = x + gate_a.unsqueeze(1) * self.attn(modulate(self.norm1(x), shift_a, scale_a), heads)
+        x = x + gate_a.unsqueeze(1) * self.keep(self.attn(modulate(self.norm1(x), shift_a, scale_a), heads))
         tokens = self.token_selection(x, self.temperature, token_noise)  # B N
         mlp = self.mlp(modulate(self.norm2(x), shift_m, scale_m), groups)  # B N C
+        if self.kept is not None:
+            self.keep(tokens.unsqueeze(-1) * mlp)
         return x + tokens.unsqueeze(-1) * gate_m.unsqueeze(1) * mlp, BlockRouting(heads, groups, tokens)
 
     def forward_sparse(
@@ -498,7 +529,7 @@ class DynamicBlock(Block):
         with region(MODULATION):
             h = modulated(self.norm1, x, shift_a, gain_a)  # B N C
         with region(ATTENTION):
-            h = sparse_attention(parts["heads"], h, self.attn.proj.bias, self.attn.attend)
+            h = self.keep(sparse_attention(parts["heads"], h, self.attn.proj.bias, self.attn.attend))
         x.addcmul_(gate_a.unsqueeze(1), h)
         with region(TOKEN_ROUTERS):
             mask = self.token_selection(x, 1.0, 0.0)  # B N
@@ -508,7 +539,7 @@ class DynamicBlock(Block):
             with region(MLP):
                 return self.mlp.forward_sparse(parts["groups"], h, pointwise)
 
-        add_to_active(x, active, (shift_m, gain_m, gate_m), partial(modulated, self.norm2), mlp)
+        add_to_active(x, active, (shift_m, gain_m, gate_m), partial(modulated, self.norm2), mlp, self.kept)
         return mask
 
 
