@@ -7,6 +7,7 @@ may end up beside lambda. The shift goes into the routers' biases: every format 
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass, replace
+from heapq import heapify, heappop, heappush
 from itertools import pairwise
 from typing import Any
 
@@ -28,7 +29,8 @@ from dydit_cli.profiling.record import Recorder
 TOLERANCE = 0.002  # over the images that are measured; over others, whose tokens are others, a ratio is then within 0.005
 
 FIRST_SHIFT, LARGEST_SHIFT, TRIES = 0.25, 32.0, 12
-FIRST_INTERVALS, MOST_ENTRIES = 8, 64  # of a range's table
+FIRST_INTERVALS, MOST_ENTRIES = 8, 96  # of a range's table
+NARROWEST = 1 / 256  # of a first interval: what changes in less is a jump
 
 
 @dataclass(frozen=True)
@@ -102,8 +104,8 @@ def measure_range(
     most: int = MOST_ENTRIES,
 ) -> Checkpoint:
     """`checkpoint`, a DyDiT of a range of FLOPs ratios, with a table of what its routers are set to and the ratio of attention
-    and MLP that a sampling run then has, so dense that halfway between two entries a line is within 0.002 of it, or of `most`
-    entries."""
+    and MLP that a sampling run then has, the ratios of two entries at most 0.004 apart where `most` entries are enough for
+    that, and the widest gaps halved first."""
     config, model = checkpoint.config, checkpoint.build()
     assert isinstance(config, RoutedConfig)
     assert isinstance(model, DynamicBackbone)
@@ -121,13 +123,21 @@ def measure_range(
         while (found[end] - end) * away > 0 and len(found) < most:
             end += away
             found[end] = ratio(end)
-    rough = list(pairwise(sorted(found)))
-    while rough and len(found) < most:
-        first, second = rough.pop(0)
+
+    def gap(first: float, second: float) -> tuple[float, float, float]:
+        """How far two neighbours' ratios are apart, as far as that is in the range; of a jump no more can be known."""
+        less, more = sorted(found[setting] for setting in (first, second))
+        inside = min(more, high) - max(less, low) if second - first > NARROWEST * step else 0.0
+        return -inside, first, second
+
+    gaps = [gap(first, second) for first, second in pairwise(sorted(found))]
+    heapify(gaps)
+    while len(found) < most and -gaps[0][0] > 2 * TOLERANCE:  # a line is then nowhere further off
+        _, first, second = heappop(gaps)
         middle = (first + second) / 2
         found[middle] = ratio(middle)
-        if abs(found[middle] - (found[first] + found[second]) / 2) > TOLERANCE:
-            rough += [(first, middle), (middle, second)]
+        heappush(gaps, gap(first, middle))
+        heappush(gaps, gap(middle, second))
     measured = tuple(sorted(found.items()))
     step_taken = lineage.entry("measure range", checkpoint, entries=len(measured))
     return replace(checkpoint, config=replace(config, measured=measured), lineage=[*checkpoint.lineage, step_taken])
