@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from rich.console import Console
 from typer.testing import CliRunner
 
 from dydit_cli.artifacts.bench_options import BenchSettings
@@ -190,7 +191,7 @@ ROWS = [["static", "12.345 GMACs", "1.000"], ["a-checkpoint-with-a-long-name", "
 def test_no_terminal_is_so_narrow_that_figures_are_cut(
     columns: int, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setenv("COLUMNS", str(columns))
+    monkeypatch.setattr(console, "out", Console(width=columns))
     console.table("Figures", ["", "MACs per forward", "ratio"], ROWS)
     shown = capsys.readouterr().out
     assert "…" not in shown

@@ -274,7 +274,7 @@ def test_an_unwritable_output_is_named(room: Path, command: str) -> None:
 def test_our_own_faults_are_one_line_too(room: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     import dydit_cli.checkpoint.inspect
 
-    def broken(*arguments: object) -> None:
+    def broken(*arguments: object, **options: object) -> None:
         raise ZeroDivisionError("two\nlines")
 
     monkeypatch.setattr(dydit_cli.checkpoint.inspect, "inspect", broken)

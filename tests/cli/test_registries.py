@@ -156,7 +156,7 @@ def test_every_command_takes_a_registered_router(tmp_path: Path, monkeypatch: py
     assert profiled["counters_agree"]  # its MACs by formula are those that ran
     refused = dydit("convert", static, tmp_path / "no", "--width-routing", "wide")
     assert (refused.exit_code, refused.stderr.count("\n")) == (2, 1)
-    assert "'linear', 'deep'" in refused.stderr
+    assert "'linear', 'prefix', 'deep'" in refused.stderr
 
 
 def test_pruning_takes_a_registered_criterion(tmp_path: Path) -> None:

@@ -285,7 +285,7 @@ def test_a_models_ratio_is_set_through_the_cache() -> None:
     model.set_flops_ratio(0.3)
     assert torch.equal(run(runner)[1][0].heads, run(SparseModel(model))[1][0].heads)
     assert before > 0
-    with pytest.raises(DyditError, match="a static model has no FLOPs ratio to set"):
+    with pytest.raises(DyditError, match="is a static model, which has no FLOPs ratio to set"):
         cached(randomize(DiT(TINY)), "fora:3").set_flops_ratio(0.5)
 
 

@@ -106,11 +106,12 @@ def test_a_study_runs_on_a_shrunken_model(path: Path, tmp_path: Path, small_fash
     write(Checkpoint.of(randomize(DiT(replace(small, num_classes=config.num_classes)), scale=0.05), []), tmp_path / "model")
     values = {"finetune.steps": 2, "evaluation.images": 10, "evaluation.steps": 2, "evaluation.held_out": 2, "seeds": [1]}
     values |= {"model": str(tmp_path / "model"), "methods.dydit": [methods.dydit[0]], "methods.prune": list(methods.prune[:1])}
+    values |= {"methods.range": list(methods.range[-1:]), "finetune.range_steps": 2}
     # other judges' packages need not be there, and fewer sampling steps than two are none
     values |= {"evaluation.features": full.evaluation.judges[0], "methods.steps": [], "methods.dydit_steps": []}
     asked = read_study(path, [f"{key}={json.dumps(value)}" for key, value in values.items()])
     found = study(asked, tmp_path / "out", time=False, device="cpu")
-    tuned = [*["control"] * methods.control, "dydit", *methods.prune[:1]]
+    tuned = [*["control"] * methods.control, "dydit", *["range"] * bool(methods.range), *methods.prune[:1]]
     assert list(found.table["method"]) == ["static", *tuned, *["tome"] * len(methods.tome)]
     assert list(found.table["finetune_steps"]) == [0, *[2] * len(tuned), *[0] * len(methods.tome)]
     assert found.table["frechet"].notna().all()
