@@ -117,7 +117,8 @@ def test_the_figures_of_inception(room: Path, tmp_path: Path, monkeypatch: pytes
 
 
 def test_mistakes_are_one_line(room: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(sys.modules, "torch_fidelity", None)
+    for name in ("torch_fidelity", "torch_fidelity.feature_extractor_inceptionv3"):
+        monkeypatch.setitem(sys.modules, name, None)
     np.savez(tmp_path / "bare.npz", mu=np.zeros(3))
     for arguments, message in (
         (
