@@ -177,6 +177,7 @@ def make_tables(folder: StudyFolder, recipe: StudyRecipe, rows: list[Row], facts
         time = times.get(row)
         line = {
             **values,
+            "cache": row.cache or float("nan"),  # as a CSV file is read
             **sampled(values, facts),
             **{name: time[name]["median"] if time else None for name in ("seconds_per_image", "speedup")},
             "loss_ratio": values["loss"] / loss if loss and values["loss"] is not None else None,
