@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from tests.cli.conftest import FAST
-from tests.processes import dydit
+from tests.processes import dydit, kill_once, start
 
 FEW = ["--steps", "3,2", "--cache", "none,fora:2", "--reference-steps", 4, "--images", 4, *FAST]
 
@@ -40,6 +40,29 @@ def test_the_same_command_measures_nothing_again(stored: Path) -> None:
     assert {file.name for file in (stored / "front").iterdir() if file.is_file()} == {
         "frontier.csv", "frontier.json", "recipe.json", "reference.npz",
     }  # fmt: skip
+
+
+def test_it_goes_on_after_kill_9_and_two_processes_share_the_mixes(stored: Path, tmp_path: Path) -> None:
+    command = ["frontier", str(stored / "static"), str(stored / "tuned"), "--no-time", *map(str, FEW)]
+    out = tmp_path / "out"
+    kill_once([*command, "--out", str(out)], lambda: any(out.glob("mixes/[!.]*.json")))
+    before = {file.name: file.read_bytes() for file in out.glob("mixes/*.json")}
+    assert before
+    with start([*command, "--out", str(out)]) as other:
+        here = dydit(*command, "--out", out)
+        _, err = other.communicate(timeout=120)
+    assert (here.exit_code, other.returncode) == (0, 0), here.output + err
+    found = {file.name: file.read_bytes() for file in out.glob("mixes/*.json")}
+    assert len(found) == 6
+    assert before.items() <= found.items()
+    # how many threads share a product decides its last bits
+    distances = [distances_in(folder) for folder in (out, stored / "front")]
+    assert distances[0] == pytest.approx(distances[1], rel=1e-4)
+
+
+def distances_in(folder: Path) -> dict[str, float]:
+    mixes = json.loads((folder / "frontier.json").read_text())["mixes"]
+    return {f"{mix['checkpoint']} {mix['steps']} {mix['cache']}": mix["distance"] for mix in mixes if not mix["dropped"]}
 
 
 def test_its_figure_and_its_report(stored: Path, tmp_path: Path) -> None:
