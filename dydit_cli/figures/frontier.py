@@ -78,6 +78,10 @@ def _panel(ax: Axes, key: Axes, front: Frontier, points: list[tuple[float, Measu
         ax.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
         ax.xaxis.set_major_formatter("{x:g}")
         ax.xaxis.set_minor_formatter(NullFormatter())
-    if positive := [distance for distance in distances if distance > 0]:
-        # the reference itself has the distance 0
-        ax.set_yscale("symlog", linthresh=min(positive)) if min(distances) == 0 else ax.set_yscale("log")
+    nearest, farthest = min((distance for distance in distances if distance > 0), default=1.0), max(distances)
+    if min(distances) == 0:  # the reference itself
+        ax.set_yscale("symlog", linthresh=nearest)
+        ax.set_ylim(-nearest / 2, 1.5 * max(nearest, farthest))
+    else:
+        ax.set_yscale("log")
+        ax.set_ylim(nearest / 1.5, 1.5 * farthest)

@@ -12,6 +12,7 @@ import math
 import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass, fields, replace
 from functools import cached_property
 from pathlib import Path
@@ -174,7 +175,7 @@ class FrontierFolder:
             resumable.check(values, FREE)
         resumable.begin({**values, **made_by()}, force)
 
-    def claim(self, name: str, wait: bool = False) -> Any:
+    def claim(self, name: str, wait: bool = False) -> AbstractContextManager[bool]:
         """Whether `name` is this process's for the length of the block."""
         return claim(self.path / CLAIMS / name, wait)
 
@@ -284,19 +285,20 @@ class Runner:
         return any(mix.macs_per_image <= CHEAPER * macs and NEARER * first <= distance for mix, first in finished)
 
     def take_times(self, todo: Sequence[Candidate]) -> None:
-        """The median of several runs of a batch each, planning included; in one process alone: two would disturb each other."""
+        """The median of several runs of a batch each, planning included, all mixes in turn, so that what else the machine does
+        falls on all; in one process alone: two would disturb each other."""
         count = min(self.options.images, self.options.batch)
-        for one in todo:
-            labels = cycle_labels(list(one.checkpoint.config.class_numbers), count)
-            built = one.checkpoint.build().to(self.device).float()
-            seconds = []
-            for some in (labels[:WARM_IMAGES], *[labels] * REPEATS):
-                model = executor(built, "sparse", cache=one.cache)
+        seconds: dict[Mix, list[float]] = {one.mix: [] for one in todo}
+        for images in (min(WARM_IMAGES, count), *[count] * REPEATS):
+            for one in todo:
+                labels = cycle_labels(list(one.checkpoint.config.class_numbers), images)
+                model = executor(one.checkpoint.build().to(self.device).float(), "sparse", cache=one.cache)
                 start = time.perf_counter()
-                run_sampler(model, some, one.asked, 0, self.options.batch, self.options.seed, None)
-                seconds.append((time.perf_counter() - start) / len(some))
+                run_sampler(model, labels, one.asked, 0, self.options.batch, self.options.seed, None)
+                seconds[one.mix].append((time.perf_counter() - start) / images)
                 self.on_work(1, one.mix.label)
-            self.folder.write_time(one.mix, statistics.median(seconds[1:]))
+        for mix, (_, *runs) in seconds.items():
+            self.folder.write_time(mix, statistics.median(runs))
 
 
 @dataclass(frozen=True)

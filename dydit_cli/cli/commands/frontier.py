@@ -48,6 +48,8 @@ def frontier(
         console.as_json({"out": str(out), **result.frontier.to_dict(), "stored": [str(folder) for folder in result.stored]})
     else:
         show(result, str(out))
+    if time and not result.left and any(mix.seconds_per_image is None and not mix.dropped for mix in result.frontier.mixes):
+        console.note(f"another process takes the seconds; if none is running: {typed.again}")
     if result.left:
         console.note(f"{result.left} mixes are with other processes; if none is running: {typed.again}")
 
