@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from dydit_cli.model.routing import Routing
     from dydit_cli.profiling.profile import profile
     from dydit_cli.reports.report import report
+    from dydit_cli.studies.frontier import frontier
     from dydit_cli.studies.study import study
     from dydit_cli.train.run import finetune, pretrain
 
@@ -43,6 +44,7 @@ _HOME = {
     "report": "reports.report",
     "finetune": "train.run",
     "pretrain": "train.run",
+    "frontier": "studies.frontier",
     "study": "studies.study",
 }
 
@@ -57,6 +59,7 @@ __all__ = [
     "convert",
     "export",
     "finetune",
+    "frontier",
     "load",
     "named_config",
     "pretrain",

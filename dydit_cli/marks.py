@@ -8,6 +8,8 @@ COMPARISON = "compare.json"
 
 DEMO = "demo.json"
 
+FRONTIER = "frontier.json"
+
 LATENTS = "encode.json"
 
 LOSSES = "losses.json"
@@ -28,5 +30,5 @@ WIDTH = "width.json"
 
 # a folder with one of these is dydit's own: replacing it loses nothing else
 OURS = frozenset(
-    {CHECKPOINT, COMPARISON, DEMO, LATENTS, LOSSES, METRICS, PROFILE, RECIPE, SAMPLES, STUDY, UNFINISHED_DEMO, WIDTH}
+    {CHECKPOINT, COMPARISON, DEMO, FRONTIER, LATENTS, LOSSES, METRICS, PROFILE, RECIPE, SAMPLES, STUDY, UNFINISHED_DEMO, WIDTH}
 )

@@ -20,7 +20,12 @@ TABLE_FILE, PROTOCOL_FILE, SAMPLES_FILE, RECIPE_FILE = "study.csv", marks.STUDY,
 
 NEEDED = ("method", "target", "seed", "macs", "ratio", "frechet")
 
-KEYS = ("method", "target", "steps")  # rows that are alike in these differ by their seeds alone
+KEYS = ("method", "target", "steps", "cache")  # rows that are alike in these differ by their seeds alone
+
+
+def cache_of(cache: Any) -> str | None:
+    """A row's cache, None where it has none."""
+    return None if cache is None or pd.isna(cache) else str(cache)
 
 
 def other_steps(steps: float | None, own: int | None) -> int | None:
@@ -30,7 +35,7 @@ def other_steps(steps: float | None, own: int | None) -> int | None:
 
 @dataclass(frozen=True)
 class StudyTable(Artifact):
-    """`rows` is study.csv, a line for each method, target, number of steps and seed; `protocol` study.json and `recipe`
+    """`rows` is study.csv, a line for each method, target, number of steps, cache and seed; `protocol` study.json and `recipe`
     recipe.json, empty where there is none."""
 
     kind = "study"
@@ -45,7 +50,8 @@ class StudyTable(Artifact):
 
     @property
     def keys(self) -> list[str]:
-        """Those of `KEYS` that the table has: an older one has no steps, since all its rows have the same."""
+        """Those of `KEYS` that the table has: an older one has no steps and no cache, since all
+        its rows have the same."""
         return [name for name in KEYS if name in self.rows.columns]
 
     @property
@@ -56,10 +62,11 @@ class StudyTable(Artifact):
 
     @property
     def alike(self) -> pd.DataFrame:
-        """The rows that are sampled with the study's own number of steps."""
-        if "steps" not in self.rows.columns:
-            return self.rows
-        return self.rows[[other_steps(steps, self.steps) is None for steps in self.rows["steps"]]]
+        """The rows that are sampled with the study's own number of steps, and without a cache."""
+        rows = self.rows if "cache" not in self.rows.columns else self.rows[self.rows["cache"].isna()]
+        if "steps" not in rows.columns:
+            return rows
+        return rows[[other_steps(steps, self.steps) is None for steps in rows["steps"]]]
 
     @property
     def other_judges(self) -> list[str]:
@@ -67,7 +74,7 @@ class StudyTable(Artifact):
         return [name.removeprefix("frechet_") for name in self.rows.columns if name.startswith("frechet_")]
 
     def samples(self) -> dict[str, Pixels]:
-        """M S S C by method, target and steps, empty where none were kept; raises `DyditError` where they are damaged."""
+        """M S S C by the rows' names without seeds, empty where none were kept; raises `DyditError` where damaged."""
         file = self.folder / SAMPLES_FILE
         return dict(read_arrays(file)) if file.is_file() else {}
 

@@ -1,4 +1,4 @@
-"""Quality against the compute of a whole image: fewer sampling steps beside fewer MACs per forward."""
+"""Quality against the compute of a whole image: fewer sampling steps and caches beside fewer MACs per forward."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
+from dydit_cli.artifacts.study import cache_of
 from dydit_cli.figures.base import TooLittleError, figure
 from dydit_cli.figures.style import new_figure
 from dydit_cli.figures.tradeoff import STYLES, Panel, frechet_panels, row_label, style_of, title_of
@@ -25,24 +26,27 @@ LIGHTEST, DARKEST = 0.35, 0.9  # of the blues that DyDiTs' lambdas are told apar
 
 
 def steps_table(study: StudyTable) -> pd.DataFrame:
-    """One row a method, target, number of steps and judge: the mean over seeds, the sample standard deviation (empty for one
-    seed), and how many seeds; beside them the forwards and the MACs of an image. `line` numbers those that one line joins.
+    """One row a method, target, number of steps, cache and judge: the mean over seeds, the sample standard deviation (empty for
+    one seed), and how many seeds; beside them the forwards and the MACs of an image. `line` numbers those that one line joins.
 
-    Raises `TooLittleError` where all rows have the same number of steps.
+    Raises `TooLittleError` where all rows have the same number of steps, and none a cache.
     """
     if "macs_per_image" not in study.rows.columns or len(study.alike) == len(study.rows):
         raise TooLittleError(
-            f"{study.folder}: all rows of this study have the same number of steps; give its recipe methods.steps, or "
-            "methods.dydit_steps"
+            f"{study.folder}: all rows of this study have the same number of steps; give its recipe methods.steps, "
+            "methods.dydit_steps or methods.cache"
         )
-    rows = study.rows.copy()
+    rows = study.rows.assign(cache=study.rows["cache"] if "cache" in study.rows.columns else None)
     # the static model with all of its steps is the end of the line of fewer
-    rows["line"] = [line_of(method, target) for method, target in zip(rows["method"], rows["target"], strict=True)]
+    rows["line"] = [
+        line_of(method, target, cache_of(cache) is not None)
+        for method, target, cache in zip(rows["method"], rows["target"], rows["cache"], strict=True)
+    ]
     order = list(dict.fromkeys(rows.sort_values("method", key=lambda methods: methods.map(rank), kind="stable")["line"]))
     frames = []
     for panel in frechet_panels(study):
         known = rows[rows[panel.column].notna()].assign(value=rows[panel.column])
-        groups = known.groupby(["method", "target", "steps", "line"], dropna=False, sort=False)
+        groups = known.groupby(["method", "target", "steps", "cache", "line"], dropna=False, sort=False)
         means = groups.agg(
             forwards_per_image=("forwards_per_image", "mean"),
             macs_per_image=("macs_per_image", "mean"),
@@ -50,7 +54,7 @@ def steps_table(study: StudyTable) -> pd.DataFrame:
             mean=("value", "mean"),
             standard_deviation=("value", "std"),
         ).reset_index()
-        means.insert(3, "measure", panel.name)
+        means.insert(4, "measure", panel.name)
         means["line"] = means["line"].map(order.index)
         frames.append(means.sort_values(["line", "macs_per_image"]))
     return pd.concat(frames, ignore_index=True)
@@ -61,11 +65,11 @@ def rank(method: str) -> int:
     return list(STYLES).index(method) if method in STYLES else len(STYLES)
 
 
-def line_of(method: str, target: float) -> str:
-    """Rows of one name are one line: the static model over its steps, a DyDiT of one lambda, and any other method."""
-    if method == STATIC or style_of(method).hurries:
-        return STATIC
-    return row_label(method, target) if method == DYNAMIC else method
+def line_of(method: str, target: float, cached: bool) -> str:
+    """Rows of one name are one line: the static model over its steps, a DyDiT of one lambda, any other method, and each of
+    these with caches."""
+    name = STATIC if style_of(method).hurries else row_label(method, target) if method == DYNAMIC else method
+    return f"{name}, cached" if cached else name
 
 
 @figure(
@@ -73,7 +77,8 @@ def line_of(method: str, target: float) -> str:
     "study",
     title="Quality against the compute of an image",
     caption="Fréchet distance over the MACs of a whole image: the static model with fewer and fewer steps is one line, each "
-    "DyDiT another; what was pruned stands as points, all with the study's own number of steps. Numbers are steps.",
+    "DyDiT another; what was pruned stands as points, and what has a cache hollow, all with the study's own number of "
+    "steps. Numbers are steps.",
     table=steps_table,
 )
 def draw_steps(study: StudyTable) -> Figure:
@@ -99,8 +104,10 @@ def _panel(ax: Axes, table: pd.DataFrame, panel: Panel, size: float) -> None:
     for _, points in table.groupby("line", sort=True):
         method, target = str(points["method"].iloc[0]), float(points["target"].iloc[0])
         style = style_of(method)
-        over_steps = style.hurries or method in (STATIC, DYNAMIC)
+        cached = cache_of(points["cache"].iloc[0]) is not None
+        over_steps = not cached and (style.hurries or method in (STATIC, DYNAMIC))
         color: Any = style.color
+        label = row_label(method, target) if method == DYNAMIC else style.label
         if method == DYNAMIC:
             darkness = (lambdas.index(target) + 1) / len(lambdas)
             color = colormaps["Blues"](LIGHTEST + (DARKEST - LIGHTEST) * darkness)
@@ -110,18 +117,19 @@ def _panel(ax: Axes, table: pd.DataFrame, panel: Panel, size: float) -> None:
             yerr=points["standard_deviation"].fillna(0),
             color=color,
             marker=style.marker,
-            markerfacecolor="white" if method == "control" else color,
+            markerfacecolor="white" if cached or method == "control" else color,
             markersize=5,
             linestyle="-" if over_steps else "none",
             linewidth=1.5,
             elinewidth=0.9,
             capsize=2,
             zorder=3 if over_steps else 2,
-            label=row_label(method, target) if method == DYNAMIC else style.label,
+            label=f"{label}, cached" if cached else label,
         )
-        for x, y, steps in zip(points["macs_per_image"] / size, points["mean"], points["steps"], strict=True):
-            if over_steps:
-                ax.annotate(f"{steps:g}", (x, y), (3, 3), textcoords="offset points", fontsize=7, color=color)
+        notes = points["cache"] if cached else points["steps"].map("{:g}".format)
+        for x, y, note in zip(points["macs_per_image"] / size, points["mean"], notes, strict=True):
+            if over_steps or cached:
+                ax.annotate(note, (x, y), (3, 3), textcoords="offset points", fontsize=7, color=color)
     ax.set_ylabel(panel.axis)
     for values, scale, axis in (
         (table["macs_per_image"], ax.set_xscale, ax.xaxis),

@@ -52,11 +52,13 @@ def style_of(method: str) -> MethodStyle:
     return STYLES.get(method, MethodStyle(method, "black", "."))
 
 
-def row_label(method: str, target: float, steps: int | None = None) -> str:
-    """`DyDiT, lambda 0.5`; `static DiT`; with a number of steps `DyDiT, lambda 0.5, 10 steps`."""
+def row_label(method: str, target: float, steps: int | None = None, cache: str | None = None) -> str:
+    """`DyDiT, lambda 0.5`; `static DiT`; with a number of steps `DyDiT, lambda 0.5, 10 steps`; with a cache `static DiT,
+    fora:3`."""
     style = style_of(method)
     label = style.label if style.whole or pd.isna(target) else f"{style.label}, {style.target.format(target)}"
-    return label if steps is None or style.hurries else f"{label}, {steps} steps"
+    label = label if steps is None or style.hurries else f"{label}, {steps} steps"
+    return label if cache is None else f"{label}, {cache}"
 
 
 @dataclass(frozen=True)

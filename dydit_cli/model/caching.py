@@ -14,7 +14,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Annotated, Any, Literal, get_args
+from typing import Annotated, Any, Literal, cast, get_args
 
 from dydit_cli.errors import DyditError
 from dydit_cli.model.config import ModelConfig
@@ -142,6 +142,12 @@ class CacheOptions:
         for name in ("first", "last", "at"):
             if not self.active and getattr(self, name) is not None:
                 raise DyditError(f"cache-{name} {getattr(self, name)} is for a cache; choose one with --cache, or leave it out")
+
+    @classmethod
+    def parse(cls, text: str) -> CacheOptions:
+        """As lists of caches spell one: `fora:3`, or `fora:3@model` where what is kept is not usual. Raises `DyditError`."""
+        method, _, at = text.partition("@")
+        return cls(method, at=cast(CacheAt, at) if at else None)
 
     @property
     def active(self) -> bool:

@@ -82,11 +82,12 @@ class Recorder:
         settings: SamplerSettings,
         *,
         seed: int,
+        first: int = 0,
         batch: int = 64,
         denoiser: Denoiser | None = None,
         on_progress: Callable[[Progress], None] | None = None,
     ) -> Tensor:
-        """Plans and samples for labels (M,): M C S S, float32 on cpu, on the model's device.
+        """Plans and samples for labels (M,), the images `first` and on: M C S S, float32 on cpu, on the model's device.
 
         `denoiser` runs in place of this one and passes its calls on to it, as a `StepTimer` does.
         """
@@ -106,6 +107,7 @@ class Recorder:
             ready,
             null_class=config.null_class,
             seed=seed,
+            first=first,
             batch=batch,
             device=self.model.device,
             on_progress=see,

@@ -13,6 +13,7 @@ from dydit_cli.artifacts.samples import SampleFolder
 from dydit_cli.errors import DyditError
 from dydit_cli.figures.base import find_figure
 from dydit_cli.files import check_output, write_text
+from dydit_cli.reports.fronts import frontier_sections
 from dydit_cli.reports.measured import bench_sections, evaluation_sections, loss_sections, sample_sections
 from dydit_cli.reports.page import render
 from dydit_cli.reports.paths import without_paths
@@ -29,6 +30,7 @@ SECTIONS: dict[str, Callable[[Any, str, str], list[Section]]] = {
     "comparison": comparison_sections,
     "demo": demo_sections,
     "evaluation": evaluation_sections,
+    "frontier": frontier_sections,
     "losses": loss_sections,
     "profile": profile_sections,
     "run": checkpoint_sections,

@@ -8,7 +8,7 @@ import pandas as pd
 
 from dydit_cli import units
 from dydit_cli.artifacts.demo import Demo
-from dydit_cli.artifacts.study import StudyTable, other_steps
+from dydit_cli.artifacts.study import StudyTable, cache_of, other_steps
 from dydit_cli.figures.tradeoff import row_label, style_of
 from dydit_cli.reports.format import column, frame_table, protocol, table
 from dydit_cli.reports.pictures import WIDEST, encoded, svg_figures
@@ -50,7 +50,7 @@ def study_sections(study: StudyTable, name: str, id_prefix: str) -> list[Section
 
 
 def means_of(rows: pd.DataFrame, keys: list[str]) -> pd.DataFrame:
-    """Method, target, steps, seeds, and the means over the seeds, in the order of the rows."""
+    """Method, target, steps, cache, seeds, and the means over the seeds, in the order of the rows."""
     groups = rows.groupby(keys, sort=False, dropna=False)
     means = groups.mean(numeric_only=True).drop(columns="seed")
     means.insert(0, "seeds", groups["seed"].nunique())
@@ -58,7 +58,7 @@ def means_of(rows: pd.DataFrame, keys: list[str]) -> pd.DataFrame:
 
 
 def spread_table(study: StudyTable) -> Table:
-    """A line for each method, target and number of steps; a mean and its standard deviation share a cell, sorted by the
+    """A line for each method, target, number of steps and cache; a mean and its standard deviation share a cell, sorted by the
     mean."""
     means = means_of(study.rows, study.keys)
     spreads = study.rows.groupby(study.keys, sort=False, dropna=False).std(numeric_only=True).reset_index()
@@ -66,7 +66,12 @@ def spread_table(study: StudyTable) -> Table:
     spread_out = {name for name in figures if (spreads[name] > 0).any()}
     lines = [
         [
-            row_label(str(mean["method"]), float(mean["target"]), other_steps(mean.get("steps"), study.steps)),
+            row_label(
+                str(mean["method"]),
+                float(mean["target"]),
+                other_steps(mean.get("steps"), study.steps),
+                cache_of(mean.get("cache")),
+            ),
             int(mean["seeds"]),
             *((mean[name], spread[name]) if name in spread_out else mean[name] for name in figures),
         ]

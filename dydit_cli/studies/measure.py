@@ -20,6 +20,7 @@ from dydit_cli.evaluate.evaluate import evaluate
 from dydit_cli.evaluate.features import Extractor
 from dydit_cli.evaluate.images import ArrayImages
 from dydit_cli.evaluate.reference import Reference
+from dydit_cli.model.caching import NONE, CacheOptions
 from dydit_cli.model.execution import Executable
 from dydit_cli.profiling.profile import profile
 from dydit_cli.sampling.options import SamplingConfig
@@ -62,7 +63,8 @@ class Evaluator:
         settings, vae, batch = self.config.settings, self.config.vae, batch or self.config.batch
         if row.steps is not None:
             settings = replace(settings, steps=row.steps)
-        return SamplingConfig(settings, seed=row.seed, vae=vae, batch=batch, device=self.device, tome=row.tome)
+        cache = CacheOptions.parse(row.cache or NONE)
+        return SamplingConfig(settings, seed=row.seed, vae=vae, batch=batch, device=self.device, tome=row.tome, cache=cache)
 
 
 @dataclass(frozen=True)
@@ -81,7 +83,7 @@ def measure(loaded: Checkpoint, row: Row, evaluator: Evaluator, work: RowWork) -
     counted = work.part("count MACs", PROFILE_SHARE, config.profiled * each)
     summary = profile(
         loaded, name=row.name, images=config.profiled, settings=sampling.settings, seed=row.seed, batch=config.batch,
-        tome=row.tome, device=evaluator.device, on_progress=lambda progress: counted(progress.work),
+        tome=row.tome, cache=sampling.cache, device=evaluator.device, on_progress=lambda progress: counted(progress.work),
     ).summary  # fmt: skip
     macs = float(summary["macs_dynamic"])
 
@@ -99,7 +101,7 @@ def measure(loaded: Checkpoint, row: Row, evaluator: Evaluator, work: RowWork) -
     )
 
     loss = None
-    if evaluator.held_out is not None:
+    if evaluator.held_out is not None and row.cache is None:  # one forward forecasts nothing
         done = work.part("held-out loss", LOSS_SHARE, len(evaluator.held_out) * LOSS_TIMESTEPS)
         loss = held_out_loss(image_sampler.model, evaluator.held_out, sampling.batch, done)
     figures = _shared(main[1])

@@ -28,7 +28,7 @@ class Method:
     for the static model as it is. `start` writes what that begins with, by default it is the static model. A `whole` one
     leaves nothing out and has no target; one that `merges` tokens does so while sampling; the target of one that `hurries` is
     its number of sampling steps. One that is `ranged` has one model for all targets, its FLOPs ratios. `steps` are such numbers
-    too, with which each row's model is measured as well."""
+    too, and `caches` spellings of caches, with which each row's model is measured as well."""
 
     rows: Callable[[MethodsPart], list[tuple[str, float]]]
     tuning: Tuning | None = None
@@ -38,25 +38,28 @@ class Method:
     hurries: bool = False
     ranged: bool = False
     steps: Callable[[MethodsPart], Sequence[int]] = lambda part: ()
+    caches: Callable[[MethodsPart], Sequence[str]] = lambda part: ()
 
 
 @dataclass(frozen=True)
 class Row:
     """`target` is lambda of a DyDiT, the FLOPs ratio of one of a range, the share that pruning keeps, the share of tokens that
     ToMe merges, 1 of what is whole. The seed is of pruning, of fine-tuning and of the samples; a DyDiT is converted once and
-    for all seeds alike. `steps` are sampling steps, None for the study's own number."""
+    for all seeds alike. `steps` are sampling steps, None for the study's own number; `cache` is spelled as in lists."""
 
     method: str
     target: float
     seed: int
     steps: int | None = None
+    cache: str | None = None
 
     @property
     def what(self) -> str:
-        """Method, target and steps: rows of one name differ by seed alone."""
+        """Method, target, steps and cache: rows of one name differ by seed alone."""
         method = method_of(self.method)
         name = self.method if method.whole else f"{self.method}-{self.target:g}"
-        return name if self.steps is None or method.hurries else f"{name}-{self.steps}steps"
+        name = name if self.steps is None or method.hurries else f"{name}-{self.steps}steps"
+        return name if self.cache is None else f"{name}-{self.cache.replace(':', '-')}"  # no colon in names of files
 
     @property
     def name(self) -> str:
@@ -64,9 +67,9 @@ class Row:
 
     @property
     def made(self) -> Row:
-        """The row whose model this one measures: of rows that differ by their steps the first, which is fine-tuned, and of a
+        """The row whose model this one measures: of rows that differ by steps or cache the first, which is fine-tuned, and of a
         range the complete model's."""
-        made = self if self.tuning is None else replace(self, steps=None)
+        made = self if self.tuning is None else replace(self, steps=None, cache=None)
         return replace(made, target=1.0) if method_of(self.method).ranged else made
 
     @property
@@ -149,12 +152,22 @@ def _prune(start: Start, row: Row, path: Path) -> None:
 
 # in the order of a study's rows
 METHODS: dict[str, Method] = {
-    STATIC: Method(lambda part: [(STATIC, 1.0)], whole=True),
+    STATIC: Method(lambda part: [(STATIC, 1.0)], whole=True, caches=lambda part: part.cache),
     "control": Method(lambda part: [("control", 1.0)] if part.control else [], "static", whole=True),
     "dydit": Method(
-        lambda part: [("dydit", ratio) for ratio in part.dydit], "dynamic", _convert, steps=lambda part: part.dydit_steps
+        lambda part: [("dydit", ratio) for ratio in part.dydit],
+        "dynamic",
+        _convert,
+        steps=lambda part: part.dydit_steps,
+        caches=lambda part: part.dydit_cache,
     ),
-    "range": Method(lambda part: [("range", ratio) for ratio in part.range], "dynamic", _convert, ranged=True),
+    "range": Method(
+        lambda part: [("range", ratio) for ratio in part.range],
+        "dynamic",
+        _convert,
+        ranged=True,
+        caches=lambda part: part.dydit_cache,
+    ),
     PRUNE: Method(lambda part: [(name, keep) for keep in part.kept for name in part.prune], "static", _prune),
     "tome": Method(lambda part: [("tome", ratio) for ratio in part.tome], merges=True),
     "steps": Method(lambda part: [("steps", float(steps)) for steps in part.steps], hurries=True),
@@ -168,7 +181,7 @@ def method_of(name: str) -> Method:
 
 def rows_of(recipe: StudyRecipe) -> list[Row]:
     """All rows, a seed after the other, so that an unfinished study already compares everything; the static model first, and
-    behind each row those of its model at other numbers of steps.
+    behind each row those of its model at other numbers of steps and with caches.
 
     Where the study's own number of steps is named among those, the row at hand is the one that has it.
     """
@@ -178,4 +191,5 @@ def rows_of(recipe: StudyRecipe) -> list[Row]:
             for name, target in method.rows(recipe.methods):
                 row = Row(name, target, seed, int(target) if method.hurries else None)
                 rows += [row, *(replace(row, steps=steps) for steps in method.steps(recipe.methods))]
+                rows += [replace(row, cache=cache) for cache in method.caches(recipe.methods)]
     return [row for row in rows if row.steps is None or row.steps != recipe.evaluation.usual_steps]

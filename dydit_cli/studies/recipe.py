@@ -10,6 +10,8 @@ from pydantic import AfterValidator, Field, field_validator, model_validator
 
 from dydit_cli.compress.methods import pruning_methods
 from dydit_cli.diffusion.options import SAMPLERS
+from dydit_cli.errors import DyditError
+from dydit_cli.model.caching import CacheOptions
 from dydit_cli.recipe_files import Section, Seed
 from dydit_cli.train.recipe import SamplingSection, read_as
 
@@ -22,6 +24,19 @@ def _pruning(name: str) -> str:
         *names, last = map(repr, pruning_methods())
         raise ValueError(f"input should be {', '.join(names)} or {last}")
     return name
+
+
+def _cache(text: str) -> str:
+    try:
+        active = CacheOptions.parse(text).active
+    except DyditError as error:
+        raise ValueError(str(error)) from None
+    if not active:
+        raise ValueError("rows without a cache are there already; leave it out")
+    return text
+
+
+Cache = Annotated[str, AfterValidator(_cache)]
 
 
 class FinetunePart(Section):
@@ -46,6 +61,8 @@ class MethodsPart(Section):
     tome: tuple[Annotated[float, Field(gt=0, lt=1)], ...] = Field(default=(), description="shares of tokens that are merged")
     steps: tuple[Steps, ...] = Field(default=(), description="sampling steps of the static model as it is")
     dydit_steps: tuple[Steps, ...] = Field(default=(), description="sampling steps that each DyDiT is measured with as well")
+    cache: tuple[Cache, ...] = Field(default=(), description="caches of the static model as it is: fora:3, or fora:3@model")
+    dydit_cache: tuple[Cache, ...] = Field(default=(), description="caches that each DyDiT is measured with as well")
 
     @property
     def kept(self) -> tuple[float, ...]:

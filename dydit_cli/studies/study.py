@@ -19,6 +19,7 @@ from dydit_cli.errors import DyditError
 from dydit_cli.evaluate.evaluate import find_extractor
 from dydit_cli.evaluate.reference import open_reference
 from dydit_cli.model.macs import static_macs
+from dydit_cli.sampling.sampler import cache_of
 from dydit_cli.studies.folder import TABLES, StudyFolder
 from dydit_cli.studies.measure import Evaluator, OpenJudge
 from dydit_cli.studies.methods import Start, rows_of
@@ -162,8 +163,8 @@ def study(
     load_data(recipe.data, static.config).check(static.config, static.latents)
     start, evaluator = Start.of(static, recipe, device), make_evaluator(recipe, static, device)
     folder, rows = StudyFolder(Path(out)), rows_of(recipe)
-    for row in rows:  # a number of steps that cannot be is told before anything runs
-        evaluator.sampling(row).settings.for_model(static.config)
+    for row in rows:  # a number of steps and a cache that cannot be are told before anything runs
+        cache_of(static, evaluator.sampling(row))
     settings, unchanged = settings_of(start)
     folder.open(settings, force, FREE, unchanged)
     about = {**facts(start, evaluator), **folder.command()}

@@ -9,7 +9,7 @@ from typing import Any
 import pandas as pd
 
 from dydit_cli import units
-from dydit_cli.artifacts.study import KEYS, StudyTable, other_steps
+from dydit_cli.artifacts.study import KEYS, StudyTable, cache_of, other_steps
 from dydit_cli.figures.tradeoff import row_label
 from dydit_cli.files import atomic_file, write_text
 from dydit_cli.studies.folder import FORMAT, StudyFolder
@@ -73,23 +73,27 @@ def every(judges: Sequence[str]) -> tuple[Column, ...]:
 
 
 def shown(
-    summary: pd.DataFrame, columns: Sequence[Column], name: Callable[[str, float, int | None], str], steps: int | None
+    summary: pd.DataFrame,
+    columns: Sequence[Column],
+    name: Callable[[str, float, int | None, str | None], str],
+    steps: int | None,
 ) -> tuple[list[str], list[list[str]]]:
     """Headings and lines of the summary as people read it: mean ± standard deviation over the seeds. A line says its number
-    of steps where it is another than the study's own, `steps`."""
+    of steps where it is another than the study's own, `steps`, and its cache where it has one."""
     known = [column for column in columns if summary[f"{column.figure}_mean"].notna().any()]
     lines = [
-        [name(line["method"], line["target"], other_steps(line["steps"], steps))]
+        [name(line["method"], line["target"], other_steps(line["steps"], steps), cache_of(line["cache"]))]
         + [column.cell(line[f"{column.figure}_mean"], line[f"{column.figure}_sd"]) for column in known]
         for line in summary.to_dict("records")
     ]
     return ["", *(column.heading for column in known)], lines
 
 
-def short(method: str, target: float, steps: int | None = None) -> str:
-    """`dydit 0.5`; `dydit 0.5, 10 steps`."""
+def short(method: str, target: float, steps: int | None = None, cache: str | None = None) -> str:
+    """`dydit 0.5`; `dydit 0.5, 10 steps`; `static, fora:3`."""
     name = method if method_of(method).whole else f"{method} {target:g}"
-    return name if steps is None or method_of(method).hurries else f"{name}, {steps} steps"
+    name = name if steps is None or method_of(method).hurries else f"{name}, {steps} steps"
+    return name if cache is None else f"{name}, {cache}"
 
 
 def protocol_line(protocol: dict[str, Any]) -> str:
@@ -138,9 +142,9 @@ SUMMARY_FILE, MARKDOWN_FILE = "summary.csv", "study.md"
 
 @dataclass(frozen=True)
 class Tables:
-    """`table`: a line for each finished row. `summary`: method, target, steps, how many seeds, and of every figure its mean and
-    sample standard deviation (empty for one seed). MACs are of one forward and image, the mean over a sampling run; ratio is
-    over the static model's, and of a DyDiT `routed_ratio`, which lambda steers, over its attention and MLP alone;
+    """`table`: a line for each finished row. `summary`: method, target, steps, cache, how many seeds, and of every figure its
+    mean and sample standard deviation (empty for one seed). MACs are of one forward and image, the mean over a sampling run;
+    ratio is over the static model's, and of a DyDiT `routed_ratio`, which lambda steers, over its attention and MLP alone;
     `forwards_per_image` counts both halves of guidance, and macs_per_image is MACs times that; loss_ratio is of the held-out
     loss. `speedup` is over the static model's runs that were taken in turn with the row's, and so more exact than two rows'
     seconds, taken minutes apart."""
@@ -166,19 +170,20 @@ def make_tables(folder: StudyFolder, recipe: StudyRecipe, rows: list[Row], facts
     done = [row for row in rows if folder.done(row)]
     results = {row: folder.read(row) for row in done}
     # the same weights and the same noise: every static row has the same loss
-    loss = next((values["loss"] for row, values in results.items() if row.method == STATIC), None)
+    loss = next((values["loss"] for row, values in results.items() if row.method == STATIC and not row.cache), None)
     times = {row: folder.time(row) for row in done if row.seed == recipe.seeds[0]}
     figures, lines = [column.figure for column in every(recipe.evaluation.judges)], []
     for row, values in results.items():
         time = times.get(row)
         line = {
             **values,
+            "cache": row.cache or float("nan"),  # as a CSV file is read
             **sampled(values, facts),
             **{name: time[name]["median"] if time else None for name in ("seconds_per_image", "speedup")},
             "loss_ratio": values["loss"] / loss if loss and values["loss"] is not None else None,
         }
         lines.append(line)
-    columns = ["method", "target", "steps", "seed", *figures, "finetune_steps"]
+    columns = [*KEYS, "seed", *figures, "finetune_steps"]
     table = pd.DataFrame(lines, columns=columns).astype(dict.fromkeys(figures, "float64"))
     protocol = {
         "format": FORMAT,

@@ -49,6 +49,7 @@ COMMANDS = (
     "pretrain",
     "prune",
     "study",
+    "frontier",
     "demo",
 )
 
@@ -62,6 +63,7 @@ QUICK = {
     ],
     "calibrate": ["--images", "2", "--steps", "2"],
     "allocate": ["--images", "2", "--steps", "2"],
+    "frontier": ["--images", "2", "--steps", "2", "--cache", "none", "--reference-steps", "20"],
     "pretrain": ["--steps", "2", "--set", "train.batch_size=8"],
     "prune": ["--batches", "1", "--batch-size", "8"],
     "profile": ["--images", "2", "--steps", "2"],
@@ -81,6 +83,8 @@ def printed(text: str) -> list[list[str]]:
 
 def run(arguments: list[str]) -> None:
     quick = [] if "--table" in arguments else QUICK.get(arguments[0], [])
+    if "--cost" in arguments:  # which chooses the steps
+        quick = quick[:2]
     result = CliRunner().invoke(app, [*arguments, *quick])
     assert result.exit_code == 0, f"dydit {shlex.join(arguments)}\n{result.output}"
 

@@ -40,7 +40,7 @@ def test_each_kind_is_recognised(tmp_path: Path, checkpoint: Checkpoint) -> None
     a_run(tmp_path / "run")
     a_study(tmp_path / "study")
     Evaluation({"fid": 1.0}, {"images": 2}, []).write(tmp_path / "evaluation")
-    for mark in ("samples.json", "demo.json", "losses.json", "compare.json", "width.json", "profile.json"):
+    for mark in ("samples.json", "demo.json", "losses.json", "compare.json", "width.json", "profile.json", "frontier.json"):
         (tmp_path / mark.partition(".")[0]).mkdir()
         (tmp_path / mark.partition(".")[0] / mark).write_text("{}")
     names = {"compare": "comparison"}

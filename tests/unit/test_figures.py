@@ -39,6 +39,7 @@ from dydit_cli.profiling.profile import profile
 from dydit_cli.sampling.images import sample_images
 from dydit_cli.sampling.options import SamplingConfig
 from tests.conftest import randomize
+from tests.unit.test_frontier import a_front
 
 FIGURES = all_figures()
 DIGITS = DiTConfig(input_size=8, patch_size=2, in_channels=1, hidden_size=24, depth=2, num_heads=3, num_classes=10)
@@ -72,6 +73,7 @@ def inputs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
         "run": room / "run",
         "study": room / "study",
         "tradeoff-steps": room / "steps",
+        "frontier": a_front(room / "front"),
     }
 
 
@@ -190,6 +192,7 @@ def test_axes_say_what_they_measure(inputs: dict[str, Path], figure: str) -> Non
             "Fréchet distance, digits",
             "Fréchet distance, shades",
         ],
+        "frontier": ["MACs per image [GMACs]", "seconds per image, cpu [s]", "mean squared distance"],
         "samples": ["of the MACs"],
         "time": ["seconds of 4 steps"],
     }

@@ -16,6 +16,7 @@ import pandas as pd
 import pytest
 import torch
 
+from dydit_cli.artifacts.study import StudyTable
 from dydit_cli.checkpoint.checkpoint import Checkpoint
 from dydit_cli.checkpoint.native import write
 from dydit_cli.checkpoint.read import read
@@ -28,9 +29,13 @@ from dydit_cli.diffusion.schedule import linear_schedule
 from dydit_cli.errors import DyditError
 from dydit_cli.evaluate.evaluate import find_extractor
 from dydit_cli.evaluate.features import DISTANCE_ONLY, Extractor, Features
+from dydit_cli.figures.steps import steps_table
+from dydit_cli.figures.visualize import visualize
+from dydit_cli.model.caching import CacheOptions
 from dydit_cli.model.execution import executor
 from dydit_cli.model.families.dit import DiT
 from dydit_cli.profiling.profile import profile
+from dydit_cli.reports.report import collect
 from dydit_cli.sampling.options import SamplingConfig
 from dydit_cli.sampling.sampler import open_sampler
 from dydit_cli.studies import runner
@@ -153,7 +158,7 @@ def test_a_recipe_may_have_a_base(tmp_path: Path) -> None:
 def test_what_a_study_leaves(done: Path) -> None:
     table = pd.read_csv(done / "study.csv")
     assert " ".join(table.columns) == (
-        "method target steps seed macs ratio routed_ratio forwards_per_image macs_per_image seconds_per_image speedup "
+        "method target steps cache seed macs ratio routed_ratio forwards_per_image macs_per_image seconds_per_image speedup "
         "frechet recognised precision recall loss_ratio finetune_steps"
     )
     assert set(table["steps"]) == {2}
@@ -445,6 +450,97 @@ def test_a_folder_that_knows_of_no_steps_goes_on(model: Path, hurried: Path, tmp
     found, expected = (pd.read_csv(folder / "study.csv") for folder in (out, hurried))
     timed = ["seconds_per_image", "speedup"]
     pd.testing.assert_frame_equal(found.drop(columns=timed), expected.drop(columns=timed), rtol=1e-12)
+
+
+# caches
+
+
+CACHED: dict[str, Any] = {
+    "methods": {"control": False, "prune": [], "tome": [], "range": [0.6], "cache": ["fora:3", "taylorseer:2:1@model"],
+                "dydit_cache": ["fora:2"]},
+    "evaluation": {"images": 12, "steps": 4, "profiled": 2, "held_out": 4, "kept": 5},
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def cached(model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a study whose static model and DyDiTs, of one ratio and of a range, are measured with caches too."""
+    out = tmp_path_factory.mktemp("cached") / "out"
+    assert run(recipe(model, **CACHED), out).left == 0
+    return out
+
+
+def test_a_cache_forecasts_and_is_counted(model: Path, cached: Path) -> None:
+    table = pd.read_csv(cached / "study.csv")
+    names = ["static", "static-fora-3", "static-taylorseer-2-1@model", "dydit-0.5", "dydit-0.5-fora-2", "range-0.6",
+             "range-0.6-fora-2"]  # fmt: skip
+    assert json.loads((cached / "study.json").read_text())["rows_names"] == [f"{name}-seed3" for name in names]
+    assert table["cache"].fillna("").to_list() == ["", "fora:3", "taylorseer:2:1@model", "", "fora:2", "", "fora:2"]
+    assert (set(table["steps"]), set(table["forwards_per_image"])) == ({4}, {8})
+    static, fora, taylor, _, dynamic_fora, _, ranged_fora = (line for _, line in table.iterrows())
+    for row, cache, checkpoint in (
+        (fora, CacheOptions("fora:3"), model),
+        (taylor, CacheOptions("taylorseer:2:1", at="model"), model),
+        (dynamic_fora, CacheOptions("fora:2"), cached / "checkpoints" / "dydit-0.5-seed3"),
+    ):
+        loaded = read(checkpoint)
+        settings = SamplerSettings(steps=4)
+        summary = profile(loaded, images=2, settings=settings, seed=3, cache=cache, device="cpu").summary
+        assert summary["calls_forecast"] > 0
+        assert (row["macs"], row["macs_per_image"]) == (summary["macs_dynamic"], summary["macs_dynamic_per_image"])
+        with np.load(cached / "samples.npz") as arrays:
+            name = "static" if row["method"] == "static" else "dydit-0.5"
+            expected = open_sampler(loaded, SamplingConfig(settings, seed=3, cache=cache, device="cpu"))
+            assert (arrays[f"{name}-{row['cache'].replace(':', '-')}"] == expected.pixels(expected.samples(0, 5))).all()
+    assert fora["macs_per_image"] < static["macs_per_image"]
+    assert ranged_fora["macs_per_image"] < static["macs_per_image"]
+    assert table["loss_ratio"].isna().to_list() == [False, True, True, False, True, False, True]
+    assert (table["speedup"] > 0).all()
+    assert sorted(path.name for path in (cached / "checkpoints").iterdir()) == ["dydit-0.5-seed3", "range-1-seed3"]
+
+
+def test_tables_and_figures_name_the_cache(cached: Path, tmp_path: Path) -> None:
+    text = (cached / "study.md").read_text()
+    for label in ("static DiT", "static DiT, fora:3", "DyDiT, lambda 0.5, fora:2", "one DyDiT for all ratios, at 0.6, fora:2"):
+        assert text.count(f"| {label} |") == 1
+    study_table = StudyTable.read(cached)
+    assert list(study_table.alike["method"]) == ["static", "dydit", "range"]
+    points = steps_table(study_table)
+    assert points.groupby("line", sort=True)["cache"].apply(lambda of: of.isna().all()).to_list() == [
+        True, False, True, False, True, False,
+    ]  # fmt: skip
+    (section,) = collect([cached])
+    names = [row[0] for table in section.tables for row in table.rows]
+    assert "static DiT, taylorseer:2:1@model" in names
+    visualize(cached, "tradeoff-steps", tmp_path / "steps.svg")
+    drawn = (tmp_path / "steps.svg").read_text()
+    assert "static DiT, cached" in drawn
+    assert "taylorseer:2:1@model" in drawn
+
+
+def test_caches_may_be_added_later_and_one_that_cannot_be_is_told_before_anything_runs(
+    model: Path, cached: Path, tmp_path: Path
+) -> None:
+    without = {**CACHED, "methods": {**CACHED["methods"], "cache": [], "dydit_cache": []}}
+    out = tmp_path / "out"
+    run(recipe(model, **without), out, time=False)
+    settings = json.loads((out / "recipe.json").read_text())
+    del settings["methods.cache"], settings["methods.dydit_cache"]  # as an older dydit left it
+    (out / "recipe.json").write_text(json.dumps(settings))
+    run(recipe(model, **CACHED), out, time=False)
+    found, expected = (pd.read_csv(folder / "study.csv") for folder in (out, cached))
+    timed = ["seconds_per_image", "speedup"]
+    pd.testing.assert_frame_equal(found.drop(columns=timed), expected.drop(columns=timed), rtol=1e-12)
+    for cache, message in (
+        ("fora:1", "an interval of 1 computes every step"),
+        ("none", "rows without a cache are there already"),
+        ("fora:2@middle", "cache-at 'middle'; choose one of sublayers, model"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            recipe(model, methods={"cache": [cache]})
+    with pytest.raises(DyditError, match="order 9 needs 10 computed steps"):
+        run(recipe(model, methods={"cache": ["taylorseer:2:9"]}), tmp_path / "no")
+    assert not (tmp_path / "no").exists()
 
 
 # two judges

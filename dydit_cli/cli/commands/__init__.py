@@ -9,5 +9,5 @@ from __future__ import annotations
 
 ORDER = (
     "convert", "prune", "finetune", "calibrate", "allocate", "encode", "sample", "evaluate", "profile", "losses", "visualize",
-    "inspect", "export", "bench", "pretrain", "study", "report", "demo",
+    "inspect", "export", "bench", "pretrain", "study", "frontier", "report", "demo",
 )  # fmt: skip

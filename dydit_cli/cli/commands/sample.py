@@ -5,7 +5,7 @@ Example: `dydit sample digits-dit --num 8 --classes 0,1,2 --steps 10 --out runs/
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -13,6 +13,7 @@ from dydit_cli import units
 from dydit_cli.checkpoint.options import LoadOptions
 from dydit_cli.cli import console, options
 from dydit_cli.cli.build import Typed
+from dydit_cli.diffusion.options import SamplerSettings
 from dydit_cli.errors import DyditError
 from dydit_cli.options import Opt
 from dydit_cli.sampling.options import SamplingConfig
@@ -40,13 +41,26 @@ def sample(
         ),
     ] = False,
     shard_size: Annotated[int | None, Opt("Images in a shard of --npz.", metavar="N", min=1, default="500")] = None,
+    cost: Annotated[
+        float | None,
+        Opt(
+            "Take the best mix of steps, sampler, cache and FLOPs ratio for this share of the static model's many-step MACs, "
+            "from the front that `dydit frontier --store` left.",
+            metavar="SHARE",
+            default="none",
+        ),
+    ] = None,
+    seconds: Annotated[float | None, Opt("As --cost, for seconds per image.", metavar="S", default="none")] = None,
     loading: LoadOptions,
     force: options.Force = False,
     json: options.Json = False,
 ) -> None:
     if shard_size is not None and not npz:
         raise DyditError("--shard-size is for --npz; add it, or leave the size out")
-    loaded = options.read_to_run(checkpoint, loading)
+    if cost is None and seconds is None:
+        loaded = options.read_to_run(checkpoint, loading)
+    else:
+        loaded, config = within_budget(typed, options.read(checkpoint, loading), config, cost, seconds)
     config = replace(config, classes=options.class_numbers(classes, loaded))
     at_once = min(num, config.batch)
     options.show_cache(loaded, config.cache, config.settings, at_once, config.plan_memory, config.dtype)
@@ -55,6 +69,33 @@ def sample(
             write_array(loaded, out, config, num, shard_size, force, json)
     else:
         write_pictures(loaded, out, config, num, force, json)
+
+
+CHOSEN = ("--flops-ratio", "--steps", "--sampler", "--cache", "--cache-first", "--cache-last", "--cache-at", "--tome")
+
+
+def within_budget(
+    typed: Typed, loaded: Checkpoint, config: SamplingConfig, cost: float | None, seconds: float | None
+) -> tuple[Checkpoint, SamplingConfig]:
+    """The best mix of the stored front, which is said on stderr."""
+    if cost is not None and seconds is not None:
+        raise DyditError("--cost and --seconds are two budgets; leave one out")
+    option, budget, over = ("--cost", cost, "cost") if cost is not None else ("--seconds", seconds, "seconds_per_image")
+    if chosen := next((name for name in CHOSEN if name in typed.options), None):
+        raise DyditError(f"{option} chooses {chosen} from the front; leave one of the two out")
+
+    from dydit_cli.distributed import is_main
+    from dydit_cli.sampling.fronts import best_within, stored_front, with_mix
+
+    front = stored_front(loaded)
+    mix = best_within(loaded, front, over, budget)  # type: ignore[arg-type]
+    kept = {field.name for field in fields(SamplerSettings) if f"--{field.name.replace('_', '-')}" in typed.options}
+    if is_main():
+        took = (
+            "" if mix.seconds_per_image is None else f", {mix.seconds_per_image:.3g} s per image on {front.summary['device']}"
+        )
+        console.note(f"{option} {budget:g}: {mix.label}; cost {mix.cost:.3g}{took}, distance {mix.distance:.3g}")
+    return with_mix(loaded, front, mix, config, kept)
 
 
 def write_pictures(loaded: Checkpoint, out: Path, config: SamplingConfig, num: int, force: bool, json: bool) -> None:

@@ -26,8 +26,8 @@ def visualize(
         Arg(
             "SOURCE...",
             "What a command wrote: a profile's folder; for `training` a run's, for `loss-gap` and `loss-maps` that of "
-            "`dydit losses`, for `tradeoff` and `tradeoff-steps` a study's; for `samples` a study's or several of `dydit "
-            "sample`; for `time` the file of `dydit bench --json`.",
+            "`dydit losses`, for `tradeoff` and `tradeoff-steps` a study's, for `frontier` that of `dydit frontier`; for "
+            "`samples` a study's or several of `dydit sample`; for `time` the file of `dydit bench --json`.",
         ),
     ],
     out: Annotated[Path, Opt("The picture: .png, .svg or .pdf.", ("--out", "-o"), metavar="FILE")],

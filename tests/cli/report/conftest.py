@@ -29,6 +29,7 @@ from dydit_cli.sampling.options import SamplingConfig
 from dydit_cli.train.recipe import read_recipe
 from tests.conftest import randomize
 from tests.unit.test_figures import a_study_of_steps
+from tests.unit.test_frontier import a_front
 
 MODEL = DiTConfig(input_size=8, patch_size=4, in_channels=1, hidden_size=12, depth=2, num_heads=3, num_classes=10)
 HOSTILE = "<img src=x onerror=alert(1)>&\"'"
@@ -86,10 +87,11 @@ def room(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (room / "evaluation.json").write_text(json.dumps(evaluation))
     a_study_of_steps(room / "study")
     (room / "study" / "recipe.json").write_text(json.dumps(STUDY))
+    a_front(room / "front")
     return room
 
 
-INPUTS = ("study", "compared", "profile", "width", HOSTILE, "static", "losses", "samples-static", "samples-tuned",
+INPUTS = ("study", "front", "compared", "profile", "width", HOSTILE, "static", "losses", "samples-static", "samples-tuned",
           "evaluation.json", "bench.json")  # fmt: skip
 
 

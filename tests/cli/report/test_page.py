@@ -90,6 +90,7 @@ def test_how_to_come_by_it_again(outline: Outline) -> None:
     wanted = [
         "dydit convert digits-dit converted --router-bias 3",
         "dydit finetune converted --recipe digits/finetune --calibrate --set train.lr=0.001 --out tuned",
+        "dydit frontier a b --out front",
         "dydit profile static tuned --keep-masks 2 --out compared",
         "dydit profile tuned --width-only --out width",
         "dydit losses static tuned --maps-at 100 --out losses",
