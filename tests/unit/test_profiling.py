@@ -244,7 +244,7 @@ def test_figures_in_every_format(profiled: Profile, tmp_path: Path, figure: str,
 
 def test_figures_refuse_what_they_cannot_do(profiled: Profile, tmp_path: Path) -> None:
     for figure, out, message in (
-        ("pie", "a.png", "no figure 'pie'; choose one of architecture, flops, loss-gap"),
+        ("pie", "a.png", "no figure 'pie'; choose one of architecture, flops, frontier, loss-gap"),
         ("flops", "a.gif", r"a.gif: a figure's name ends in .png, .svg or .pdf"),
         ("flops", "profile", "a figure's name ends in"),
     ):
