@@ -234,7 +234,7 @@ class DynamicBackbone(Backbone):
         return {**self._named(router.last for router in self.width_routers), **self.token_biases()}
 
     def set_flops_ratio(self, ratio: float) -> None:
-        """Sets the routers of a model of a range to one FLOPs ratio of attention and MLP (0 to 1), within 0.005 of which a
+        """Sets the routers of a model of a range to one FLOPs ratio of attention and MLP (0 to 1), which by its table a
         sampling run then is. Raises `DyditError` for one out of its range, and for a model of one ratio."""
         setting = torch.tensor([self.config.setting_for(ratio)], device=self.device)
         self.allocation = None

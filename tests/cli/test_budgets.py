@@ -29,11 +29,32 @@ def ranged(room: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder / "range"
 
 
-def check_slider(page: Path, folder: Path) -> None:
-    """In a browser, where there is one, its slider shows one ratio at a time."""
+@pytest.fixture(scope="module")
+def page(ranged: Path) -> Path:
+    """A report of it at 0.5 and at 1."""
+    folder = ranged.parent
+    for ratio in (0.5, 1):
+        command = ["--flops-ratio", ratio, *SAMPLER, *FAST, "--out"]
+        for words in (["profile", ranged, "--images", 4, *command, folder / f"p-{ratio}"],
+                      ["sample", ranged, "--num", 4, *command, folder / f"s-{ratio}"]):  # fmt: skip
+            made = dydit(*words)
+            assert made.exit_code == 0, made.output
+    made = dydit("report", *(folder / f"{kind}-{ratio}" for kind in "ps" for ratio in (0.5, 1)), "--out", folder / "page.html")
+    assert made.exit_code == 0, made.output
+    return folder / "page.html"
+
+
+def test_a_report_has_a_slider_over_its_ratios(page: Path) -> None:
+    slider = page.read_text().split('class="slider" ')[1].split('id="protocol"')[0]
+    assert slider.startswith('data-dial="FLOPs ratio of range"')
+    assert re.findall('class="frame" data-stop="([^"]*)"', slider) == ["0.5", "1"]
+    assert (slider.count("<svg"), slider.count("<img")) == (2, 8)
+
+
+def test_the_slider_shows_one_ratio_at_a_time(page: Path, tmp_path: Path) -> None:
     program = find_chromium()
     if program is None:
-        return
+        pytest.skip("no Chromium on PATH (apt-get install chromium)")
     script = """(() => {
       const input = document.querySelector(".slider input");
       const seen = () => [...document.querySelectorAll(".frame")].filter((one) => !one.hidden).map((one) => one.dataset.stop);
@@ -41,7 +62,7 @@ def check_slider(page: Path, folder: Path) -> None:
       input.value = 0; input.dispatchEvent(new Event("input"));
       return [before, seen(), document.querySelector(".slider output").textContent];
     })()"""
-    with Browser(program, folder / "chromium") as browser:
+    with Browser(program, tmp_path / "chromium") as browser:
         opened = browser.open(page)
         assert opened.run(script) == [["1"], ["0.5"], "0.5"]
         assert opened.problems == []
@@ -65,15 +86,6 @@ def test_it_runs_at_its_largest_until_a_ratio_is_given(ranged: Path, tmp_path: P
     ):
         result = dydit(*command)
         assert result.exit_code == 0, result.output
-    page = ["report", tmp_path / "half", tmp_path / "largest-set", tmp_path / "samples", "--out", tmp_path / "page.html"]
-    one = dydit("profile", ranged, *common, "--flops-ratio", 1, "--out", tmp_path / "largest-set")
-    assert one.exit_code == 0, one.output
-    assert dydit(*page).exit_code == 0
-    slider = (tmp_path / "page.html").read_text().split('class="slider" ')[1].split('id="protocol"')[0]
-    assert slider.startswith('data-dial="FLOPs ratio of range"')
-    assert re.findall('class="frame" data-stop="([^"]*)"', slider) == ["0.5", "1"]
-    assert (slider.count("<svg"), slider.count("<img")) == (2, 4)
-    check_slider(tmp_path / "page.html", tmp_path)
     shown = dydit("inspect", ranged)
     assert "0.3 to 1, measured at" in " ".join(shown.stdout.split())
 
