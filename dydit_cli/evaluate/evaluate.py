@@ -85,7 +85,7 @@ def evaluate(
         "images": images.count,
         "classes": class_text(classes) if isinstance(classes, list) and classes else None,
         **{name: images.record.get(name) for name in RECORDED},
-        **{name: images.record[name] for name in SOLVED if name in images.record},
+        **{name: images.record[name] for name in (*SOLVED, "flops_ratio") if name in images.record},
         "sampled_on": images.record.get("device"),
         **extractor.facts,
         **facts,

@@ -79,13 +79,14 @@ def test_it_runs_at_its_largest_until_a_ratio_is_given(ranged: Path, tmp_path: P
     assert json.loads(half.stdout)["routed_ratio"] < json.loads(largest.stdout)["routed_ratio"] == 1
     for command in (
         ["sample", ranged, "--flops-ratio", 0.5, "--num", 4, *SAMPLER, "--out", tmp_path / "samples", *FAST],
-        ["evaluate", ranged, "--flops-ratio", 0.5, "--num", 4, "--features", "digits", *SAMPLER, *FAST],
         ["bench", ranged, "--flops-ratio", 0.5, "--measure", 1, "--repeats", 1, "--batch", 2, *FAST],
         ["export", ranged, tmp_path / "half.pt", "--format", "dydit", "--flops-ratio", 0.5],
         ["visualize", tmp_path / "half", "--out", tmp_path / "half.png"],
     ):
         result = dydit(*command)
         assert result.exit_code == 0, result.output
+    judged = dydit("evaluate", ranged, "--flops-ratio", 0.5, "--num", 4, "--features", "digits", *SAMPLER, "--json", *FAST)
+    assert json.loads(judged.stdout)["protocol"]["flops_ratio"] == 0.5
     shown = dydit("inspect", ranged)
     assert "0.3 to 1, measured at" in " ".join(shown.stdout.split())
 
