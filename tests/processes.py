@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import socket
 import subprocess
 import sys
@@ -21,6 +22,8 @@ def dydit(*args: object) -> Result:
 
 def start(command: list[str], **environment: object) -> subprocess.Popen[str]:
     """`dydit COMMAND` on one thread, begun and not waited for; `environment` is added to this one's."""
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # as in what a shell starts in the background; a child inherits that
+        signal.signal(signal.SIGINT, signal.default_int_handler)
     extra = {"OMP_NUM_THREADS": "1", **{name: str(value) for name, value in environment.items()}}
     return subprocess.Popen(
         [sys.executable, "-m", "dydit_cli", *command],
