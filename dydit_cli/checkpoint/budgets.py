@@ -42,8 +42,7 @@ def with_range(checkpoint: Checkpoint, low: float, high: float) -> Checkpoint:
 
 def at_ratio(checkpoint: Checkpoint, ratio: float) -> Checkpoint:
     """A DyDiT of a range as one of the single FLOPs ratio `ratio`, which every format can hold: what its tables add goes into
-    the routers' biases and the label table. Raises `DyditError` for a static model, a DyDiT of one ratio, and a ratio out of
-    the range."""
+    the routers' biases and the label table. Raises `DyditError` for a static model, a DyDiT of one ratio, and a ratio out of the range."""
     with naming(checkpoint.path or "a checkpoint in memory"):
         if not isinstance(checkpoint.config, RoutedConfig):
             raise DyditError("is a static model, which has no FLOPs ratio to set; convert it first: dydit convert SRC DST")

@@ -285,7 +285,7 @@ class DynamicBackbone(Backbone):
 
     def condition(self, e: Tensor, y: Tensor) -> Tensor:
         """As the static model's; in a model of a range the ratio's own vector is added."""
-        c = super().condition(e, y)  # type: ignore[safe-super]  # the family's
+        c = super().condition(e, y)
         return c if self.condition_budget is None else self.condition_budget(c)
 
     def _named(self, linears: Iterable[nn.Linear]) -> dict[str, nn.Parameter]:
