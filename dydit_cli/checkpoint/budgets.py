@@ -13,7 +13,6 @@ from dydit_cli.model.backbone import DynamicBackbone
 from dydit_cli.model.config import RoutedConfig
 from dydit_cli.model.families import build_shapes
 
-CONDITION_TABLE = "condition_budget.table"
 BUDGETS = 5  # entries of a router's table
 RISE = 3.0  # from the first to the last of a new one
 
@@ -31,18 +30,14 @@ def with_range(checkpoint: Checkpoint, low: float, high: float) -> Checkpoint:
     ranged = replace(config, budgets=tuple(torch.linspace(low, high, BUDGETS, dtype=torch.float64).tolist()))
     shapes = build_shapes(ranged).state_dict()
     # the more may be spent, the later the routers switch off: nothing is off yet, and so nothing changes
-    rise = torch.linspace(0, RISE, BUDGETS)[:, None]
-    new = {
-        name: torch.zeros(w.shape) if name == CONDITION_TABLE else rise.repeat(1, w.shape[1])
-        for name, w in shapes.items()
-        if name not in checkpoint.weights
-    }
+    rise = torch.linspace(0, RISE, BUDGETS)
+    new = {name: rise[:, None].repeat(1, w.shape[1]) for name, w in shapes.items() if name not in checkpoint.weights}
     return replace(checkpoint, config=ranged, weights={**checkpoint.weights, **new})
 
 
 def at_ratio(checkpoint: Checkpoint, ratio: float) -> Checkpoint:
     """A DyDiT of a range as one of the single FLOPs ratio `ratio`, which every format can hold: what its tables add goes into
-    the routers' biases and the label table. Raises `DyditError` for a static model, a DyDiT of one ratio, and a ratio out of the range."""
+    the routers' biases. Raises `DyditError` for a static model, a DyDiT of one ratio, and a ratio out of the range."""
     with naming(checkpoint.path or "a checkpoint in memory"):
         if not isinstance(checkpoint.config, RoutedConfig):
             raise DyditError("is a static model, which has no FLOPs ratio to set; convert it first: dydit convert SRC DST")
@@ -55,10 +50,7 @@ def at_ratio(checkpoint: Checkpoint, ratio: float) -> Checkpoint:
             assert router.budget is not None
             assert router.budget.shift is not None
             router.last.bias.add_(router.budget.shift[0])
-        assert model.condition_budget is not None
-        assert model.condition_budget.shift is not None
-        model.shift_condition(model.condition_budget.shift[0])
-    tables = {name for name, _ in model.named_parameters() if ".budget." in name or name == CONDITION_TABLE}
+    tables = {name for name, _ in model.named_parameters() if ".budget." in name}
     weights = {name: w.detach() for name, w in model.state_dict().items() if name not in tables}
     step = {"action": SET_RATIO, "flops_ratio": ratio}
     config = replace(checkpoint.config, budgets=(), measured=(), allocation=())

@@ -9,8 +9,7 @@ Legend: B batch, N tokens, C width, L depth, H heads (and channel groups).
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, Literal, Protocol, cast, overload
 
 import torch
@@ -24,7 +23,6 @@ from dydit_cli.model.merging import Merging
 from dydit_cli.model.routers import (
     HEAD_AND_GROUP_BIAS,
     TOKEN_BIAS,
-    BudgetTable,
     GateNoise,
     TokenRouter,
     WidthRouter,
@@ -88,10 +86,6 @@ class Backbone(nn.Module, ABC):
     @abstractmethod
     def condition(self, e: Tensor, y: Tensor) -> Tensor:
         """The timestep embedding (... C) with the labels (...) added: what adaLN sees."""
-
-    @abstractmethod
-    def shift_condition(self, shift: Tensor) -> None:
-        """Changes the weights so that `condition` returns `shift` (C) more; what routers compute stays."""
 
     @abstractmethod
     def head(self, h: Tensor, c: Tensor) -> Tensor:
@@ -205,8 +199,6 @@ class DynamicBackbone(Backbone):
     def __init__(self, config: RoutedConfig) -> None:
         super().__init__(config)
         self.gumbel_noise = 1.0
-        # what suits few heads does not suit all of them, and the weights are shared: each ratio has its own modulation
-        self.condition_budget = BudgetTable(config, config.hidden_size, everything=0.0) if config.budgets else None
         self.allocation: tuple[Tensor, Tensor] | None = None  # timesteps and what the routers are set to at them
         self.reset_routers()
 
@@ -266,27 +258,9 @@ class DynamicBackbone(Backbone):
         """Sets the routers to settings on the scale of the budgets: (B,), one for each sample of the batches to come, or (1,)
         for all. An infinite one is everything on."""
         mix = budget_mix(self.config.budgets, settings)
-        for table in (*(router.budget for router in self.routers), self.condition_budget):
-            if table is not None:
-                table.set(mix)
-
-    @contextmanager
-    def _everything_on(self) -> Iterator[None]:
-        """The condition is that of the largest ratio."""
-        table = self.condition_budget
-        if table is None:
-            yield
-            return
-        before, table.shift = table.shift, table.table[-1:]
-        try:
-            yield
-        finally:
-            table.shift = before
-
-    def condition(self, e: Tensor, y: Tensor) -> Tensor:
-        """As the static model's; in a model of a range the ratio's own vector is added."""
-        c = super().condition(e, y)
-        return c if self.condition_budget is None else self.condition_budget(c)
+        for router in self.routers:
+            if router.budget is not None:
+                router.budget.set(mix)
 
     def _named(self, linears: Iterable[nn.Linear]) -> dict[str, nn.Parameter]:
         biases = {id(linear.bias) for linear in linears}
@@ -330,8 +304,7 @@ class DynamicBackbone(Backbone):
         `gate_noise` takes the place of the noise that a model in training draws for itself.
         """
         if complete:
-            with self._everything_on():
-                return super().forward(x, t, y, return_routing=True) if return_routing else super().forward(x, t, y)
+            return super().forward(x, t, y, return_routing=True) if return_routing else super().forward(x, t, y)
         noise = self.gumbel_noise if self.training else 0.0
         self.at_timesteps(t)
         h = self.embed(x)  # B N C

@@ -173,10 +173,9 @@ class SparseModel(Wrapper):
         self.modulations.clear()
 
     def set_flops_ratio(self, ratio: float) -> None:
-        """As the model's; heads and groups are decided anew, and so is what adaLN returns."""
+        """As the model's; heads and groups are decided anew."""
         super().set_flops_ratio(ratio)
         self._plan.clear()
-        self.modulations.clear()
 
     def plan(self, timesteps: Sequence[float]) -> int:
         """Decides heads and groups for all these timesteps at once; without it each is decided when it first comes.

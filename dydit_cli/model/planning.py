@@ -105,9 +105,7 @@ class Modulations:
     def _compute(self, timesteps: list[float], y: Tensor) -> dict[float, StepModulation]:
         K, B = len(timesteps), len(y)
         self.timesteps, self.rows = self.timesteps + K, self.rows + K * B
-        t = torch.tensor(timesteps, device=y.device)
-        self.model.at_timesteps(t)
-        e = self.model.embed_timestep(t)  # K C
+        e = self.model.embed_timestep(torch.tensor(timesteps, device=y.device))  # K C
         c = self.model.condition(e.unsqueeze(1), y).view(K * B, -1)  # KB C
         blocks = [block.modulation(c).view(K, B, -1) for block in self.model.routed_blocks]  # each K B W
         c = c.view(K, B, -1)

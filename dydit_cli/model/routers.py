@@ -87,29 +87,25 @@ ON = 1e4  # added to a logit, it outweighs all others
 
 
 class BudgetTable(nn.Module):
-    """What a FLOPs ratio adds to a router's logits, or to the blocks' condition, in a model that has a range of ratios.
+    """What a FLOPs ratio adds to a router's logits, in a model that has a range of them.
 
     It has a row for each of the configuration's `budgets` and is linear between them. It starts at zero, so that a model of one
-    ratio becomes one of a range without computing anything else. `everything` is added where the setting is infinite.
+    ratio becomes one of a range without computing anything else.
     """
 
-    def __init__(self, config: RoutedConfig, rows: int, everything: float = ON) -> None:
+    def __init__(self, config: RoutedConfig, rows: int) -> None:
         super().__init__()
         self.table = nn.Parameter(torch.zeros(len(config.budgets), rows))  # K R
-        self.everything = everything
         self.shift: Tensor | None = None  # B R, or 1 R for all samples alike
 
     def set(self, mix: Tensor) -> None:
         """mix: B K+1 or 1 K+1, as `budget_mix` has it. The table's gradient goes through what is set."""
         mix = mix.to(self.table)
-        self.shift = mix[:, :-1] @ self.table + self.everything * mix[:, -1:]
+        self.shift = mix[:, :-1] @ self.table + ON * mix[:, -1:]
 
-    def forward(self, rows: Tensor) -> Tensor:
-        """B R (B N) -> B R (B N), or of B timesteps with M samples each B M R -> B M R; as they are where nothing is set."""
-        if self.shift is None:
-            return rows
-        shift = self.shift.to(rows)
-        return rows + (shift.unsqueeze(1) if rows.dim() == 3 else shift)
+    def forward(self, logits: Tensor) -> Tensor:
+        """B R (B N) -> B R (B N); as they are where nothing is set."""
+        return logits if self.shift is None else logits + self.shift.to(logits)
 
 
 def budget_mix(budgets: Sequence[float], settings: Tensor) -> Tensor:

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 
-from dydit_cli.checkpoint.budgets import CONDITION_TABLE, at_ratio, with_range
+from dydit_cli.checkpoint.budgets import at_ratio, with_range
 from dydit_cli.checkpoint.checkpoint import Checkpoint
 from dydit_cli.checkpoint.export import export
 from dydit_cli.checkpoint.native import write
@@ -55,8 +55,6 @@ def trained_like(model: DynamicBackbone) -> DynamicBackbone:
         if ".budget." in name
     }
     assert rises
-    width = checkpoint.weights[CONDITION_TABLE].shape[1]
-    rises[CONDITION_TABLE] = 0.3 * torch.linspace(-1, 1, len(BUDGETS))[:, None] * torch.randn(width, generator=generator)
     built = Checkpoint(checkpoint.config, {**checkpoint.weights, **rises}, []).build()
     assert isinstance(built, DynamicBackbone)
     return built

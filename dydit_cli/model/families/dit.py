@@ -596,9 +596,6 @@ class DiT(Backbone):
         c: Tensor = e + self.y_embedder(y)
         return c
 
-    def shift_condition(self, shift: Tensor) -> None:
-        self.y_embedder.embedding_table.weight.add_(shift)
-
     def head(self, h: Tensor, c: Tensor) -> Tensor:
         return self.unpatchify(self.final_layer(h, c))
 

@@ -9,7 +9,7 @@ Legend: B batch, F frames, T tokens of a frame, N = F * T, C width, H heads, D h
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import ClassVar, cast
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -20,7 +20,6 @@ from dydit_cli.model.config import check_whole
 from dydit_cli.model.families import Family, Hints, Inferred, dit, shape_of
 from dydit_cli.model.families.dit import Attention, Block, DiT, DiTConfig, DyDiTConfig, DynamicBlock, sincos_axis
 from dydit_cli.model.options import GuidanceChannels
-from dydit_cli.model.routers import WidthRouter
 from dydit_cli.model.sites import Site, Weights
 
 FRAMES = 16  # of the published models
@@ -151,14 +150,6 @@ class Latte(DiT):
         if self.config.num_classes:
             return super().condition(e, y)
         return e + torch.zeros_like(y, dtype=e.dtype).unsqueeze(-1)  # of the shape that labels give it
-
-    def shift_condition(self, shift: Tensor) -> None:
-        if self.config.num_classes:
-            super().shift_condition(shift)
-            return
-        cast(nn.Linear, self.t_embedder.mlp[2]).bias.add_(shift)
-        for router in (r for block in self.blocks for r in block.modules() if isinstance(r, WidthRouter)):
-            router.last.bias.sub_(router.logits(shift[None])[0] - router.last.bias)  # it sees the timestep's embedding
 
     def head(self, h: Tensor, c: Tensor) -> Tensor:
         rows: Tensor = self.final_layer(h, c)  # B N P*P*Cout
