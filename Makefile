@@ -2,7 +2,7 @@
 PYTHON ?= python3
 VENV ?= .venv
 
-.PHONY: demo test lint clean
+.PHONY: demo test lint docs clean
 
 demo: $(VENV)/installed
 	$(VENV)/bin/dydit demo --out demo --force
@@ -15,6 +15,9 @@ lint: $(VENV)/installed-test
 	$(VENV)/bin/ruff format --check .
 	$(VENV)/bin/mypy
 
+docs: $(VENV)/installed-docs
+	NO_MKDOCS_2_WARNING=1 $(VENV)/bin/mkdocs build --quiet --strict --config-file docs/mkdocs.yml
+
 $(VENV)/installed: pyproject.toml
 	test -d $(VENV) || $(PYTHON) -m venv $(VENV)
 	$(VENV)/bin/python -m pip install --quiet -e .
@@ -24,5 +27,9 @@ $(VENV)/installed-test: pyproject.toml $(VENV)/installed
 	$(VENV)/bin/python -m pip install --quiet -e '.[test]'
 	touch $@
 
+$(VENV)/installed-docs: pyproject.toml $(VENV)/installed
+	$(VENV)/bin/python -m pip install --quiet -e '.[docs]'
+	touch $@
+
 clean:
-	rm -rf $(VENV) demo runs
+	rm -rf $(VENV) demo runs site

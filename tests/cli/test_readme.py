@@ -1,4 +1,4 @@
-"""Every command that the README shows works as printed, and so does the example in every command's help."""
+"""Every command that the README and the docs show works as printed, and so does the example in every command's help."""
 
 from __future__ import annotations
 
@@ -30,7 +30,11 @@ from dydit_cli.model.families.sit import SiTConfig
 from tests.conftest import ROOT
 
 README = (ROOT / "README.md").read_text()
-BLOCKS = re.findall(r"^```bash\n(.*?)^```", README, flags=re.MULTILINE | re.DOTALL)
+DOCS = ROOT / "docs" / "pages"
+# in the order of the site: what one page makes, a later one may read
+PAGES = [DOCS / name for name in re.findall(r"([\w/-]+\.md)$", (ROOT / "docs/mkdocs.yml").read_text(), flags=re.MULTILINE)]
+TEXT = "\n".join([README, *(page.read_text() for page in PAGES if page.exists())])
+BLOCKS = re.findall(r"^```bash\n(.*?)^```", TEXT, flags=re.MULTILINE | re.DOTALL)
 COMMANDS = (
     "convert",
     "finetune",
@@ -81,6 +85,12 @@ def printed(text: str) -> list[list[str]]:
     return [shlex.split(line, comments=True)[1:] for line in lines if line.startswith("dydit ")]
 
 
+def commands(real: bool) -> list[list[str]]:
+    """Those of the README and the docs, each once: on the published models, or on the bundled ones."""
+    found = [command for block in BLOCKS for command in printed(block) if ("XL" in shlex.join(command)) == real]
+    return [command for i, command in enumerate(found) if command not in found[:i]]
+
+
 def run(arguments: list[str]) -> None:
     quick = [] if "--table" in arguments else QUICK.get(arguments[0], [])
     if "--cost" in arguments:  # which chooses the steps
@@ -91,7 +101,7 @@ def run(arguments: list[str]) -> None:
 
 def table_commands() -> list[list[str]]:
     """The commands in the table of checkpoint formats."""
-    return [shlex.split(text)[1:] for text in re.findall(r"\| `(dydit inspect [^`]+)` \|", README)]
+    return [shlex.split(text)[1:] for text in re.findall(r"\| `(dydit inspect [^`]+)` \|", TEXT)]
 
 
 def pictures_and_vae(images: Path, vae_folder: Path, classes: int) -> None:
@@ -140,28 +150,26 @@ def test_the_real_models_commands_on_stand_ins(tmp_path: Path, monkeypatch: pyte
     monkeypatch.chdir(tmp_path)
     stand_ins(tmp_path)
     monkeypatch.setattr("huggingface_hub.snapshot_download", lambda name, **more: str(tmp_path / "DiT-XL-2-256"))
-    commands = [command for block in BLOCKS for command in printed(block) if "XL" in shlex.join(command)]
-    assert len(commands) == 10
+    assert len(commands(real=True)) == 11
     assert len(table_commands()) == 10
-    for command in [*commands, *table_commands()]:
+    for command in [*commands(real=True), *table_commands()]:
         run(command)
 
 
 def test_the_python_example(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     """As printed, but for fewer steps and images."""
     monkeypatch.chdir(tmp_path)
-    (code,) = re.findall(r"^```python\n(.*?)^```", README, flags=re.MULTILINE | re.DOTALL)
+    (code,) = re.findall(r"^```python\n(.*?)^```", TEXT, flags=re.MULTILINE | re.DOTALL)
     code = code.replace("flops_ratio=0.5", "flops_ratio=0.5, steps=2").replace("images=16", "images=1")
-    exec(compile(code, "README", "exec"), {})
+    exec(compile(code, "docs", "exec"), {})
     assert "timestep" in capsys.readouterr().out
 
 
 def test_the_digits_walk_through(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     shutil.copytree(ROOT / "recipes", tmp_path / "recipes")
-    commands = [command for block in BLOCKS for command in printed(block) if "XL" not in shlex.join(command)]
-    assert {command[0] for command in commands} >= {"convert", "finetune", "profile", "visualize", "sample"}
-    for command in commands:
+    assert {command[0] for command in commands(real=False)} >= {"convert", "finetune", "profile", "visualize", "sample"}
+    for command in commands(real=False):
         if command[0] != "demo":
             run(command)
 
@@ -189,9 +197,11 @@ def test_two_make_targets_are_named() -> None:
         assert "venv" in done.stdout
 
 
-def test_pictures_and_files_that_the_readme_names_are_there() -> None:
-    for link in re.findall(r"\]\(([^)#:]+)\)", README):
-        assert (ROOT / link).exists(), link
+@pytest.mark.parametrize("page", [ROOT / "README.md", *sorted(DOCS.rglob("*.md"))], ids=lambda page: page.name)
+def test_pictures_and_files_that_a_page_names_are_there(page: Path) -> None:
+    """The site's own reference of commands is made with the site."""
+    for link in re.findall(r"\]\(([^)#:]+)(?:#[^)]*)?\)", page.read_text()):
+        assert link.endswith("reference/commands.md") or (page.parent / link).exists(), link
 
 
 def test_ci_calls_the_test_command() -> None:
