@@ -94,7 +94,8 @@ def within_budget(
         took = (
             "" if mix.seconds_per_image is None else f", {mix.seconds_per_image:.3g} s per image on {front.summary['device']}"
         )
-        console.note(f"{option} {budget:g}: {mix.label}; cost {mix.cost:.3g}{took}, distance {mix.distance:.3g}")
+        said = "".join(f", {judge} {figures['frechet']:.4g}" for judge, figures in mix.judged.items())
+        console.note(f"{option} {budget:g}: {mix.label}; cost {mix.cost:.3g}{took}, distance {mix.distance:.3g}{said}")
     return with_mix(loaded, front, mix, config, kept)
 
 
