@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -191,6 +192,11 @@ class DiffusersTransformer(nn.Module):
     @property
     def device(self) -> torch.device:
         return self.model.device
+
+    def plan(self, timesteps: Sequence[float]) -> None:
+        """Tells the model a run's timesteps, which a cache between steps waits for: after `scheduler.set_timesteps(N)`
+        `scheduler.timesteps.tolist()`."""
+        self.model.plan(timesteps)
 
     def forward(
         self, hidden_states: Tensor, timestep: Tensor, class_labels: Tensor, return_dict: bool = True, **unused: Any

@@ -23,6 +23,8 @@ from dydit_cli.artifacts.profile import Profile
 from dydit_cli.bench.bench import bench_cached
 from dydit_cli.bench.breakdown import CACHED_PARTS
 from dydit_cli.checkpoint.checkpoint import Checkpoint
+from dydit_cli.checkpoint.diffusers import as_diffusers
+from dydit_cli.checkpoint.read import load
 from dydit_cli.diffusion.options import SamplerSettings
 from dydit_cli.errors import DyditError
 from dydit_cli.figures.architecture import architecture_table, draw_architecture
@@ -482,6 +484,27 @@ def test_no_room_is_said_before_it_is_taken(tiny_static: DiT, monkeypatch: pytes
         cached(tiny_static, "fora:2")(x, t, y)
     monkeypatch.setattr(execution, "free_memory", lambda device: 0)  # where that cannot be told
     cached(tiny_static, "fora:2")(x, t, y)
+
+
+def test_a_checkpoint_is_loaded_with_a_cache(tiny_dynamic: DyDiT) -> None:
+    """In Python, and as the transformer of a DiTPipeline, which hands its timesteps on."""
+    checkpoint = Checkpoint.of(tiny_dynamic, [])
+    runner = load(checkpoint, execution="sparse", cache="taylorseer:3:1")
+    runner.plan(STEPS)
+    expected, _ = run(cached(SparseModel(tiny_dynamic), "taylorseer:3:1"))
+    assert largest(run(runner)[0], expected) == 0
+    at_model = load(checkpoint, cache=CacheOptions("fora:5", at="model", last=1))
+    found, of_masked = run(at_model)
+    assert all(routing.forecast is None for routing in of_masked)  # it was told no timesteps
+    transformer = as_diffusers(load(checkpoint, cache="fora:5@model"))
+    transformer.plan(STEPS)
+    x, _, y = inputs(TINY, 2)
+    outs = [transformer(x + 0.01 * i, torch.full((2,), t), y).sample for i, t in enumerate(STEPS)]
+    assert [torch.equal(out, outs[i - 1]) for i, out in enumerate(outs)][1:5] == [True, True, True, False]
+    assert largest(outs[:1], found[:1]) == 0
+    assert type(load(checkpoint)) is DyDiT
+    with pytest.raises(DyditError, match="cache fora: write none or fora:INTERVAL"):
+        load("nowhere", cache="fora")
 
 
 # refusals
