@@ -103,6 +103,11 @@ def test_bench_with_a_cache(static: Path, tmp_path: Path) -> None:
     )  # fmt: skip
     assert 0 < values["flops_ratio"] < 0.6
     assert "cached" in figure.read_text()
+    kept = "cache taylorseer:3:1: 3 of 6 steps are computed; keeps 2 of the outputs of 6 attentions and MLPs, 0.0369 MB for 2"
+    assert result.stderr.startswith(f"{kept} samples at once\n")
+    refused = dydit("bench", static, *quick, "--plan-memory", "0.00001")
+    assert (refused.exit_code, refused.stdout, refused.stderr.count("\n")) == (2, "", 1)
+    assert "cache taylorseer:3:1: keeps 0.0369 MB of 2 samples at once, and has 0.01 MB; lower the batch" in refused.stderr
     shown = " ".join(dydit("bench", static, *quick).stdout.split())
     assert "cache taylorseer:3:1 at sublayers; FLOPs ratio" in shown
     assert "distinct sets" not in shown

@@ -70,7 +70,7 @@ def bench(
             "on_work": work.advance,
         }
         if cache.active:
-            result = bench_cached(cache, checkpoint, flops_ratio=flops_ratio, **common)
+            result = bench_cached(cache, checkpoint, flops_ratio=flops_ratio, on_memory=console.note, **common)
         elif tome:
             result = bench_tome(tome, checkpoint, **common)
         else:
