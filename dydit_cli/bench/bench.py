@@ -223,11 +223,12 @@ def bench_cached(
     built, name = model_of(checkpoint, model, flops_ratio, settings)
     config, timesteps = built.config, sampling_timesteps(built.config, settings)
     schedule = cache.schedule(timesteps)
-    if schedule is not None:
-        kept = config, settings.batch, DTYPES[settings.dtype].itemsize
-        if settings.plan_memory is not None:
-            schedule.check_room(*kept, settings.plan_memory)
-        on_memory(schedule.memory(*kept))
+    cache.check(config)
+    kept = config, schedule, settings.batch, DTYPES[settings.dtype].itemsize
+    if settings.plan_memory is not None:
+        cache.check_room(*kept, settings.plan_memory)
+    for line in cache.memory(*kept):
+        on_memory(line)
     built = built.to(where, DTYPES[settings.dtype])
     plain = executor(built, "sparse", plan_memory=settings.plan_memory)
     cached = executor(built, "sparse", plan_memory=settings.plan_memory, cache=cache)
@@ -265,7 +266,7 @@ def bench_cached(
         peaks=peaks,
         parts=parts,
         plan_seconds=plan_seconds["cached"],
-        cache=cache_protocol(schedule),
+        cache=cache_protocol(cache, schedule),
     )
 
 

@@ -67,8 +67,8 @@ class FrontierOptions:
     caches: Annotated[
         tuple[str, ...],
         Opt(
-            "Caches, as for `dydit sample`; with @model the model's output is kept.", ("--cache",), metavar="METHOD,METHOD",
-            default="none,fora:3,taylorseer:4:1@model", parse=items("--cache", _cache),
+            "Caches, as for `dydit sample`; @model keeps the model's output; fora:3+reuse, or reuse, is --reuse-skipped.",
+            ("--cache",), metavar="METHOD,METHOD", default="none,fora:3,taylorseer:4:1@model", parse=items("--cache", _cache),
         ),
     ] = ("none", "fora:3", "taylorseer:4:1@model")  # fmt: skip
     reference_steps: Annotated[

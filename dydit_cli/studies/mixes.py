@@ -67,8 +67,10 @@ def candidates(named: Mapping[str, Checkpoint], options: FrontierOptions) -> lis
                     asked = replace(options.settings, sampler=sampler, steps=steps)
                     ready = asked.for_model(checkpoint.config)
                     for cache in options.caches:
+                        cached = CacheOptions.parse(cache)
                         try:
-                            schedule = (cached := CacheOptions.parse(cache)).schedule(ready.timesteps, ready.sampler)
+                            cached.check(checkpoint.config)
+                            schedule = cached.schedule(ready.timesteps, ready.sampler)
                         except DyditError as error:
                             unfit[cache] = str(error)
                             continue

@@ -71,7 +71,17 @@ def sample(
         write_pictures(loaded, out, config, num, force, json)
 
 
-CHOSEN = ("--flops-ratio", "--steps", "--sampler", "--cache", "--cache-first", "--cache-last", "--cache-at", "--tome")
+CHOSEN = (
+    "--flops-ratio",
+    "--steps",
+    "--sampler",
+    "--cache",
+    "--cache-first",
+    "--cache-last",
+    "--cache-at",
+    "--reuse-skipped",
+    "--tome",
+)
 
 
 def within_budget(
