@@ -41,8 +41,11 @@ class Executable(Protocol):
     `plan`, `prepare` and `macs` return multiply-accumulates in closed form: of deciding a sampling run's widths at all its
     timesteps, of what a call at `timestep` for labels y shares with the next ones, and of a call itself, per sample, given
     what it switched on. `merging` is what is done to tokens before attention. `set_flops_ratio` sets a model of a range to one
-    ratio. `clear` drops what was kept, as at the start of a sampling run.
+    ratio. `clear` drops what was kept, as at the start of a sampling run. `backbone` is the model itself.
     """
+
+    @property
+    def backbone(self) -> Backbone: ...
 
     @property
     def config(self) -> ModelConfig: ...
@@ -217,18 +220,21 @@ class SparseModel(Wrapper):
         model, B = self.model, len(x)
         modulation = self._modulation(timestep, y)
         model.at_timesteps(torch.tensor([timestep]))  # for the token routers
-        h = model.embed(x)  # B N C
-        routed = []
-        for i, (block, width) in enumerate(zip(model.blocks, self._plan[timestep], strict=True)):
+        blocks, routed = model.routed_blocks, BlockRouting.none_of(self.config, B, x.device)
+
+        def step(i: int, h: Tensor) -> Tensor:
+            width = self._plan[timestep][i]
             with region(SLICING):
                 parts = {
-                    site.structure: self._slices.parts(i, block, site, getattr(width, site.structure))
+                    site.structure: self._slices.parts(i, model.blocks[i], site, getattr(width, site.structure))
                     for site in self._sites[i]
                 }
             h = model.enter_block(i, h)
-            tokens = block.forward_sparse(h, modulation.blocks[i], parts, self.pointwise)  # type: ignore[operator]
-            routed.append(BlockRouting(width.head_mask.expand(B, -1), width.group_mask.expand(B, -1), tokens))
-        return model.head(h, modulation.c), Routing.stack(routed)
+            tokens = blocks[i].forward_sparse(h, modulation.blocks[i], parts, self.pointwise)
+            routed[i] = BlockRouting(width.head_mask.expand(B, -1), width.group_mask.expand(B, -1), tokens)
+            return h
+
+        return model.head(model.run_blocks(model.embed(x), step), modulation.c), Routing.stack(routed)
 
 
 class CompleteModel(Wrapper):
@@ -268,11 +274,14 @@ class MergedModel(Wrapper):
     def run(self, x: Tensor, t: Tensor, y: Tensor) -> tuple[Tensor, Routing]:
         """The `Routing` is all ones: no head, group or token of an MLP is left out."""
         model = self.model
-        h = model.embed(x)  # B N C
         c = model.condition(model.embed_timestep(t), y)  # B C
-        for i, (block, weight, bias) in enumerate(zip(model.blocks, self.key_weight, self.key_bias, strict=True)):
-            h = block(model.enter_block(i, h), c, TokenMerging(self.merging, self.order, weight, bias))
-        return model.head(h, c), Routing.all_on(self.config, len(x), x.device)
+
+        def step(i: int, h: Tensor) -> Tensor:
+            merging = TokenMerging(self.merging, self.order, self.key_weight[i], self.key_bias[i])
+            merged: Tensor = model.blocks[i](model.enter_block(i, h), c, merging)
+            return merged
+
+        return model.head(model.run_blocks(model.embed(x), step), c), Routing.all_on(self.config, len(x), x.device)
 
     def macs(self, routing: Routing) -> Tensor:
         return total_macs(routing, self.config, self.merging)
