@@ -1,9 +1,10 @@
-"""What `dydit frontier` leaves: mixes of ratio, steps, sampler and cache, their cost, and distances to the complete model."""
+"""What `dydit frontier` leaves: mixes of ratio, steps, sampler and cache, their cost, distances to the complete model, and what
+judges say of their samples."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -19,6 +20,12 @@ if TYPE_CHECKING:
 TABLE_FILE = "frontier.csv"
 
 Over = Literal["cost", "seconds_per_image"]  # what a front is over
+
+OVERS: dict[str, Over] = {"macs": "cost", "seconds": "seconds_per_image"}
+
+JUDGED = ("frechet_", "precision_", "recall_")  # how columns of judges begin
+
+DISTANCE = "distance"  # what nearness is measured by, unless it is a judge
 
 
 @dataclass(frozen=True)
@@ -56,7 +63,11 @@ class Mix:
 class MeasuredMix(Mix):
     """`distance` is the mean squared one of samples to the reference's, and `distance_error` its standard error over images,
     None for one; `cost` is the MACs per image over the static model's with the reference's steps. Seconds are None until they
-    are taken. One that is `dropped` was measured on the first images alone, which showed that it cannot be on a front."""
+    are taken. One that is `dropped` was measured on the first images alone, which showed that it cannot be on a front.
+
+    `judged` has by judge the Fréchet distance of the mix's samples to a reference (`frechet`), its standard deviation over
+    draws of samples (`frechet_sd`), `precision` and `recall`.
+    """
 
     macs_per_image: float
     cost: float
@@ -65,16 +76,32 @@ class MeasuredMix(Mix):
     images: int
     seconds_per_image: float | None = None
     dropped: bool = False
+    judged: Mapping[str, Mapping[str, float | None]] = field(default_factory=dict)
+
+    def apart(self, by: str = DISTANCE) -> float | None:
+        """How far its samples are, by the distance, or by a judge; None where that one has not judged them."""
+        return self.distance if by == DISTANCE else self.judged.get(by, {}).get("frechet")
 
 
-def front_of(mixes: Sequence[MeasuredMix], over: Over) -> list[MeasuredMix]:
-    """Those than which none is both cheaper and nearer, the cheapest first; without those that were dropped or not timed."""
-    known = [(getattr(mix, over), mix.distance, i) for i, mix in enumerate(mixes) if not mix.dropped]
-    front: list[MeasuredMix] = []
-    for _, distance, i in sorted(one for one in known if one[0] is not None):
-        if not front or distance < front[-1].distance:
-            front.append(mixes[i])
-    return front
+def front_of(mixes: Sequence[MeasuredMix], over: Over, by: str = DISTANCE) -> list[MeasuredMix]:
+    """Those than which none is both cheaper and nearer by the distance or a judge, the cheapest first; without those that were
+    dropped, not timed or not judged."""
+    return within(mixes, over, by, 1, strictly=True)
+
+
+def within(
+    mixes: Sequence[MeasuredMix], over: Over, by: str = DISTANCE, times: float = 1, strictly: bool = False
+) -> list[MeasuredMix]:
+    """Those on the front, and those that are at most so many `times` as far as the front is at their cost; where `strictly`,
+    of mixes that are alike in both only one."""
+    known = [(getattr(mix, over), mix.apart(by), i) for i, mix in enumerate(mixes) if not mix.dropped]
+    found: list[MeasuredMix] = []
+    nearest = float("inf")
+    for _, apart, i in sorted((cost, apart, i) for cost, apart, i in known if cost is not None and apart is not None):
+        if apart < nearest or (not strictly and apart <= times * nearest):
+            found.append(mixes[i])
+        nearest = min(nearest, apart)
+    return found
 
 
 @dataclass(frozen=True)
@@ -92,9 +119,19 @@ class Frontier(Folder):
     summary: dict[str, Any]
     mixes: list[MeasuredMix]
 
-    def front(self, over: Over) -> list[MeasuredMix]:
+    def front(self, over: Over, by: str = DISTANCE) -> list[MeasuredMix]:
         """As `front_of`."""
-        return front_of(self.mixes, over)
+        return front_of(self.mixes, over, by)
+
+    @property
+    def judges(self) -> list[str]:
+        """Those that judged any mix, the main one first."""
+        return list(dict.fromkeys(judge for mix in self.mixes for judge in mix.judged))
+
+    @property
+    def main(self) -> str:
+        """What says best how good a mix is: the first judge, or without one the distance."""
+        return next(iter(self.judges), DISTANCE)
 
     def label(self, mix: Mix) -> str:
         """What tells the mix from the others: the model and the sampler where there are several."""
@@ -106,10 +143,24 @@ class Frontier(Folder):
         """One row a mix, by rising MACs, and on which fronts it is."""
         import pandas as pd
 
-        fronts = {name: self.front(over) for name, over in (("macs", "cost"), ("seconds", "seconds_per_image"))}  # type: ignore[arg-type]
-        on = [{f"on_front_of_{name}": mix in front for name, front in fronts.items()} for mix in self.mixes]
-        rows = [{**asdict(mix), **flags} for mix, flags in zip(self.mixes, on, strict=True)]
-        table = pd.DataFrame(rows).astype({"flops_ratio": float, "distance_error": float, "seconds_per_image": float})
+        fronts = {
+            f"on_front_of_{name}" + ("" if by == DISTANCE else f"_{by}"): self.front(over, by)
+            for by in (DISTANCE, *self.judges)
+            for name, over in OVERS.items()
+        }
+        rows = []
+        for mix in self.mixes:
+            values = asdict(mix)
+            for judge, figures in values.pop("judged").items():
+                for name, value in figures.items():
+                    figure, _, ending = name.partition("_")
+                    values["_".join(part for part in (figure, judge, ending) if part)] = value
+            rows.append({**values, **{name: mix in front for name, front in fronts.items()}})
+        table = pd.DataFrame(rows)
+        flags = [*fronts]
+        table = table[[name for name in table.columns if name not in flags] + flags]  # of the first rows none may be judged
+        optional = ["flops_ratio", "distance_error", "seconds_per_image", *(n for n in table.columns if n.startswith(JUDGED))]
+        table = table.astype(dict.fromkeys(optional, float))
         return table.sort_values("macs_per_image", kind="stable").reset_index(drop=True)
 
     def to_dict(self) -> dict[str, Any]:

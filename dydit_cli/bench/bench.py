@@ -208,13 +208,14 @@ def bench_cached(
     settings: BenchSettings = BenchSettings(),
     device: str = "auto",
     trace: str | Path | None = None,
+    on_memory: Callable[[str], None] = lambda text: None,
     on_work: OnWork = lambda amount, note: None,
 ) -> BenchResult:
     """Times a checkpoint, static or DyDiT, or a random DyDiT as `bench` does, with a cache between steps (`CachedModel`);
     `subject` and `parts` call that `cached`.
 
-    All steps of a run are run, since a cache forecasts from the steps before. Raises `DyditError` as `CacheOptions.schedule`
-    and `CachedModel` do, and for `compile`.
+    All steps of a run are run, since a cache forecasts from the steps before. `on_memory` is told what is kept, before it is.
+    Raises `DyditError` as `CacheOptions.schedule` and `CachedModel` do, and for `compile`.
     """
     if settings.compile:
         raise DyditError("--compile is not timed with --cache; leave it out")
@@ -222,6 +223,12 @@ def bench_cached(
     built, name = model_of(checkpoint, model, flops_ratio, settings)
     config, timesteps = built.config, sampling_timesteps(built.config, settings)
     schedule = cache.schedule(timesteps)
+    cache.check(config)
+    kept = config, schedule, settings.batch, DTYPES[settings.dtype].itemsize
+    if settings.plan_memory is not None:
+        cache.check_room(*kept, settings.plan_memory)
+    for line in cache.memory(*kept):
+        on_memory(line)
     built = built.to(where, DTYPES[settings.dtype])
     plain = executor(built, "sparse", plan_memory=settings.plan_memory)
     cached = executor(built, "sparse", plan_memory=settings.plan_memory, cache=cache)
@@ -259,7 +266,7 @@ def bench_cached(
         peaks=peaks,
         parts=parts,
         plan_seconds=plan_seconds["cached"],
-        cache=cache_protocol(schedule),
+        cache=cache_protocol(cache, schedule),
     )
 
 

@@ -20,6 +20,7 @@ from dydit_cli.devices import pick_device
 from dydit_cli.errors import DyditError, naming
 from dydit_cli.files import read_json
 from dydit_cli.hub import download, may_be_hub_id
+from dydit_cli.model.caching import NONE, CacheOptions
 from dydit_cli.model.execution import Executable, executor
 from dydit_cli.model.families import Hints, recognise
 from dydit_cli.model.families.dit import FAMILY, from_diffusers, is_diffusers
@@ -40,6 +41,7 @@ def load(
     family: str | None = None,
     tome: float | None = None,
     flops_ratio: float | None = None,
+    cache: str | CacheOptions = NONE,
     **more: Any,
 ) -> Executable:
     """The model of any checkpoint that `read` takes, in evaluation mode on `device`, float32.
@@ -47,14 +49,20 @@ def load(
     `execution` is how a DyDiT runs: `masked` (a `DyDiT`, differentiable), `sparse` (the skipped work left out) or
     `complete` (everything on). A DyDiT of a range of FLOPs ratios is set to `flops_ratio`, by default its largest, and to
     others by its `set_flops_ratio`. `tome` is the share of its tokens that a static model merges before attention (a
-    `MergedModel`). The rest, and `more`, is as in `LoadOptions`. Raises `DyditError` where it cannot be read.
+    `MergedModel`).
+
+    `cache` is how steps are forecast from others, such as `taylorseer:4:1`, or `fora:3@model` where the model's output is kept
+    (a `CachedModel`, for evaluation): `plan(timesteps)` tells it those of a sampling run, and without that it computes all.
+    The rest, and `more`, is as in `LoadOptions`. Raises `DyditError` where the checkpoint cannot be read, and for a cache that
+    cannot be.
     """
+    options = CacheOptions.parse(cache) if isinstance(cache, str) else cache
     checkpoint = read(path, LoadOptions(weights, num_heads, input_size, timestep_variant, family, **more))
     model = checkpoint.build().float().to(pick_device(device))
     if flops_ratio is not None:
         with naming(checkpoint.path or "a checkpoint in memory"):
             model.set_flops_ratio(flops_ratio)
-    return executor(model, execution, tome=tome)
+    return executor(model, execution, tome=tome, cache=options)
 
 
 def read(path: CheckpointLike, reading: LoadOptions = LoadOptions()) -> Checkpoint:

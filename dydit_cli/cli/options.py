@@ -91,13 +91,16 @@ def show_cache(
     from dydit_cli.distributed import is_main
 
     ready = settings.for_model(loaded.config)
-    schedule = cache.schedule(ready.timesteps, ready.sampler)
-    if schedule is not None:
-        samples, itemsize = batch * (1 if ready.cfg == 1 else 2), 4 if dtype == "fp32" else 2
-        if plan_memory is not None:
-            schedule.check_room(loaded.config, samples, itemsize, plan_memory)
-        if is_main():
-            console.note(schedule.memory(loaded.config, samples, itemsize))
+    cache.check(loaded.config)
+    kept = (
+        *(loaded.config, cache.schedule(ready.timesteps, ready.sampler)),
+        *(batch * (1 if ready.cfg == 1 else 2), 4 if dtype == "fp32" else 2),
+    )
+    if plan_memory is not None:
+        cache.check_room(*kept, plan_memory)
+    if is_main():
+        for line in cache.memory(*kept):
+            console.note(line)
 
 
 def class_numbers(classes: str | None, loaded: Checkpoint) -> list[int] | None:

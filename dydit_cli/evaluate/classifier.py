@@ -19,6 +19,7 @@ from dydit_cli.diffusion.generate import Progress, cycle_labels
 from dydit_cli.diffusion.options import SamplerSettings
 from dydit_cli.errors import DyditError
 from dydit_cli.model.backbone import Backbone
+from dydit_cli.model.caching import CacheOptions
 from dydit_cli.model.execution import executor
 from dydit_cli.sampling.sampler import run_sampler
 
@@ -54,6 +55,7 @@ def classify_samples(
     images: int,
     settings: SamplerSettings = SamplerSettings(),
     seed: int = 0,
+    cache: CacheOptions = CacheOptions(),
     on_progress: Callable[[Progress], None] | None = None,
 ) -> ClassifiedSamples:
     """Samples `images` digits, the classes in turn, and classifies them by the digits' classifier.
@@ -62,7 +64,7 @@ def classify_samples(
     """
     labels = cycle_labels(list(range(load_data("digits").num_classes)), images)
     start = time.perf_counter()
-    samples = run_sampler(executor(model, "sparse"), labels, settings, 0, 64, seed, on_progress)
+    samples = run_sampler(executor(model, "sparse", cache=cache), labels, settings, 0, 64, seed, on_progress)
     seconds = time.perf_counter() - start
     return ClassifiedSamples(samples, classifier("digits").class_accuracy(samples, labels), seconds)
 

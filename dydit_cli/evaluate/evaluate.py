@@ -19,7 +19,14 @@ from dydit_cli.devices import pick_device
 from dydit_cli.errors import DyditError
 from dydit_cli.evaluate.features import Extractor, FeatureStats, Pixels, extract_features
 from dydit_cli.evaluate.images import FolderImages, Images, Preprocessor, named_images, read_record
-from dydit_cli.evaluate.metrics import NEIGHBOURS, SPLIT, frechet_distance, inception_score, precision_recall
+from dydit_cli.evaluate.metrics import (
+    NEIGHBOURS,
+    SPLIT,
+    frechet_deviation,
+    frechet_distance,
+    inception_score,
+    precision_recall,
+)
 from dydit_cli.evaluate.reference import NpzImages, Reference, ReferenceStats, open_reference, reference_stats
 from dydit_cli.evaluate.registry import FEATURES
 from dydit_cli.hub import may_be_hub_id
@@ -44,14 +51,16 @@ def evaluate(
     *,
     batch: int = 64,
     device: str = "auto",
+    deviation: bool = False,
     on_stage: OnStage = lambda *what: None,
     on_work: Callable[[int], None] = lambda amount: None,
 ) -> Evaluation:
     """The figures of `images` against `reference` (`open_reference`; None is the extractor's own), in its features.
 
     They are the `figures` of the extractor: `fid`, `sfid` and `inception_score`, or `frechet`; of a data set's own network
-    `recognised`, the share that the set's classifier takes for the class asked for; `precision` and `recall`. Raises
-    `DyditError` for damaged files, moments of other features and fewer than 2 images.
+    `recognised`, the share that the set's classifier takes for the class asked for; `precision` and `recall`; with
+    `deviation` also `fid_sd` or `frechet_sd`, as `frechet_deviation`. Raises `DyditError` for damaged files, moments of other
+    features and fewer than 2 images.
     """
     reference = reference if isinstance(reference, Reference) else open_reference(reference, extractor)
     if images.count < 2:
@@ -78,6 +87,8 @@ def evaluate(
             )
     on_stage("compare", 1, "comparison", 1)
     figures, facts = compare(extractor, images, stats, against, kept, pick_device(device))
+    if deviation:
+        figures[f"{extractor.figures[0]}_sd"] = frechet_deviation(stats.pool, stats.gaussian, against.gaussian)
     on_work(1)
     classes = images.record.get("classes")
     protocol = {

@@ -85,6 +85,28 @@ def frechet_distance(a: Gaussian, b: Gaussian) -> float:
     return max(float(distance), 0.0)  # equal Gaussians differ by a rounding, which may have either sign
 
 
+def frechet_deviation(features: NDArray[Any], a: Gaussian, b: Gaussian) -> float | None:
+    """The standard deviation of `frechet_distance(a, b)` over draws of as many samples, to first order, `b` being fixed.
+
+    features: M x D, of which `a` is. A sample x adds (1 / M) (2 (m_a - m_b) x + x (1 - T) x) to it, x less m_a, where T is the
+    optimal map from S_a to S_b (the derivative of the Bures-Wasserstein distance: Bhatia, Jain and Lim, arXiv 1712.01504).
+    None for no more samples than features, whose covariance is singular.
+    """
+    count, width = features.shape
+    if count <= width:
+        return None
+    variances, directions = np.linalg.eigh((a.covariance + a.covariance.T) / 2)
+    there = variances > width * np.finfo(np.float64).eps * max(variances[-1], 0.0)
+    roots, axes = np.sqrt(variances[there]), directions[:, there]
+    middle = roots[:, None] * (axes.T @ b.covariance @ axes) * roots
+    squares, turned = np.linalg.eigh((middle + middle.T) / 2)
+    transport = ((turned * np.sqrt(np.clip(squares, 0, None))) @ turned.T) / roots[:, None] / roots
+    apart = np.asarray(features, dtype=np.float64) - a.mean
+    along = apart @ axes
+    influence = 2 * apart @ (a.mean - b.mean) + np.square(apart).sum(axis=1) - ((along @ transport) * along).sum(axis=1)
+    return float(influence.std(ddof=1) / np.sqrt(count))
+
+
 def inception_score(probabilities: NDArray[Any], split: int = SPLIT) -> float:
     """exp of the mean KL(p(y|x) || p(y)), from 1 to K (Salimans et al., arXiv 1606.03498).
 

@@ -33,6 +33,8 @@ from dydit_cli.model.sites import Structure
 from dydit_cli.model.sparse import Pointwise
 from dydit_cli.model.weight_cache import Part
 
+Through = Callable[[Tensor, Callable[[int, Tensor], Tensor]], Tensor]
+
 
 class RoutedBlock(Protocol):
     """A block with routers, as masks, plans, counters and sparse execution see it, whatever its family."""
@@ -72,6 +74,7 @@ class Backbone(nn.Module, ABC):
         self.config = config
         self.checkpointing = False
         self.outputs: list[Tensor] | None = None  # a list, while it is there, is given what every block returns
+        self.through: Through | None = None  # what calls the blocks, where it is not the model itself
 
     # what a family gives
 
@@ -134,12 +137,12 @@ class Backbone(nn.Module, ABC):
 
         A model without classes takes no y. With `return_routing` also the `Routing`, all ones for a static model.
         """
-        h = self.embed(x)  # B N C
         c = self.condition(self.embed_timestep(t), self.labels(x, y))  # B C
-        for i, block in enumerate(self.blocks):
-            h = self.run_block(block, self.enter_block(i, h), c)
-            self.keep(h)
-        out = self.head(h, c)
+
+        def step(i: int, h: Tensor) -> Tensor:
+            return self.keep(self.run_block(self.blocks[i], self.enter_block(i, h), c))
+
+        out = self.head(self.run_blocks(self.embed(x), step), c)
         return (out, Routing.all_on(self.config, x.shape[0], x.device)) if return_routing else out
 
     @property
@@ -147,10 +150,20 @@ class Backbone(nn.Module, ABC):
         """The model itself, as of an executable that wraps one."""
         return self
 
-    def keep(self, h: Tensor) -> None:
-        """h: B N C, what a block returned."""
+    def run_blocks(self, h: Tensor, step: Callable[[int, Tensor], Tensor]) -> Tensor:
+        """h (B N C) through all blocks: `step(i, h)` returns what block i makes of it. `through`, where there is one, calls
+        them, or leaves some out."""
+        if self.through is not None:
+            return self.through(h, step)
+        for i in range(len(self.blocks)):
+            h = step(i, h)
+        return h
+
+    def keep(self, h: Tensor) -> Tensor:
+        """h: B N C, what a block returned, as it is."""
         if self.outputs is not None:
             self.outputs.append(h)
+        return h
 
     def run_block(self, block: Callable[..., Any], *inputs: Any) -> Any:
         """`block(*inputs)`; with `checkpointing` its activations are computed again in the backward pass, not kept."""
@@ -307,14 +320,14 @@ class DynamicBackbone(Backbone):
             return super().forward(x, t, y, return_routing=True) if return_routing else super().forward(x, t, y)
         noise = self.gumbel_noise if self.training else 0.0
         self.at_timesteps(t)
-        h = self.embed(x)  # B N C
         e = self.embed_timestep(t)  # B C
         c = self.condition(e, self.labels(x, y))  # B C
-        routed: list[BlockRouting] = []
-        for i, block in enumerate(self.routed_blocks):
+        blocks, routed = self.routed_blocks, BlockRouting.none_of(self.config, len(x), x.device)
+
+        def step(i: int, h: Tensor) -> Tensor:
             own = noise if gate_noise is None else (gate_noise.heads[i], gate_noise.groups[i], gate_noise.tokens[i])
-            h, routing = self.run_block(block.forward_routed, self.enter_block(i, h), c, e, own)
-            self.keep(h)
-            routed.append(routing)
-        out = self.head(h, c)
+            h, routed[i] = self.run_block(blocks[i].forward_routed, self.enter_block(i, h), c, e, own)
+            return self.keep(h)
+
+        out = self.head(self.run_blocks(self.embed(x), step), c)
         return (out, Routing.stack(routed)) if return_routing else out

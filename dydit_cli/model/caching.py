@@ -5,6 +5,9 @@ finite differences over computed steps (TaylorSeer, Liu et al., arXiv 2503.06923
 outputs: a method says at which steps it computes, and with which weights it sums. What is kept is the output of every attention
 and MLP before its gate, which follows the timestep, or the model's own output.
 
+Of a DyDiT a token that skips an MLP may also keep what that MLP last returned of it, in a computed step before
+(`reuse_skipped`), where else it gets nothing. As with FORA nothing is summed for that: it costs no MACs.
+
 A step here is a place on the sampler's grid of timesteps: a sampler of two calls a step comes back to a timestep, and both of
 its calls are computed, or both are forecast.
 """
@@ -23,6 +26,8 @@ from dydit_cli.options import Opt
 CacheAt = Literal["sublayers", "model"]
 
 NONE = "none"
+
+REUSE = "reuse"  # as lists of caches spell `reuse_skipped`, alone, or as fora:3+reuse
 
 
 @dataclass(frozen=True)
@@ -129,6 +134,9 @@ class CacheOptions:
             default="sublayers",
         ),
     ] = None
+    reuse_skipped: Annotated[
+        bool, Opt("Of a DyDiT: a token that skips an MLP keeps the output that it last had there, in a step before.")
+    ] = False
 
     def __post_init__(self) -> None:
         if self.active:
@@ -145,13 +153,55 @@ class CacheOptions:
 
     @classmethod
     def parse(cls, text: str) -> CacheOptions:
-        """As lists of caches spell one: `fora:3`, or `fora:3@model` where what is kept is not usual. Raises `DyditError`."""
+        """As lists of caches spell one: `fora:3`, `fora:3@model` where what is kept is not usual, and `reuse` or `fora:3+reuse`
+        where skipped tokens keep their outputs. Raises `DyditError`."""
+        text, _, reuse = (NONE, "+", REUSE) if text == REUSE else text.partition("+")
+        if reuse not in ("", REUSE):
+            raise DyditError(f"cache {text}+{reuse}: what may be added is +{REUSE}")
         method, _, at = text.partition("@")
-        return cls(method, at=cast(CacheAt, at) if at else None)
+        return cls(method, at=cast(CacheAt, at) if at else None, reuse_skipped=bool(reuse))
+
+    @property
+    def spelled(self) -> str:
+        """As `parse` reads it, but for steps that are always computed."""
+        at = f"@{self.at}" if self.at not in (None, "sublayers") else ""
+        return f"{self.method}{at}+{REUSE}".removeprefix(f"{NONE}+") if self.reuse_skipped else self.method + at
 
     @property
     def active(self) -> bool:
+        """Whether steps are forecast."""
         return self.method != NONE
+
+    @property
+    def keeps(self) -> bool:
+        """Whether anything is kept from step to step."""
+        return self.active or self.reuse_skipped
+
+    def check(self, config: ModelConfig) -> None:
+        """Raises `DyditError` for a model that has not what is kept."""
+        if self.reuse_skipped and not config.dynamic:
+            raise DyditError("reuse-skipped: a static model has no tokens that skip an MLP; leave it out")
+
+    def check_room(self, config: ModelConfig, schedule: CacheSchedule | None, batch: int, itemsize: int, room: int) -> None:
+        """Raises `DyditError` where what is kept of `batch` samples would be over `room` bytes; `schedule` is this cache's."""
+        reused = reused_numbers(config) * batch * itemsize if self.reuse_skipped else 0
+        if reused > room:
+            raise DyditError(
+                f"reuse-skipped: keeps {reused / 1e6:.3g} MB of {batch} samples at once, and has {room / 1e6:.3g} MB; "
+                "lower the batch, raise --plan-memory, or leave it out"
+            )
+        if schedule is not None:
+            schedule.check_room(config, batch, itemsize, room - reused)
+
+    def memory(self, config: ModelConfig, schedule: CacheSchedule | None, batch: int, itemsize: int) -> list[str]:
+        """What is kept at most, a line for each part of it; `schedule` is this cache's."""
+        lines = [] if schedule is None else [schedule.memory(config, batch, itemsize)]
+        if self.reuse_skipped:
+            size = reused_numbers(config) * batch * itemsize / 1e6
+            lines.append(
+                f"reuse-skipped: keeps the last outputs of {config.depth} MLPs, {size:.3g} MB for {batch} samples at once"
+            )
+        return lines
 
     def schedule(self, timesteps: Sequence[float] | None, sampler: str = "of its own steps") -> CacheSchedule | None:
         """Of the run of a sampler that calls the model at these timesteps, in this order; None without a cache.
@@ -236,14 +286,21 @@ class CacheSchedule:
         )
 
 
-CACHE_FIELDS = ("cache", "cache_first", "cache_last", "cache_at")
+CACHE_FIELDS = ("cache", "cache_first", "cache_last", "cache_at", "reuse_skipped")
 
 
-def cache_protocol(schedule: CacheSchedule | None) -> dict[str, Any]:
-    """As records of samples and profiles hold it: `CACHE_FIELDS`, or without a cache the first alone, None."""
+def cache_protocol(options: CacheOptions, schedule: CacheSchedule | None) -> dict[str, Any]:
+    """As records of samples and profiles hold it: `CACHE_FIELDS`, or where no step is forecast the first, None, and the last,
+    which is None where nothing is reused."""
+    reuse = {"reuse_skipped": options.reuse_skipped or None}
     if schedule is None:
-        return {"cache": None}
-    return dict(zip(CACHE_FIELDS, (schedule.method, schedule.first, schedule.last, schedule.at), strict=True))
+        return {"cache": None, **reuse}
+    return dict(zip(CACHE_FIELDS, (schedule.method, schedule.first, schedule.last, schedule.at), strict=False)) | reuse
+
+
+def reused_numbers(config: ModelConfig) -> int:
+    """How many numbers of a sample are kept for tokens that skip: every MLP's output."""
+    return config.depth * config.num_tokens * config.hidden_size
 
 
 def kept_numbers(config: ModelConfig, at: CacheAt) -> int:

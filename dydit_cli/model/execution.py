@@ -1,4 +1,4 @@
-"""How a model is run: masked, sparse, complete, with merged tokens, or cached between steps.
+"""How a model is run: masked, sparse, complete, with merged tokens, or with outputs that are kept between steps.
 
 Each is an `Executable`, and may wrap another.
 
@@ -31,6 +31,7 @@ from dydit_cli.model.sparse import EAGER, compiled
 from dydit_cli.model.weight_cache import SliceStats, WeightSlices
 
 MEMINFO = Path("/proc/meminfo")
+REUSED = CacheOptions(reuse_skipped=True)
 FREE_SHARE = 4  # copies of weights may take a quarter of the memory that is free
 
 
@@ -40,8 +41,11 @@ class Executable(Protocol):
     `plan`, `prepare` and `macs` return multiply-accumulates in closed form: of deciding a sampling run's widths at all its
     timesteps, of what a call at `timestep` for labels y shares with the next ones, and of a call itself, per sample, given
     what it switched on. `merging` is what is done to tokens before attention. `set_flops_ratio` sets a model of a range to one
-    ratio. `clear` drops what was kept, as at the start of a sampling run.
+    ratio. `clear` drops what was kept, as at the start of a sampling run. `backbone` is the model itself.
     """
+
+    @property
+    def backbone(self) -> Backbone: ...
 
     @property
     def config(self) -> ModelConfig: ...
@@ -216,18 +220,21 @@ class SparseModel(Wrapper):
         model, B = self.model, len(x)
         modulation = self._modulation(timestep, y)
         model.at_timesteps(torch.tensor([timestep]))  # for the token routers
-        h = model.embed(x)  # B N C
-        routed = []
-        for i, (block, width) in enumerate(zip(model.blocks, self._plan[timestep], strict=True)):
+        blocks, routed = model.routed_blocks, BlockRouting.none_of(self.config, B, x.device)
+
+        def step(i: int, h: Tensor) -> Tensor:
+            width = self._plan[timestep][i]
             with region(SLICING):
                 parts = {
-                    site.structure: self._slices.parts(i, block, site, getattr(width, site.structure))
+                    site.structure: self._slices.parts(i, model.blocks[i], site, getattr(width, site.structure))
                     for site in self._sites[i]
                 }
             h = model.enter_block(i, h)
-            tokens = block.forward_sparse(h, modulation.blocks[i], parts, self.pointwise)  # type: ignore[operator]
-            routed.append(BlockRouting(width.head_mask.expand(B, -1), width.group_mask.expand(B, -1), tokens))
-        return model.head(h, modulation.c), Routing.stack(routed)
+            tokens = blocks[i].forward_sparse(h, modulation.blocks[i], parts, self.pointwise)
+            routed[i] = BlockRouting(width.head_mask.expand(B, -1), width.group_mask.expand(B, -1), tokens)
+            return h
+
+        return model.head(model.run_blocks(model.embed(x), step), modulation.c), Routing.stack(routed)
 
 
 class CompleteModel(Wrapper):
@@ -267,11 +274,14 @@ class MergedModel(Wrapper):
     def run(self, x: Tensor, t: Tensor, y: Tensor) -> tuple[Tensor, Routing]:
         """The `Routing` is all ones: no head, group or token of an MLP is left out."""
         model = self.model
-        h = model.embed(x)  # B N C
         c = model.condition(model.embed_timestep(t), y)  # B C
-        for i, (block, weight, bias) in enumerate(zip(model.blocks, self.key_weight, self.key_bias, strict=True)):
-            h = block(model.enter_block(i, h), c, TokenMerging(self.merging, self.order, weight, bias))
-        return model.head(h, c), Routing.all_on(self.config, len(x), x.device)
+
+        def step(i: int, h: Tensor) -> Tensor:
+            merging = TokenMerging(self.merging, self.order, self.key_weight[i], self.key_bias[i])
+            merged: Tensor = model.blocks[i](model.enter_block(i, h), c, merging)
+            return merged
+
+        return model.head(model.run_blocks(model.embed(x), step), c), Routing.all_on(self.config, len(x), x.device)
 
     def macs(self, routing: Routing) -> Tensor:
         return total_macs(routing, self.config, self.merging)
@@ -391,6 +401,82 @@ class CachedModel(Wrapper):
         return model.head(h, c), routing
 
 
+class ReusingModel(Wrapper):
+    """Runs `inner`, a dynamic model masked or sparse (evaluation only), with the MLP's last output for a token that skips it.
+
+    `plan` is told the run's timesteps. At its first step, at a timestep that it was not told, and in a batch of several, tokens
+    that skip get nothing, as without. What is kept is of one batch: other labels, as where guidance begins or ends and halves
+    the batch, begin anew. It takes at most `plan_memory` bytes (by default what is free), else `DyditError` is raised before.
+    Raises `DyditError` for a static model, and one with everything on.
+    """
+
+    model: DynamicBackbone
+
+    def __init__(self, inner: Backbone | Wrapper, *, plan_memory: int | None = None) -> None:
+        super().__init__(inner.backbone)
+        REUSED.check(self.config)
+        if isinstance(inner, CompleteModel):
+            raise DyditError("reuse-skipped: with everything on no token skips an MLP; leave it out")
+        self.inner = inner
+        self._capacity = plan_memory
+        self._steps: dict[float, int] = {}
+        self._step = -1
+        self._labels: Tensor | None = None
+        self._last: Tensor | None = None  # L B N C
+
+    @property
+    def bytes(self) -> int:
+        """What is kept now."""
+        return 0 if self._last is None else self._last.numel() * self._last.element_size()
+
+    def clear(self) -> None:
+        """Drops what is kept, and what `inner` keeps."""
+        self._labels = self._last = None
+        self.inner.clear()
+
+    def set_flops_ratio(self, ratio: float) -> None:
+        self.clear()
+        self.inner.set_flops_ratio(ratio)
+
+    def plan(self, timesteps: Sequence[float]) -> int:
+        """As `inner`'s. Timesteps that are new are those of a whole run, in its order."""
+        if not self._steps.keys() >= set(timesteps):
+            self._steps = {timestep: i for i, timestep in enumerate(dict.fromkeys(timesteps))}
+            self._labels = self._last = None
+        return self.inner.plan(timesteps)
+
+    def prepare(self, timestep: float, y: Tensor) -> int:
+        return self.inner.prepare(timestep, y)
+
+    def macs(self, routing: Routing) -> Tensor:
+        return self.inner.macs(routing)
+
+    def run(self, x: Tensor, t: Tensor, y: Tensor) -> tuple[Tensor, Routing]:
+        timesteps = t.unique().tolist()
+        step = self._steps.get(timesteps[0]) if len(timesteps) == 1 else None
+        if step is None:
+            return self.inner(x, t, y, return_routing=True)
+        same = self._labels is not None and self._labels.shape == y.shape and torch.equal(self._labels, y)
+        if self._last is None or not same or step == 0 or step < self._step:
+            self._labels, self._last = y.clone(), self._nothing(x)
+        self._step = step
+        blocks = self.model.blocks
+        try:
+            for block, last in zip(blocks, self._last, strict=True):
+                block.last = last
+            return self.inner(x, t, y, return_routing=True)
+        finally:
+            for block in blocks:
+                block.last = None  # type: ignore[assignment]
+
+    def _nothing(self, x: Tensor) -> Tensor:
+        config, self._last = self.config, None  # what goes makes room first
+        room = free_memory(self.device) if self._capacity is None else self._capacity
+        if room or self._capacity is not None:  # 0 is also what cannot be told
+            REUSED.check_room(config, None, len(x), x.element_size(), room)
+        return x.new_zeros(config.depth, len(x), config.num_tokens, config.hidden_size)
+
+
 def weighted_sum(values: Sequence[Tensor], weights: Sequence[float]) -> Tensor:
     """Of tensors of one shape, in float32 at least; one with the weight 1 is itself."""
     if list(weights) == [1.0]:
@@ -435,8 +521,8 @@ def executor(
 
     A static model is returned as it is, or with `tome` as a `MergedModel` that merges this share of its tokens (0 is none).
     `compile` takes torch.compile's help: for the elementwise work of the sparse path, else for the whole model.
-    `plan_memory` is `SparseModel`'s and `CachedModel`'s, which wraps any of these where there is a `cache`. Raises `DyditError`
-    for another word, and for `tome` as `MergedModel` does.
+    `plan_memory` is `SparseModel`'s, and that of the `CachedModel` and the `ReusingModel` which wrap any of these where the
+    `cache` says so. Raises `DyditError` for another word, and as `MergedModel` and `ReusingModel` do.
     """
     if execution not in get_args(Execution):
         raise DyditError(f"no execution {execution!r}; choose one of {', '.join(get_args(Execution))}")
@@ -449,4 +535,6 @@ def executor(
         runner = CompleteModel(model)
     if compile and not isinstance(runner, SparseModel):
         runner.compile()
+    if cache.reuse_skipped:
+        runner = ReusingModel(runner, plan_memory=plan_memory)
     return CachedModel(runner, cache, plan_memory=plan_memory) if cache.active else runner

@@ -20,6 +20,12 @@ class BlockRouting:
     groups: Tensor
     tokens: Tensor
 
+    @classmethod
+    def none_of(cls, config: ModelConfig, batch: int, device: torch.device) -> list[BlockRouting]:
+        """For every block that nothing of it is on, which holds of those that something else left out."""
+        width = torch.zeros(batch, config.num_heads, device=device)
+        return [cls(width, width, torch.zeros(batch, config.num_tokens, device=device))] * config.depth
+
 
 @dataclass(frozen=True)
 class Routing:

@@ -138,37 +138,51 @@ def add_to_active(
     modulated: Callable[[Tensor, Tensor | None, Tensor], Tensor],
     mlp: Callable[[Tensor], Tensor],
     kept: list[Tensor] | None = None,
+    last: Tensor | None = None,
 ) -> None:
     """x (B N C) += gate * mlp(modulated x) in place, for the rows `active` of the flattened batch alone.
 
     `per_sample` are shift, gain and gate, each B C. `modulated` takes B N C and the first two, or A C and each row's own;
-    `mlp` takes A C to A C. `kept`, where it is a list, is given what the MLP returned, B N C, zeros where it did not run.
+    `mlp` takes A C to A C. `last`, where it is a tensor B N C, has what the MLP last returned of every row: the other rows get
+    gate * that, and it is brought up to date. `kept`, where it is a list, is given what the MLP returned, B N C, and where it
+    did not run its last, or zeros.
     """
     B, N, C = x.shape
-    if len(active) == 0:
-        if kept is not None:
-            kept.append(torch.zeros_like(x))
-        return
     shift, gain, gate = per_sample
+    if len(active) == 0:
+        if last is not None:
+            x.addcmul_(gate.unsqueeze(1), last)
+        if kept is not None:
+            kept.append(torch.zeros_like(x) if last is None else last.clone())
+        return
     if len(active) == B * N:
         with region(MODULATION):
             h = modulated(x, shift, gain).view(-1, C)  # BN C
         h = mlp(h).view(B, N, C)
         if kept is not None:
             kept.append(h)
+        if last is not None:
+            last.copy_(h)
         x.addcmul_(gate.unsqueeze(1), h)
         return
     flat, sample = x.view(-1, C), active // N  # BN C; A
     with region(GATHER):
         h = flat.index_select(0, active)  # A C
-        gain, gate = gain.index_select(0, sample), gate.index_select(0, sample)  # each A C
+        gain, row_gate = gain.index_select(0, sample), gate.index_select(0, sample)  # each A C
         shift = None if shift is None else shift.index_select(0, sample)
     with region(MODULATION):
         h = modulated(h, shift, gain)
     h = mlp(h)  # A C
+    if last is not None:
+        with region(GATHER):
+            last.view(-1, C).index_copy_(0, active, h)
+            x.addcmul_(gate.unsqueeze(1), last)
+        if kept is not None:
+            kept.append(last.clone())
+        return
     if kept is not None:
         with region(GATHER):
             kept.append(torch.zeros_like(flat).index_copy_(0, active, h).view(B, N, C))
-    h.mul_(gate)
+    h.mul_(row_gate)
     with region(GATHER):
         flat.index_add_(0, active, h)

@@ -99,7 +99,7 @@ def profile(
         "flops_ratio_asked": asked_ratio(checkpoint.lineage),
         **({} if ratio is None else {"flops_ratio": ratio}),
         "tome": options.tome or None,
-        **cache_protocol(schedule),
+        **cache_protocol(options.cache, schedule),
         **({} if schedule is None else cache_facts(schedule, record, config, min(options.images, options.batch) * halves)),
         "tokens_in_attention": config.num_tokens if recorder.merging is None else recorder.merging.kept,
         "active_heads_share": float(table["active_heads_share"].mean()),

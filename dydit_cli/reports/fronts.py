@@ -13,7 +13,7 @@ from dydit_cli.reports.words import words
 def frontier_sections(front: Frontier, name: str, id_prefix: str) -> list[Section]:
     """A front's folder."""
     summary, table = front.summary, front.table
-    best, on = front.front("cost"), table["on_front_of_macs"] | table["on_front_of_seconds"]
+    best, on = front.front("cost"), table.filter(like="on_front_of_").any(axis=1)
     table.insert(0, "mix", [front.label(mix) for mix in sorted(front.mixes, key=lambda mix: mix.macs_per_image)])
     table = table.drop(columns=["checkpoint", "flops_ratio", "sampler", "steps", "cache"])
     reference = summary["reference"]
@@ -21,6 +21,7 @@ def frontier_sections(front: Frontier, name: str, id_prefix: str) -> list[Sectio
         "reference": f"{reference['checkpoint']}, {reference['sampler']}, {reference['steps']} steps",
         **summary["settings"],
         **{key: summary[key] for key in ("images", "seed", "device")},
+        **{f"judge {judge}": facts for judge, facts in summary.get("judges", {}).items()},
     }
     left = f"{summary['left']} mixes are not measured: the front is not finished. The same command continues it."
     return [

@@ -135,7 +135,9 @@ def demo_sections(demo: Demo, name: str, id_prefix: str) -> list[Section]:
     speed, share = static["seconds"] / dynamic["seconds"], units.share(values["finetune_share"])
     size, prefix = units.scale_of(static["macs"])
     of_samples = f"of {values['images']} samples; static {units.share(static['recognised'])}"
-    models = (("static DiT", 1.0, static), (f"DyDiT, lambda {values['flops_ratio']:g}", values["ratio"], dynamic))
+    models = [("static DiT", 1.0, static), (f"DyDiT, lambda {values['flops_ratio']:g}", values["ratio"], dynamic)]
+    if cached := values.get("cached"):  # an older demo has none
+        models.append((f"{models[1][0]}, {cached['cache']}", cached["macs"] / static["macs"], cached))
     columns = [
         Column("model"),
         Column("work", f"{prefix}MACs per forward", ".2f", 1 / size),

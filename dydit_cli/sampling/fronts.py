@@ -27,8 +27,9 @@ def stored_front(loaded: Checkpoint) -> Frontier:
 
 
 def best_within(loaded: Checkpoint, front: Frontier, over: Over, budget: float) -> MeasuredMix:
-    """The nearest mix whose cost, or seconds per image, are at most `budget`. Raises `DyditError` where none is so cheap."""
-    points = front.front(over)
+    """The nearest mix whose cost, or seconds per image, are at most `budget`, by the front's main judge, or where it has none
+    by the distance. Raises `DyditError` where none is so cheap."""
+    points = front.front(over, front.main)
     if not points:
         raise DyditError(f"{loaded.path}: its front has no seconds; measure them: dydit frontier without --no-time")
     fitting = [mix for mix in points if getattr(mix, over) <= budget]

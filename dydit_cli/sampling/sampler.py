@@ -95,7 +95,7 @@ def protocol(loaded: Checkpoint, config: SamplingConfig) -> dict[str, Any]:
         **settings.protocol(),
         "execution": config.execution if loaded.config.dynamic else "static",
         "tome": config.tome or None,
-        **cache_protocol(cache_of(loaded, config)),
+        **cache_protocol(config.cache, cache_of(loaded, config)),
         "dtype": config.dtype,
         "seed": config.seed,
         "vae": None if vae is None else str(vae),
@@ -104,7 +104,8 @@ def protocol(loaded: Checkpoint, config: SamplingConfig) -> dict[str, Any]:
 
 
 def cache_of(loaded: Checkpoint, config: SamplingConfig) -> CacheSchedule | None:
-    """Which steps are computed; None without a cache. Raises `DyditError` as `CacheOptions.schedule` does."""
+    """Which steps are computed; None without a cache. Raises `DyditError` as `CacheOptions.check` and `schedule` do."""
+    config.cache.check(loaded.config)
     settings = config.settings.for_model(loaded.config)
     return config.cache.schedule(settings.timesteps, settings.sampler)
 

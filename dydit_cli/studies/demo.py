@@ -27,6 +27,7 @@ from dydit_cli.figures.base import figures_of
 from dydit_cli.figures.samples import side_by_side
 from dydit_cli.figures.visualize import visualize
 from dydit_cli.files import Resumable, atomic_file, check_output, locked, write_json
+from dydit_cli.model.caching import NONE, CacheOptions
 from dydit_cli.pixels import save_png
 from dydit_cli.profiling.profile import profile
 from dydit_cli.provenance import made_by
@@ -42,6 +43,10 @@ RECIPE = "digits/finetune"
 REPORT_FILE, UNFINISHED_FILE, FORMAT = "report.html", marks.UNFINISHED_DEMO, "dydit-demo"
 
 PROFILED_IMAGES = 20
+
+CACHE = "taylorseer:4:1"  # of the closing table's last row
+
+CACHED_FOLDER, CACHED_IMAGES = "profile-cached", 2  # its profile: which steps are computed does not depend on the image
 
 SAVE_EVERY = 50  # steps: a small state, and no more than half a minute of training to lose
 
@@ -65,9 +70,9 @@ def demo(
     """Converts, fine-tunes, profiles, samples and compares; writes everything, demo.json and report.html into the folder
     `out`. The same call continues one that was interrupted: what is whole stays.
 
-    Returns what demo.json holds: `static` and `dynamic`, each with `macs` (mean per forward and image), `recognised`
-    (share of its samples) and `seconds` (of sampling them); `ratio`; the protocol; and the `seconds` of this call. Raises
-    `DyditError` where `out` is anything but an unfinished demo with the same settings (without `force`).
+    Returns what demo.json holds: `static`, `dynamic` and `cached`, the DyDiT with a `cache`, each with `macs` (mean per forward
+    and image), `recognised` (share of its samples) and `seconds` (of sampling them); `ratio`; the protocol; and the `seconds`
+    of this call. Raises `DyditError` where `out` is anything but an unfinished demo with the same settings (without `force`).
     """
     start, out, chosen = time.perf_counter(), Path(out), pick_device(device)
     recipe = recipe or read_recipe(RECIPE)
@@ -118,18 +123,29 @@ def demo(
             options: dict[str, Any] = {"images": PROFILED_IMAGES, "settings": settings, "seed": seed, "device": device}
             profile(run.path, profiled, on_progress=sampled, **options)
 
+        def count_cached() -> None:
+            options: dict[str, Any] = {"images": CACHED_IMAGES, "settings": settings, "seed": seed, "device": device}
+            profile(run.path, out / CACHED_FOLDER, cache=CacheOptions.parse(CACHE), on_progress=sampled, **options)
+
         whole = Profile.fits(profiled)
         stage("profile", PROFILED_IMAGES * ready.work, "image-steps", whole, count)
-        measured = Profile.read(profiled)
+        whole = Profile.fits(out / CACHED_FOLDER)
+        stage("profile cached", CACHED_IMAGES * ready.work, "image-steps", whole, count_cached)
+        measured, cached = Profile.read(profiled), Profile.read(out / CACHED_FOLDER)
+        macs = {name: measured.summary[f"macs_{name}"] for name in ("static", "dynamic")}
+        macs["cached"] = cached.summary["macs_dynamic"]
 
         samples: dict[str, Tensor] = {}
-        rows: dict[str, dict[str, float]] = {}
-        for name, checkpoint in (("static", static), ("dynamic", read(run.path))):
+        rows: dict[str, dict[str, Any]] = {}
+        tuned_model = read(run.path)
+        for name, checkpoint, spelled in (
+            ("static", static, NONE), ("dynamic", tuned_model, NONE), ("cached", tuned_model, CACHE),
+        ):  # fmt: skip
             file = out / f".{name}.npz"
 
-            def sample(checkpoint: Checkpoint = checkpoint, file: Path = file) -> None:
-                model = checkpoint.build().to(chosen)
-                result = classify_samples(model, images=images, settings=settings, seed=seed, on_progress=sampled)
+            def sample(checkpoint: Checkpoint = checkpoint, file: Path = file, spelled: str = spelled) -> None:
+                model, cache = checkpoint.build().to(chosen), CacheOptions.parse(spelled)
+                result = classify_samples(model, images=images, settings=settings, seed=seed, cache=cache, on_progress=sampled)
                 with atomic_file(file) as temporary:
                     np.savez(temporary, samples=result.samples, recognised=result.class_accuracy, seconds=result.seconds)
 
@@ -137,7 +153,8 @@ def demo(
             with np.load(file) as arrays:
                 samples[name] = torch.from_numpy(arrays["samples"])
                 figures = {name: float(arrays[name]) for name in ("recognised", "seconds")}
-            rows[name] = {"macs": measured.summary[f"macs_{name}"], **figures}
+            rows[name] = {"macs": macs[name], **figures}
+        rows["cached"]["cache"] = CACHE
 
         drawn = figures_of(measured)
         on_stage("draw", len(drawn) + 1, "figures")

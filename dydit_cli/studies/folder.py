@@ -29,6 +29,17 @@ TIMING = "timing"  # the claim of the stage that wants the machine for itself
 TABLES = "tables"  # of writing them: an older one must not replace a newer
 
 
+def begin_anew(held: Resumable, settings: dict[str, Any], claims: str) -> None:
+    """Empties a folder that several processes may fill, and begins. Raises `DyditError` where one is at it: has a claim, which
+    are files of the folder `claims` in it."""
+    check_output(held.folder, force=True)
+    with ExitStack() as stack:
+        for file in sorted((held.folder / claims).glob("*")):
+            if not stack.enter_context(claim(file)):
+                raise DyditError(f"{held.folder}: another process is at {file.name}, so --force cannot start it anew")
+        held.begin(settings, force=True)
+
+
 @dataclass(frozen=True)
 class StudyFolder:
     """The folder `path`. A row is finished when its file is there, and is never run again."""
@@ -44,12 +55,7 @@ class StudyFolder:
         study = Resumable(self.path, RECIPE_FILE, FORMAT, "a study")
         values = {"format": FORMAT, **settings}
         if force:
-            check_output(self.path, force=True)
-            with ExitStack() as claims:
-                for file in sorted((self.path / CLAIMS).glob("*")):
-                    if not claims.enter_context(claim(file)):
-                        raise DyditError(f"{self.path}: another process is at {file.name}, so --force cannot start it anew")
-                study.begin({**values, **made_by()}, force=True)
+            begin_anew(study, {**values, **made_by()}, CLAIMS)
         else:
             study.check(values, free, new)
             before = read_object_if_any(self.path / RECIPE_FILE) or {}

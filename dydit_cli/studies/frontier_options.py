@@ -40,6 +40,9 @@ class FrontierOptions:
     """`flops_ratios` are of models of a range, by default `RATIOS` evenly spread ones. `images` are sampled of each mix, the
     first quarter of them to see whether it can be on a front. Samplers that are not given are the model's own.
 
+    Each of `features` judges `num` samples of the mixes that are on a front of their checkpoint, or at most `near` times as far
+    as that is.
+
     Raises `DyditError` for what cannot be.
     """
 
@@ -64,14 +67,30 @@ class FrontierOptions:
     caches: Annotated[
         tuple[str, ...],
         Opt(
-            "Caches, as for `dydit sample`; with @model the model's output is kept.", ("--cache",), metavar="METHOD,METHOD",
-            default="none,fora:3,taylorseer:4:1@model", parse=items("--cache", _cache),
+            "Caches, as for `dydit sample`; @model keeps the model's output; fora:3+reuse, or reuse, is --reuse-skipped.",
+            ("--cache",), metavar="METHOD,METHOD", default="none,fora:3,taylorseer:4:1@model", parse=items("--cache", _cache),
         ),
     ] = ("none", "fora:3", "taylorseer:4:1@model")  # fmt: skip
     reference_steps: Annotated[
         int, Opt("Steps of the complete model's samples, which distances are to.", metavar="N", min=1)
     ] = 50
     images: Annotated[int, Opt("Images of each mix, classes in turn.", metavar="N", min=1)] = 64
+    features: Annotated[
+        tuple[str, ...],
+        Opt(
+            "Judges, as for `dydit evaluate`, of what is on a checkpoint's front by the distance, or near it.",
+            metavar="JUDGE,JUDGE", default="none", parse=items("--features", str),
+        ),
+    ] = ()  # fmt: skip
+    num: Annotated[int, Opt("Samples of a mix that judges see.", metavar="N", min=2)] = 1000
+    reference: Annotated[
+        str | None,
+        Opt("What judges compare with, as for `dydit evaluate`.", metavar="REF", default="the data of the first judge's own"),
+    ] = None
+    near: Annotated[
+        float, Opt("Judge mixes up to so many times as far as the front at their cost.", metavar="TIMES", min=1)
+    ] = 1.25
+    vae: Annotated[str | None, Opt("A diffusers autoencoder, to judge models of latents.", metavar="DIR")] = None
     settings: Annotated[SamplerSettings, Without("sampler", "steps", "cfg_interval")] = field(default_factory=SamplerSettings)
     batch: Batch = 64
     seed: Seed = 0
@@ -83,5 +102,7 @@ class FrontierOptions:
                 raise DyditError(f"{name}: the list is empty; give one or more")
         if min(self.images, self.reference_steps, *self.steps) < 1:
             raise DyditError("images and steps must be 1 or more")
+        if self.num < 2 or not self.near >= 1:
+            raise DyditError(f"num {self.num}, near {self.near:g}: judges see 2 samples or more; near is 1, the front, or more")
         for cache in self.caches:
             CacheOptions.parse(cache)

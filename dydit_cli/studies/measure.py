@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -16,10 +16,10 @@ from dydit_cli.artifacts.evaluation import Evaluation
 from dydit_cli.checkpoint.checkpoint import Checkpoint
 from dydit_cli.data.dataset import ImageData
 from dydit_cli.diffusion.process import process_of, times
-from dydit_cli.evaluate.evaluate import evaluate
+from dydit_cli.evaluate.evaluate import evaluate, find_extractor
 from dydit_cli.evaluate.features import Extractor
 from dydit_cli.evaluate.images import ArrayImages
-from dydit_cli.evaluate.reference import Reference
+from dydit_cli.evaluate.reference import Reference, open_reference
 from dydit_cli.model.caching import NONE, CacheOptions
 from dydit_cli.model.execution import Executable
 from dydit_cli.profiling.profile import profile
@@ -45,6 +45,24 @@ class OpenJudge:
     name: str
     extractor: Extractor
     reference: Reference
+
+
+def open_judges(names: Sequence[str], reference: str | None, data: str | None, device: str) -> tuple[OpenJudge, ...]:
+    """Each with the reference, by default the data set of its features; those of none take `data`, or the first other's.
+
+    Raises `DyditError` for an unknown judge, one whose package is missing, and a reference that cannot be had.
+    """
+    extractors = [find_extractor(name, device=device) for name in names]
+    data = data or next((extractor.data for extractor in extractors if extractor.data), None)
+    return tuple(
+        OpenJudge(name, extractor, open_reference(reference or extractor.data or data, extractor))
+        for name, extractor in zip(names, extractors, strict=True)
+    )
+
+
+def judge_facts(judge: OpenJudge) -> dict[str, Any]:
+    """Which network, and what samples are compared with."""
+    return {**judge.extractor.facts, "reference": judge.reference.name, "reference_sha256": judge.reference.digest()}
 
 
 @dataclass(frozen=True)
@@ -104,7 +122,7 @@ def measure(loaded: Checkpoint, row: Row, evaluator: Evaluator, work: RowWork) -
     if evaluator.held_out is not None and row.cache is None:  # one forward forecasts nothing
         done = work.part("held-out loss", LOSS_SHARE, len(evaluator.held_out) * LOSS_TIMESTEPS)
         loss = held_out_loss(image_sampler.model, evaluator.held_out, sampling.batch, done)
-    figures = _shared(main[1])
+    figures = shared_figures(main[1])
     return Measured(
         {
             "steps": ready.steps,
@@ -115,7 +133,7 @@ def measure(loaded: Checkpoint, row: Row, evaluator: Evaluator, work: RowWork) -
             "routed_ratio": summary["routed_ratio"] if loaded.config.dynamic else None,
             **figures,
             "recognised": main[1].figures.get("recognised"),
-            **{f"{figure}_{name}": value for name, result in others for figure, value in _shared(result).items()},
+            **{f"{figure}_{name}": value for name, result in others for figure, value in shared_figures(result).items()},
             "loss": loss,
             "sampling_seconds": seconds,
             "evaluation": main[1].to_dict(),
@@ -125,7 +143,7 @@ def measure(loaded: Checkpoint, row: Row, evaluator: Evaluator, work: RowWork) -
     )
 
 
-def _shared(result: Evaluation) -> dict[str, float | None]:
+def shared_figures(result: Evaluation) -> dict[str, float | None]:
     """The figures that every judge has: what the features of a data set call Fréchet distance, Inception's call FID."""
     figures = result.figures
     values = (figures.get("frechet", figures.get("fid")), figures["precision"], figures["recall"])

@@ -28,15 +28,23 @@ def _pruning(name: str) -> str:
 
 def _cache(text: str) -> str:
     try:
-        active = CacheOptions.parse(text).active
+        keeps = CacheOptions.parse(text).keeps
     except DyditError as error:
         raise ValueError(str(error)) from None
-    if not active:
+    if not keeps:
         raise ValueError("rows without a cache are there already; leave it out")
     return text
 
 
+def _static_cache(text: str) -> str:
+    if CacheOptions.parse(text).reuse_skipped:
+        raise ValueError("a static model has no tokens that skip an MLP; name it under methods.dydit_cache")
+    return text
+
+
 Cache = Annotated[str, AfterValidator(_cache)]
+
+StaticCache = Annotated[Cache, AfterValidator(_static_cache)]
 
 
 class FinetunePart(Section):
@@ -61,8 +69,12 @@ class MethodsPart(Section):
     tome: tuple[Annotated[float, Field(gt=0, lt=1)], ...] = Field(default=(), description="shares of tokens that are merged")
     steps: tuple[Steps, ...] = Field(default=(), description="sampling steps of the static model as it is")
     dydit_steps: tuple[Steps, ...] = Field(default=(), description="sampling steps that each DyDiT is measured with as well")
-    cache: tuple[Cache, ...] = Field(default=(), description="caches of the static model as it is: fora:3, or fora:3@model")
-    dydit_cache: tuple[Cache, ...] = Field(default=(), description="caches that each DyDiT is measured with as well")
+    cache: tuple[StaticCache, ...] = Field(
+        default=(), description="caches of the static model as it is: fora:3, or fora:3@model"
+    )
+    dydit_cache: tuple[Cache, ...] = Field(
+        default=(), description="as cache, of each DyDiT; fora:3+reuse, reuse: skipped tokens keep outputs"
+    )
 
     @property
     def kept(self) -> tuple[float, ...]:

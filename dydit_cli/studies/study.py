@@ -16,12 +16,10 @@ from dydit_cli.data.dataset import ImageData
 from dydit_cli.data.load import load_data, load_held_out
 from dydit_cli.devices import pick_device, world_size
 from dydit_cli.errors import DyditError
-from dydit_cli.evaluate.evaluate import find_extractor
-from dydit_cli.evaluate.reference import open_reference
 from dydit_cli.model.macs import static_macs
 from dydit_cli.sampling.sampler import cache_of
 from dydit_cli.studies.folder import TABLES, StudyFolder
-from dydit_cli.studies.measure import Evaluator, OpenJudge
+from dydit_cli.studies.measure import Evaluator, judge_facts, open_judges
 from dydit_cli.studies.methods import Start, rows_of
 from dydit_cli.studies.progress import Interrupted, OnStage, OnWork
 from dydit_cli.studies.recipe import FREE, StudyRecipe, read_study
@@ -47,13 +45,9 @@ def settings_of(start: Start) -> tuple[dict[str, Any], set[str]]:
 def make_evaluator(recipe: StudyRecipe, static: Checkpoint, device: str) -> Evaluator:
     """What all rows are measured with."""
     config = recipe.evaluation
-    judges = []
-    for name in config.judges:
-        extractor = find_extractor(name, device=device)
-        reference = config.reference or extractor.data or recipe.data  # one that is of no data set takes the study's
-        judges.append(OpenJudge(name, extractor, open_reference(reference, extractor)))
+    judges = open_judges(config.judges, config.reference, recipe.data, device)
     held_out = held_out_part(recipe.data, config.held_out)
-    return Evaluator(config, tuple(judges), held_out, static_macs(static.config), device)
+    return Evaluator(config, judges, held_out, static_macs(static.config), device)
 
 
 def held_out_part(data: str, count: int) -> ImageData | None:
@@ -88,9 +82,9 @@ def facts(start: Start, evaluator: Evaluator) -> dict[str, Any]:
         "vae": evaluation.vae,
         "steps": sampling.pop("steps"),
         **{name: value for name, value in sampling.items() if name not in ("spacing", "cfg_interval")},
-        **_judged(main),
+        **judge_facts(main),
         **(
-            {"judges": recipe.evaluation.judges, "other_judges": {judge.name: _judged(judge) for judge in others}}
+            {"judges": recipe.evaluation.judges, "other_judges": {judge.name: judge_facts(judge) for judge in others}}
             if others
             else {}
         ),
@@ -101,11 +95,6 @@ def facts(start: Start, evaluator: Evaluator) -> dict[str, Any]:
         "torch": torch.__version__,
         "dydit": __version__,
     }
-
-
-def _judged(judge: OpenJudge) -> dict[str, Any]:
-    """Which network, and what samples are compared with."""
-    return {**judge.extractor.facts, "reference": judge.reference.name, "reference_sha256": judge.reference.digest()}
 
 
 @dataclass(frozen=True)

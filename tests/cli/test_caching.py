@@ -103,6 +103,11 @@ def test_bench_with_a_cache(static: Path, tmp_path: Path) -> None:
     )  # fmt: skip
     assert 0 < values["flops_ratio"] < 0.6
     assert "cached" in figure.read_text()
+    kept = "cache taylorseer:3:1: 3 of 6 steps are computed; keeps 2 of the outputs of 6 attentions and MLPs, 0.0369 MB for 2"
+    assert result.stderr.startswith(f"{kept} samples at once\n")
+    refused = dydit("bench", static, *quick, "--plan-memory", "0.00001")
+    assert (refused.exit_code, refused.stdout, refused.stderr.count("\n")) == (2, "", 1)
+    assert "cache taylorseer:3:1: keeps 0.0369 MB of 2 samples at once, and has 0.01 MB; lower the batch" in refused.stderr
     shown = " ".join(dydit("bench", static, *quick).stdout.split())
     assert "cache taylorseer:3:1 at sublayers; FLOPs ratio" in shown
     assert "distinct sets" not in shown
@@ -138,6 +143,41 @@ def test_a_mistake_is_one_line_and_leaves_nothing(
     result = dydit("sample", static, *arguments.split(), "--num", 2, "--out", out, *form, *QUICK)
     assert (result.exit_code, result.stdout, result.stderr) == (2, "", f"error: {message}\n")
     assert not out.exists()
+
+
+def test_reuse_of_skipped_outputs(dynamic: Path, static: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    sample = ["sample", dynamic, "--num", 2, "--npz", "--out", out, *QUICK]
+    first = dydit(*sample, "--reuse-skipped")
+    assert first.exit_code == 0, first.output
+    assert "reuse-skipped: keeps the last outputs of 3 MLPs, 0.0184 MB for 4 samples at once" in first.stderr
+    record = json.loads((out / "samples.json").read_text())
+    assert (record["cache"], record["reuse_skipped"]) == (None, True)
+    refused = dydit(*sample)
+    assert "holds samples with reuse_skipped true, and now it is null" in refused.stderr
+    timed = dydit("bench", dynamic, "--batch", 2, "--steps", 2, "--repeats", 1, "--device", "cpu", "--reuse-skipped")
+    assert "skipped outputs reused; FLOPs ratio" in " ".join(timed.stdout.split()), timed.output
+    for command, more in (("sample", ["--out", tmp_path / "no"]), ("evaluate", ["--features", "digits"]), ("bench", [])):
+        result = dydit(command, static, "--reuse-skipped", *more, *QUICK)
+        message = "error: reuse-skipped: a static model has no tokens that skip an MLP; leave it out\n"
+        assert (result.exit_code, result.stdout, result.stderr) == (2, "", message)
+    front = [
+        "--steps",
+        "3",
+        "--cache",
+        "reuse,fora:2+reuse",
+        "--reference-steps",
+        3,
+        "--images",
+        2,
+        "--no-time",
+        "--device",
+        "cpu",
+    ]
+    done = dydit("frontier", static, dynamic, *front, "--json", "--out", tmp_path / "front")
+    assert done.exit_code == 0, done.output
+    mixes = {(mix["checkpoint"], mix["cache"]) for mix in json.loads(done.stdout)["mixes"]}
+    assert mixes == {("dynamic", "reuse"), ("dynamic", "fora:2+reuse")}
 
 
 def test_adaptive_steps_are_refused(tmp_path: Path) -> None:

@@ -15,6 +15,7 @@ import torch
 from typer.testing import CliRunner
 
 import dydit_cli
+from dydit_cli.artifacts.profile import Profile
 from dydit_cli.bundled import MODELS, WEIGHTS
 from dydit_cli.checkpoint.read import read
 from dydit_cli.cli.app import app
@@ -95,7 +96,7 @@ def figures_of(out: Path) -> dict[str, Any]:
     written = json.loads((out / "demo.json").read_text())
     assert written.pop("seconds") > 0
     assert written.pop("finetune_seconds") > 0
-    for model in ("static", "dynamic"):
+    for model in ("static", "dynamic", "cached"):
         assert written[model].pop("seconds") > 0
     return written
 
@@ -104,10 +105,13 @@ def test_demo_runs_to_its_table(calm: Path) -> None:
     written = json.loads((calm / "demo.json").read_text())
     for model in ("static", "dynamic"):
         assert set(written[model]) == {"macs", "recognised", "seconds"}
+    assert set(written["cached"]) == {"macs", "recognised", "seconds", "cache"}
+    assert written["cached"]["macs"] == Profile.read(calm / "profile-cached").summary["macs_dynamic"]
+    assert "taylorseer:4:1" in (calm / "report.html").read_text()
     assert written["ratio"] == written["dynamic"]["macs"] / written["static"]["macs"]
     assert written["finetune_share"] <= 0.03
     pictures = ("architecture.png", "tokens.png", "flops.png", "samples.png")
-    folders = ("converted", "finetuned", "profile")
+    folders = ("converted", "finetuned", "profile", "profile-cached")
     assert {path.name for path in calm.iterdir()} == {*pictures, *folders, "demo.json", "recipe.json", "report.html"}
 
 

@@ -12,6 +12,7 @@ from tests.cli.conftest import FAST
 from tests.processes import dydit, kill_once, start
 
 FEW = ["--steps", "3,2", "--cache", "none,fora:2", "--reference-steps", 4, "--images", 4, *FAST]
+JUDGED = ["--features", "digits", "--num", 4, "--near", 1]
 
 
 @pytest.fixture(scope="module")
@@ -20,20 +21,23 @@ def stored(room: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("stored")
     for name in ("static", "tuned"):
         shutil.copytree(room / name, folder / name)
-    done = dydit("frontier", folder / "static", folder / "tuned", "--store", "--out", folder / "front", *FEW)
+    done = dydit("frontier", folder / "static", folder / "tuned", "--store", "--out", folder / "front", *FEW, *JUDGED)
     assert done.exit_code == 0, done.output
     shown = " ".join(done.stdout.split())
     for text in ("The front: nearest to the complete model", "static, 3 steps", "samples of static (ddim, 4 steps), 4 images"):
         assert text in shown
     assert f"stored: {folder / 'tuned'}; dydit sample {folder / 'tuned'} --cost" in shown
+    assert "digits: Fréchet distance of 4 samples to digits, and its deviation over draws of samples; of" in shown
     assert "measure: " in done.stderr
+    assert "judge: " in done.stderr
     return folder
 
 
 def test_the_same_command_measures_nothing_again(stored: Path) -> None:
-    again = dydit("frontier", stored / "static", stored / "tuned", "--out", stored / "front", *FEW, "--json")
+    again = dydit("frontier", stored / "static", stored / "tuned", "--out", stored / "front", *FEW, *JUDGED, "--json")
     assert again.exit_code == 0, again.output
     assert "measure" not in again.stderr
+    assert "judge" not in again.stderr
     found = json.loads(again.stdout)
     assert (found["format"], found["left"], found["stored"], len(found["mixes"])) == ("dydit-frontier", 0, [], 6)
     assert found["command"].startswith(f"dydit frontier {stored / 'static'}")
@@ -43,7 +47,7 @@ def test_the_same_command_measures_nothing_again(stored: Path) -> None:
 
 
 def test_it_goes_on_after_kill_9_and_two_processes_share_the_mixes(stored: Path, tmp_path: Path) -> None:
-    command = ["frontier", str(stored / "static"), str(stored / "tuned"), "--no-time", *map(str, FEW)]
+    command = ["frontier", str(stored / "static"), str(stored / "tuned"), "--no-time", *map(str, (*FEW, *JUDGED))]
     out = tmp_path / "out"
     kill_once([*command, "--out", str(out)], lambda: any(out.glob("mixes/[!.]*.json")))
     before = {file.name: file.read_bytes() for file in out.glob("mixes/*.json")}
@@ -58,6 +62,8 @@ def test_it_goes_on_after_kill_9_and_two_processes_share_the_mixes(stored: Path,
     # how many threads share a product decides its last bits
     distances = [distances_in(folder) for folder in (out, stored / "front")]
     assert distances[0] == pytest.approx(distances[1], rel=1e-4)
+    judged = {mix["checkpoint"] for mix in json.loads((out / "frontier.json").read_text())["mixes"] if mix["judged"]}
+    assert judged == {"static", "tuned"}  # whichever of the two wrote the table last
 
 
 def distances_in(folder: Path) -> dict[str, float]:
@@ -72,6 +78,10 @@ def test_its_figure_and_its_report(stored: Path, tmp_path: Path) -> None:
     assert "MACs per image [" in text
     assert "seconds per image, cpu [s]" in text
     assert "static, 3 steps" in text
+    drawn = dydit("visualize", stored / "front", "--figure", "frontier-judges", "--out", tmp_path / "judges.svg", "--data")
+    assert drawn.exit_code == 0, drawn.output
+    assert "Fréchet distance, digits" in (tmp_path / "judges.svg").read_text()
+    assert "frechet_digits" in (tmp_path / "judges.csv").read_text().partition("\n")[0]
     page = dydit("report", stored / "front", "--out", tmp_path / "page.html", "--json")
     assert [section["about"] for section in json.loads(page.stdout)["sections"]] == ["front"]
 
@@ -82,9 +92,10 @@ def test_sample_takes_the_best_mix_for_a_budget(stored: Path, tmp_path: Path, bu
     assert {mix["checkpoint"] for mix in front["mixes"]} == {"tuned"}
     done = dydit("sample", stored / "tuned", *budget, "--num", 2, "--out", tmp_path / "out", *FAST, "--json")
     assert done.exit_code == 0, done.output
-    best = min((mix for mix in front["mixes"] if not mix["dropped"]), key=lambda mix: mix["distance"])
+    best = min((mix for mix in front["mixes"] if mix["judged"]), key=lambda mix: mix["judged"]["digits"]["frechet"])
     assert done.stderr.startswith(f"{budget[0]} {float(budget[1]):g}: tuned, ddim, {best['steps']} steps")
     assert f"cost {best['cost']:.3g}" in done.stderr
+    assert f", digits {best['judged']['digits']['frechet']:.4g}" in done.stderr
     assert json.loads(done.stdout)["steps"] == best["steps"]
 
 
@@ -99,6 +110,7 @@ def test_mistakes_are_one_line(stored: Path, tmp_path: Path) -> None:
         (["frontier", static, "--cache", ","], "--cache: the list is empty"),
         (["frontier", static, "--cache", "fora:1"], "an interval of 1 computes every step"),
         (["frontier", static, "--cache", "fora:9", "--steps", "1"], "cache fora:9: computes all of so few steps"),
+        (["frontier", static, "--features", "faces"], "no features 'faces'; choose one of inception, efficientnet, digits"),
         (["frontier", static, "--sampler", "heun"], "sampler heun is not for"),
         (["frontier", tuned, "--flops-ratio", "0.5"], "none of tuned is a DyDiT of a range"),
         (["frontier", "digits-dit", "--store"], "--store: digits-dit cannot hold a front"),

@@ -10,6 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
 
+import numpy as np
 import pandas as pd
 import pytest
 import torch
@@ -23,6 +24,8 @@ from dydit_cli.artifacts.profile import Profile
 from dydit_cli.bench.bench import bench_cached
 from dydit_cli.bench.breakdown import CACHED_PARTS
 from dydit_cli.checkpoint.checkpoint import Checkpoint
+from dydit_cli.checkpoint.diffusers import as_diffusers
+from dydit_cli.checkpoint.read import load
 from dydit_cli.diffusion.options import SamplerSettings
 from dydit_cli.errors import DyditError
 from dydit_cli.figures.architecture import architecture_table, draw_architecture
@@ -32,9 +35,10 @@ from dydit_cli.model import execution, regions
 from dydit_cli.model import macs as analytic
 from dydit_cli.model.backbone import Backbone, DynamicBackbone
 from dydit_cli.model.caching import CACHES, CacheAt, CacheOptions, CacheSchedule, Forecast, taylor_weights
-from dydit_cli.model.execution import CachedModel, CompleteModel, MergedModel, SparseModel, executor, weighted_sum
+from dydit_cli.model.execution import CachedModel, CompleteModel, MergedModel, ReusingModel, SparseModel, executor, weighted_sum
 from dydit_cli.model.families import build_model
-from dydit_cli.model.families.dit import Block, DiT, DyDiT, modulate
+from dydit_cli.model.families.dit import Block, DiT, DyDiT, DynamicBlock, modulate
+from dydit_cli.model.options import Execution
 from dydit_cli.model.routing import Routing
 from dydit_cli.profiling.profile import profile
 from dydit_cli.sampling.sampler import run_sampler
@@ -435,7 +439,13 @@ def test_bench_of_a_cache(which: str, tiny_static: DiT, tiny_dynamic: DyDiT) -> 
     assert result.parts["forecast"]["cached"] > 0 == result.parts["forecast"]["static"]
     assert (result.subject, result.timed) == ("cached", "cached")
     values = result.to_dict()
-    assert values["cache"] == {"cache": "taylorseer:3:1", "cache_first": 2, "cache_last": 0, "cache_at": "sublayers"}
+    assert values["cache"] == {
+        "cache": "taylorseer:3:1",
+        "cache_first": 2,
+        "cache_last": 0,
+        "cache_at": "sublayers",
+        "reuse_skipped": None,
+    }
     assert 0.1 < values["flops_ratio"] < 0.6
     assert values["realised_efficiency"] == pytest.approx(values["speedup"] * values["flops_ratio"])
     assert isinstance(result, BenchResult)
@@ -482,6 +492,161 @@ def test_no_room_is_said_before_it_is_taken(tiny_static: DiT, monkeypatch: pytes
         cached(tiny_static, "fora:2")(x, t, y)
     monkeypatch.setattr(execution, "free_memory", lambda device: 0)  # where that cannot be told
     cached(tiny_static, "fora:2")(x, t, y)
+
+
+# tokens that skip
+
+
+def reusing(model: Any, timesteps: Sequence[float] = STEPS) -> ReusingModel:
+    runner = ReusingModel(model)
+    runner.plan(timesteps)
+    return runner
+
+
+def looped_skips(model: DyDiT, x: Tensor, y: Tensor) -> list[Tensor]:
+    """A DyDiT whose tokens keep the last output of an MLP that they skip, written down plainly."""
+    last = [torch.zeros(len(x), TINY.num_tokens, TINY.hidden_size, dtype=x.dtype) for _ in model.blocks]
+    outputs = []
+    for step, t in enumerate(STEPS):
+        h, e = model.embed(x + 0.01 * step), model.embed_timestep(torch.full_like(y, t))
+        c = model.condition(e, y)
+        for i, block in enumerate(model.blocks):
+            assert isinstance(block, DynamicBlock)
+            shift_a, scale_a, gate_a, shift_m, scale_m, gate_m = block.adaLN_modulation(c).chunk(6, dim=1)
+            heads, groups = block.attn_rate(e, 1.0, 0.0), block.mlp_rate(e, 1.0, 0.0)
+            h = h + gate_a[:, None] * block.attn(modulate(block.norm1(h), shift_a, scale_a), heads)
+            on = block.token_selection(h, 1.0, 0.0).bool()
+            new = block.mlp(modulate(block.norm2(h), shift_m, scale_m), groups)
+            for b, n in on.nonzero().tolist():
+                last[i][b, n] = new[b, n]
+            h = h + gate_m[:, None] * last[i]
+        outputs.append(model.head(h, c))
+    return outputs
+
+
+@torch.no_grad()
+def test_skipped_outputs_equal_the_plain_loop(tiny_dynamic: DyDiT) -> None:
+    x, _, y = inputs(TINY, 2)
+    model = tiny_dynamic.double()
+    found = [reuse(x.double() + 0.01 * i, torch.full((2,), t), y) for reuse in [reusing(model)] for i, t in enumerate(STEPS)]
+    assert largest(found, looped_skips(model, x.double(), y)) < 1e-10
+    without = [model(x.double() + 0.01 * i, torch.full((2,), t), y) for i, t in enumerate(STEPS)]
+    assert torch.equal(found[0], without[0])  # nothing is kept yet
+    assert largest(found[1:], without[1:]) > 1e-3
+
+
+@pytest.mark.parametrize("method", [None, "fora:2", "taylorseer:3:1"])
+def test_skipped_outputs_sparse_equals_masked(any_dynamic: DynamicBackbone, method: str | None) -> None:
+    """Alone, and under a cache, which then forecasts from what the tokens kept."""
+
+    def runner(inner: Any) -> Any:
+        return reusing(inner) if method is None else cached(ReusingModel(inner), method)
+
+    with torch.no_grad():
+        masked, of_masked = run(runner(any_dynamic), batch=4)
+    sparse, of_sparse = run(runner(SparseModel(any_dynamic)), batch=4)
+    assert largest(sparse, masked) < 1e-5
+    for a, b in zip(of_sparse, of_masked, strict=True):
+        assert torch.equal(a.tokens, b.tokens)
+        assert a.forecast == b.forecast
+    assert all(block.last is None for block in any_dynamic.blocks)
+
+
+@pytest.mark.parametrize("tokens", [0.0, 1.0])
+def test_all_tokens_or_none(tiny_dynamic: DyDiT, tokens: float) -> None:
+    """With every token on nothing is reused; with none nothing is there to be."""
+    for router in tiny_dynamic.token_routers:
+        torch.nn.init.zeros_(router.last.weight)
+        torch.nn.init.constant_(router.last.bias, 200 * tokens - 100)
+    with torch.no_grad():
+        plain, found = run(tiny_dynamic)[0], run(reusing(SparseModel(tiny_dynamic)))[0]
+    assert largest(found, plain) < 1e-5
+
+
+def test_skipped_outputs_are_of_one_run_and_batch(tiny_dynamic: DyDiT) -> None:
+    runner, plain = reusing(SparseModel(tiny_dynamic)), SparseModel(tiny_dynamic)
+    x, _, y = inputs(TINY, 4)
+
+    def same(step: int, labels: Tensor) -> bool:
+        times = torch.full((len(labels),), STEPS[step])
+        moved = x[: len(labels)].roll(step, dims=3)  # other tokens skip
+        found, expected = (model(moved, times, labels) for model in (runner, plain))
+        return torch.allclose(found, expected, atol=1e-5)
+
+    assert [same(step, y) for step in (0, 1, 1, 5)] == [True, False, False, False]
+    assert [same(step, y[:2]) for step in (3, 4)] == [True, False]  # where guidance ends
+    assert [same(step, y[:2]) for step in (3, 4, 0)] == [True, False, True]  # a step back, the next run
+    assert runner.bytes == 4 * TINY.depth * 2 * TINY.num_tokens * TINY.hidden_size
+    mixed = torch.tensor([STEPS[3], STEPS[4], STEPS[3], 123])
+    assert torch.allclose(runner(x, mixed, y), plain(x, mixed, y), atol=1e-5)
+    assert runner.bytes > 0
+    runner.clear()
+    assert runner.bytes == 0
+
+
+def test_skipped_outputs_cost_no_macs(tiny_dynamic: DyDiT) -> None:
+    """Guided: counters equal as integers, and what is on is as without, of the first step the same tokens."""
+    checkpoint = Checkpoint.of(tiny_dynamic, [])
+    settings = SamplerSettings(steps=5)
+    for cache in (CacheOptions(reuse_skipped=True), CacheOptions("taylorseer:2:1", reuse_skipped=True)):
+        kept = profile(checkpoint, images=2, settings=settings, cache=cache, device="cpu")
+        plain = profile(checkpoint, images=2, settings=settings, cache=replace(cache, reuse_skipped=False), device="cpu")
+        assert kept.summary["counters_agree"]
+        assert kept.summary["reuse_skipped"] is True
+        assert plain.summary["reuse_skipped"] is None
+        assert kept.table["dynamic_macs"][0] == plain.table["dynamic_macs"][0]
+        assert not np.array_equal(kept.samples, plain.samples)
+
+
+def test_skipped_outputs_and_room(tiny_dynamic: DyDiT, tiny_static: DiT) -> None:
+    options, size = CacheOptions("fora:2", reuse_skipped=True), 4 * TINY.depth * 2 * TINY.num_tokens * TINY.hidden_size
+    lines = options.memory(TINY, schedule(options), 2, 4)
+    assert lines[1] == f"reuse-skipped: keeps the last outputs of 3 MLPs, {size / 1e6:.3g} MB for 2 samples at once"
+    options.check_room(TINY, schedule(options), 2, 4, 3 * size)
+    for room, message in ((3 * size - 1, "cache fora:2: keeps"), (size - 1, "reuse-skipped: keeps 0.00922 MB of 2 samples")):
+        with pytest.raises(DyditError, match=message):
+            options.check_room(TINY, schedule(options), 2, 4, room)
+    runner = executor(tiny_dynamic, "sparse", cache=CacheOptions(reuse_skipped=True), plan_memory=10)
+    runner.plan(STEPS)
+    with pytest.raises(DyditError, match=r"reuse-skipped: keeps .*; lower the batch, raise --plan-memory, or leave it out"):
+        run(runner)
+    refused: list[tuple[Backbone, Execution, str]] = [
+        (tiny_static, "sparse", "reuse-skipped: a static model has no tokens that skip an MLP; leave it out"),
+        (tiny_dynamic, "complete", "reuse-skipped: with everything on no token skips an MLP; leave it out"),
+    ]
+    for model, how, message in refused:
+        with pytest.raises(DyditError, match=message):
+            executor(model, how, cache=options)
+
+
+@pytest.mark.parametrize("text", ["none", "reuse", "fora:3+reuse", "taylorseer:4:1@model+reuse", "fora:3@model"])
+def test_spellings(text: str) -> None:
+    options = CacheOptions.parse(text)
+    assert options.spelled == text
+    assert options.reuse_skipped == ("reuse" in text)
+    with pytest.raises(DyditError, match=r"cache fora:3\+keep: what may be added is \+reuse"):
+        CacheOptions.parse("fora:3+keep")
+
+
+def test_a_checkpoint_is_loaded_with_a_cache(tiny_dynamic: DyDiT) -> None:
+    """In Python, and as the transformer of a DiTPipeline, which hands its timesteps on."""
+    checkpoint = Checkpoint.of(tiny_dynamic, [])
+    runner = load(checkpoint, execution="sparse", cache="taylorseer:3:1")
+    runner.plan(STEPS)
+    expected, _ = run(cached(SparseModel(tiny_dynamic), "taylorseer:3:1"))
+    assert largest(run(runner)[0], expected) == 0
+    at_model = load(checkpoint, cache=CacheOptions("fora:5", at="model", last=1))
+    found, of_masked = run(at_model)
+    assert all(routing.forecast is None for routing in of_masked)  # it was told no timesteps
+    transformer = as_diffusers(load(checkpoint, cache="fora:5@model"))
+    transformer.plan(STEPS)
+    x, _, y = inputs(TINY, 2)
+    outs = [transformer(x + 0.01 * i, torch.full((2,), t), y).sample for i, t in enumerate(STEPS)]
+    assert [torch.equal(out, outs[i - 1]) for i, out in enumerate(outs)][1:5] == [True, True, True, False]
+    assert largest(outs[:1], found[:1]) == 0
+    assert type(load(checkpoint)) is DyDiT
+    with pytest.raises(DyditError, match="cache fora: write none or fora:INTERVAL"):
+        load("nowhere", cache="fora")
 
 
 # refusals

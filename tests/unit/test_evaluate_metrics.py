@@ -15,6 +15,7 @@ from dydit_cli.evaluate import metrics
 from dydit_cli.evaluate.metrics import (
     Gaussian,
     Moments,
+    frechet_deviation,
     frechet_distance,
     inception_score,
     manifold_radii,
@@ -83,6 +84,24 @@ def test_frechet_of_fewer_images_than_features() -> None:
     one_direction = Gaussian(np.zeros(2), np.diag([4.0, 0.0]))
     assert frechet_distance(one_direction, Gaussian(np.zeros(2), np.diag([0.0, 9.0]))) == pytest.approx(13)
     assert frechet_distance(one_direction, Gaussian(np.ones(2), np.diag([9.0, 0.0]))) == pytest.approx(3)
+
+
+def test_the_deviation_over_draws_is_foretold_by_one() -> None:
+    """Against the spread of 400 draws, of a Gaussian that is far from the other and of one that is near it; a feature that is
+    always the same adds nothing."""
+    generator = np.random.default_rng(0)
+    mixing = generator.normal(size=(5, 5))
+    other = gaussian_of(np.pad(generator.normal(size=(4000, 5)), ((0, 0), (0, 1))))
+    for shift, scale in ((2.0, 1.5), (0.1, 1.0)):
+        draws = [
+            np.pad(generator.normal(size=(300, 5)) @ mixing * scale + shift, ((0, 0), (0, 1)), constant_values=3.0)
+            for _ in range(400)
+        ]
+        distances = [frechet_distance(gaussian_of(draw), other) for draw in draws]
+        foretold = [frechet_deviation(draw, gaussian_of(draw), other) for draw in draws[:20]]
+        assert np.mean([value for value in foretold if value is not None]) == pytest.approx(np.std(distances, ddof=1), rel=0.12)
+    few = generator.normal(size=(6, 6))
+    assert frechet_deviation(few, gaussian_of(few), other) is None
 
 
 def test_frechet_of_unequal_features_is_refused() -> None:

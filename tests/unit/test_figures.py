@@ -192,6 +192,7 @@ def test_axes_say_what_they_measure(inputs: dict[str, Path], figure: str) -> Non
             "Fréchet distance, digits",
             "Fréchet distance, shades",
         ],
+        "frontier-judges": ["Fréchet distance, digits", "seconds per image, cpu [s]", "MACs per image, share of a's"],
         "frontier": ["MACs per image [GMACs]", "seconds per image, cpu [s]", "mean squared distance"],
         "samples": ["of the MACs"],
         "time": ["seconds of 4 steps"],

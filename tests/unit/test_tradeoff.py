@@ -535,6 +535,7 @@ def test_caches_may_be_added_later_and_one_that_cannot_be_is_told_before_anythin
         ("fora:1", "an interval of 1 computes every step"),
         ("none", "rows without a cache are there already"),
         ("fora:2@middle", "cache-at 'middle'; choose one of sublayers, model"),
+        ("fora:2+reuse", "a static model has no tokens that skip an MLP; name it under methods.dydit_cache"),
     ):
         with pytest.raises(ValueError, match=message):
             recipe(model, methods={"cache": [cache]})

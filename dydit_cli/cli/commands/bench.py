@@ -56,10 +56,10 @@ def bench(
         prepare(figure, force)
     if trace is not None:
         check_output(trace, force)
-    if tome and cache.active:
+    if tome and cache.keeps:
         raise DyditError("--tome and --cache are timed apart; leave one out")
     variants = 2 + 2 * settings.compile + (settings.masked and not tome)
-    count = settings.steps if cache.active else settings.count
+    count = settings.steps if cache.keeps else settings.count
     with console.stages() as work:
         work.begin("bench", variants * (1 + count * settings.repeats), "evaluations")
         common: dict[str, Any] = {
@@ -69,8 +69,8 @@ def bench(
             "trace": trace,
             "on_work": work.advance,
         }
-        if cache.active:
-            result = bench_cached(cache, checkpoint, flops_ratio=flops_ratio, **common)
+        if cache.keeps:
+            result = bench_cached(cache, checkpoint, flops_ratio=flops_ratio, on_memory=console.note, **common)
         elif tome:
             result = bench_tome(tome, checkpoint, **common)
         else:
@@ -120,12 +120,18 @@ def show(result: BenchResult) -> None:
     console.say(
         f"speed-up of {result.subject} {speedup.median:.3f} ({speedup.low:.3f} to {speedup.high:.3f}) over {result.baseline}, "
         f"{'ToMe ' + format(result.tome, 'g') if result.tome else 'planning included ' + plan}"
-        f"{', cache ' + result.cache['cache'] + ' at ' + result.cache['cache_at'] if result.cache else ''}; "
+        f"{kept_between(result.cache or {})}; "
         f"FLOPs ratio {result.flops_ratio:.3f}\n"
         f"realised efficiency {efficiency.median:.3f} ({efficiency.low:.3f} to {efficiency.high:.3f}): 1 is time saved in "
         f"proportion to FLOPs saved\n"
         f"{weights if kind == 'sparse' else ''}{settings.count} of {settings.steps} steps run {settings.repeats} times"
     )
+
+
+def kept_between(cache: dict[str, Any]) -> str:
+    """What was kept from step to step."""
+    forecast = f", cache {cache['cache']} at {cache['cache_at']}" if cache.get("cache") else ""
+    return forecast + (", skipped outputs reused" if cache.get("reuse_skipped") else "")
 
 
 def _ratio(a: float, b: float) -> str:

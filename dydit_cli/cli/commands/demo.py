@@ -40,6 +40,7 @@ def demo(
             for name, model, ratio in (
                 ("static DiT", result["static"], 1),
                 (f"DyDiT, lambda {result['flops_ratio']:g}", result["dynamic"], result["ratio"]),
+                (f"and {result['cached']['cache']}", result["cached"], result["cached"]["macs"] / result["static"]["macs"]),
             )
         ],
     )

@@ -2,7 +2,8 @@
 
 All samples are compared with those of the first static CKPT, or where there is none of the first one with everything on, with
 many steps from the same noise. Mixes run in rising cost, and one that on a quarter of the images is far from the front is
-dropped. The same command continues it after a kill; started twice, two processes share the mixes.
+dropped. With --features judges then see more samples of each checkpoint's best mixes. The same command continues it after a
+kill; started twice, two processes share the mixes.
 
 Example: `dydit frontier digits-dit runs/digits-0.5 --store --images 16 --steps 10,5 --out runs/front`
 
@@ -21,6 +22,7 @@ from dydit_cli.options import Arg, Opt
 from dydit_cli.studies.frontier_options import FrontierOptions
 
 if TYPE_CHECKING:
+    from dydit_cli.artifacts.frontier import MeasuredMix
     from dydit_cli.studies.frontier import FrontierResult
 
 
@@ -55,14 +57,15 @@ def frontier(
 
 
 def show(result: FrontierResult, out: str) -> None:
-    """The mixes on either front, how they came about, and where the files are."""
+    """The mixes on any front, how they came about, and where the files are."""
     front, about = result.frontier, result.frontier.summary
     fronts = {"MACs": front.front("cost"), "time": front.front("seconds_per_image")}
+    fronts |= {judge: front.front("cost", judge) for judge in front.judges}
     shown = [mix for mix in sorted(front.mixes, key=lambda mix: mix.cost) if any(mix in of for of in fronts.values())]
     reference = about["reference"]
     console.table(
         "The front: nearest to the complete model for the cost",
-        ["", "cost", "MACs", "ms", "distance", "front of"],
+        ["", "cost", "MACs", "ms", "distance", *front.judges, "front of"],
         [
             [
                 front.label(mix),
@@ -70,12 +73,19 @@ def show(result: FrontierResult, out: str) -> None:
                 units.macs(mix.macs_per_image),
                 "-" if mix.seconds_per_image is None else f"{1000 * mix.seconds_per_image:.1f}",
                 f"{mix.distance:.3g}",
+                *(judged(mix, judge) for judge in front.judges),
                 ", ".join(name for name, of in fronts.items() if mix in of),
             ]
             for mix in shown
         ],
     )
     dropped = sum(mix.dropped for mix in front.mixes)
+    for judge in front.judges:
+        facts = about["judges"][judge]
+        console.say(
+            f"{judge}: Fréchet distance of {facts['images']:,} samples to {facts['reference']}, and its deviation over "
+            f"draws of samples; of {sum(judge in mix.judged for mix in front.mixes)} mixes near their checkpoint's front"
+        )
     console.say(
         f"cost: MACs per image over the static model's with {reference['steps']} steps; distance: mean squared, to samples of "
         f"{reference['checkpoint']} ({reference['sampler']}, {reference['steps']} steps), {about['images']} images, seed "
@@ -84,3 +94,12 @@ def show(result: FrontierResult, out: str) -> None:
     )
     for folder in result.stored:
         console.say(f"stored: {folder}; dydit sample {folder} --cost {front.front('cost')[-1].cost:.2g} --out DIR")
+
+
+def judged(mix: MeasuredMix, judge: str) -> str:
+    """A judge's Fréchet distance."""
+    figures = mix.judged.get(judge, {})
+    value, deviation = figures.get("frechet"), figures.get("frechet_sd")
+    if value is None:
+        return "-"
+    return f"{value:.4g}" if deviation is None else f"{value:.4g} ± {deviation:.2g}"

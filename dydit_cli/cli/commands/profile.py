@@ -53,9 +53,11 @@ def profile(
         raise DyditError("no checkpoint; name one, or show the published sizes with --table")
     if out is None:
         raise DyditError("no folder to write; name one with --out DIR")
-    if (config.tome or config.cache.active) and (card or width_only):
+    if (config.tome or config.cache.keeps) and (card or width_only):
         what = "--card tells of the checkpoint as it is" if card else "--width-only counts heads and groups alone"
-        raise DyditError(f"{what}; leave {'--tome' if config.tome else '--cache'} out")
+        raise DyditError(
+            f"{what}; leave {'--tome' if config.tome else '--cache' if config.cache.active else '--reuse-skipped'} out"
+        )
 
     from dydit_cli.profiling.profile import names_of
 
@@ -138,6 +140,8 @@ def show(result: Profile, unit: str) -> None:
             f"kept, {summary['cache_bytes'] / 1e6:.3g} MB\n"
             f"{units.work(summary['macs_static_per_image'], unit)} per image of the static model without a cache"
         )
+    if summary["reuse_skipped"]:
+        console.say("a token that skips an MLP keeps the output that it last had there, which costs no MACs")
     if summary["tome"]:
         console.say(
             f"ToMe {summary['tome']:g}: every attention sees {summary['tokens_in_attention']} of "

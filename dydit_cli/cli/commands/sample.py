@@ -71,7 +71,17 @@ def sample(
         write_pictures(loaded, out, config, num, force, json)
 
 
-CHOSEN = ("--flops-ratio", "--steps", "--sampler", "--cache", "--cache-first", "--cache-last", "--cache-at", "--tome")
+CHOSEN = (
+    "--flops-ratio",
+    "--steps",
+    "--sampler",
+    "--cache",
+    "--cache-first",
+    "--cache-last",
+    "--cache-at",
+    "--reuse-skipped",
+    "--tome",
+)
 
 
 def within_budget(
@@ -94,7 +104,8 @@ def within_budget(
         took = (
             "" if mix.seconds_per_image is None else f", {mix.seconds_per_image:.3g} s per image on {front.summary['device']}"
         )
-        console.note(f"{option} {budget:g}: {mix.label}; cost {mix.cost:.3g}{took}, distance {mix.distance:.3g}")
+        said = "".join(f", {judge} {figures['frechet']:.4g}" for judge, figures in mix.judged.items())
+        console.note(f"{option} {budget:g}: {mix.label}; cost {mix.cost:.3g}{took}, distance {mix.distance:.3g}{said}")
     return with_mix(loaded, front, mix, config, kept)
 
 

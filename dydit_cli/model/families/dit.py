@@ -398,8 +398,8 @@ class FinalLayer(nn.Module):
 class Block(nn.Module):
     """One transformer block; c (B C) sets shift, scale and gate of both halves.
 
-    `kept`, while it is a list, is given what the attention and what the MLP returned, B N C each, before the gates: zeros for
-    tokens that skip the MLP.
+    `kept`, while it is a list, is given what the attention and what the MLP returned, B N C each, before the gates: of
+    tokens that skip the MLP zeros, or what they keep.
     """
 
     kept: list[Tensor] | None = None
@@ -470,7 +470,12 @@ class Block(nn.Module):
 
 
 class DynamicBlock(Block):
-    """A block whose heads and channel groups follow the timestep and whose MLP skips tokens (figure 2 of the paper)."""
+    """A block whose heads and channel groups follow the timestep and whose MLP skips tokens (figure 2 of the paper).
+
+    `last`, while it is a tensor, has what the MLP last returned of every token, B N C: those that skip it keep that.
+    """
+
+    last: Tensor | None = None
 
     def __init__(self, config: DyDiTConfig) -> None:
         super().__init__(config)
@@ -512,6 +517,10 @@ class DynamicBlock(Block):
         x = x + gate_a.unsqueeze(1) * self.keep(self.attn(modulate(self.norm1(x), shift_a, scale_a), heads))
         tokens = self.token_selection(x, self.temperature, token_noise)  # B N
         mlp = self.mlp(modulate(self.norm2(x), shift_m, scale_m), groups)  # B N C
+        if self.last is not None:
+            mlp = self.keep(torch.where(tokens.bool().unsqueeze(-1), mlp, self.last))
+            self.last.copy_(mlp)
+            return x + gate_m.unsqueeze(1) * mlp, BlockRouting(heads, groups, tokens)
         if self.kept is not None:
             self.keep(tokens.unsqueeze(-1) * mlp)
         return x + tokens.unsqueeze(-1) * gate_m.unsqueeze(1) * mlp, BlockRouting(heads, groups, tokens)
@@ -539,7 +548,7 @@ class DynamicBlock(Block):
             with region(MLP):
                 return self.mlp.forward_sparse(parts["groups"], h, pointwise)
 
-        add_to_active(x, active, (shift_m, gain_m, gate_m), partial(modulated, self.norm2), mlp, self.kept)
+        add_to_active(x, active, (shift_m, gain_m, gate_m), partial(modulated, self.norm2), mlp, self.kept, self.last)
         return mask
 
 
