@@ -41,7 +41,8 @@ RENAMED = {
 class Profile(Folder):
     """`summary` is profile.json, `table` timesteps.csv; samples (M C S S, float32) and labels (M,) are the images.
 
-    `blocks` and `images`, blocks.csv and images.csv, are computed from the record.
+    `blocks` and `images`, blocks.csv and images.csv, are computed from the record. `film` (T K C S S, uint8) are the first
+    images as the model was given them at every call; None where they are no pixels or would be large.
     """
 
     kind = "profile"
@@ -56,6 +57,7 @@ class Profile(Folder):
     record: RoutingRecord
     samples: NDArray[np.float32]
     labels: NDArray[np.int64]
+    film: NDArray[np.uint8] | None = None
 
     @property
     def config(self) -> ModelConfig:
@@ -85,7 +87,9 @@ class Profile(Folder):
             self.blocks.to_csv(temporary / BLOCKS_FILE, index=False)
             self.images.to_csv(temporary / IMAGES_FILE, index=False)
             record = self.record
-            cached: dict[str, Any] = {"forecasts": record.forecasts} if record.forecasts.any() else {}
+            some: dict[str, Any] = {"forecasts": record.forecasts} if record.forecasts.any() else {}
+            if self.film is not None:
+                some["film"] = self.film
             np.savez_compressed(
                 temporary / ROUTING_FILE,
                 timesteps=record.timesteps,
@@ -96,7 +100,7 @@ class Profile(Folder):
                 tokens_shape=np.array(record.tokens.shape),
                 samples=self.samples,
                 labels=self.labels,
-                **cached,
+                **some,
             )
             write_json(temporary / self.mark, self.summary)
 
@@ -121,7 +125,7 @@ class Profile(Folder):
                 arrays["forecasts"] if "forecasts" in arrays else np.zeros(len(steps), dtype=np.int64),
                 summary.get("cache_at", "sublayers"),
             )
-            return cls(summary, table, record, arrays["samples"], arrays["labels"])
+            return cls(summary, table, record, arrays["samples"], arrays["labels"], arrays.get("film"))
 
 
 BoolArray = NDArray[np.bool_]

@@ -122,7 +122,7 @@ def profile(
     }
     if clock:
         summary |= clock.summary(dynamic / static)
-    result = Profile(summary, table, record, samples.numpy(), labels.numpy())
+    result = Profile(summary, table, record, samples.numpy(), labels.numpy(), recorder.film())
     if out is not None:
         result.write(out)
     return result

@@ -30,6 +30,10 @@ from dydit_cli.model.routing import Routing
 
 KEPT_MASKS = 64
 
+FILMED, FILM_BYTES = 4, 1_000_000  # images that are kept as they come to be, and how much of all of their steps may be
+
+PIXELS = (1, 3)  # channels of a picture that can be looked at
+
 
 @dataclass
 class Tally:
@@ -67,6 +71,7 @@ class Recorder:
     _width: dict[int, tuple[float, BoolArray, BoolArray, Forecast | None]] = field(default_factory=dict)
     _counts: dict[int, list[NDArray[np.int32]]] = field(default_factory=dict)
     _bits: dict[int, list[NDArray[np.uint8]]] = field(default_factory=dict)
+    _film: dict[int, NDArray[np.uint8]] = field(default_factory=dict)
 
     @property
     def config(self) -> ModelConfig:
@@ -131,6 +136,9 @@ class Recorder:
     def __call__(self, x: Tensor, t: Tensor, y: Tensor) -> Tensor:
         assert self._progress is not None, "generate() was not given `see`"
         step, first = self.call, self._progress.first
+        if first == 0 and self.config.in_channels in PIXELS and self.config.frames is None:
+            images = x[: min(FILMED, len(x) // self.halves)]  # K C S S
+            self._film[step] = ((images.clamp(-1, 1) + 1) * 127.5).round().byte().cpu().numpy()
         out, routing = self._counted(x, t, y)
         heads, groups = (mask[:, 0].bool().cpu().numpy() for mask in (routing.heads, routing.groups))
         self._width[step] = (self._progress.timestep, heads, groups, routing.forecast)
@@ -152,6 +160,14 @@ class Recorder:
             out, routing = self.model(x, t, y, return_routing=True)
         self.tally.add("steps", executed, int(self.model.macs(routing).sum()))
         return out, routing
+
+    def film(self) -> NDArray[np.uint8] | None:
+        """T K C S S: as many of the first images as there is room for, at every call; None where there is none."""
+        if not self._film:
+            return None
+        film = np.stack([self._film[step] for step in sorted(self._film)])
+        kept = film[:, : FILM_BYTES // film[:, 0].nbytes]
+        return kept if kept.size else None
 
     def record(self) -> RoutingRecord:
         """All that was seen; raises `DyditError` before anything was."""

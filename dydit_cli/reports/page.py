@@ -19,6 +19,7 @@ from dydit_cli.version import __version__
 
 # anchors and headings, in their order
 PARTS = {
+    "films": "Step by step",
     "budgets": "Budgets",
     "protocol": "Protocol",
     "figures": "Figures",
@@ -40,12 +41,15 @@ UNIT_AFTER = re.compile(r"(?<=\d) (?=%|\u00d7|[TGMk]?MACs\b|m?s\b|min\b|h\b)")
 
 MOST_METRICS = 6
 
+MOST_FILMS = 2  # they are to be looked at, and not to be scrolled past
+
 
 def render(sections: Sequence[Section], title: str | None = None) -> str:
     """The page: a summary, the protocol, figures, tables, samples, versions, and how to come by it again."""
     script = asset("page.js")
     budgets, sections = sliders(sections)
     content: dict[str, Any] = {
+        "films": [one.film for one in sections if one.film is not None][:MOST_FILMS],
         "budgets": budgets,
         "figures": numbered(sections, "figures"),
         "tables": numbered(sections, "tables"),

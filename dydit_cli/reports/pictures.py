@@ -41,7 +41,7 @@ def encoded(image: Image.Image, text: str, largest: int = LARGEST) -> Picture:
     pixels.info.clear()
     target = io.BytesIO()
     pixels.save(target, format="PNG", optimize=True)
-    return Picture(target.getvalue(), pixels.width, text)
+    return Picture(target.getvalue(), pixels.width, pixels.height, text)
 
 
 def svg_figures(artifact: Artifact, id_prefix: str) -> list[SvgFigure]:

@@ -13,6 +13,7 @@ from dydit_cli.artifacts.comparison import Comparison
 from dydit_cli.artifacts.profile import Profile
 from dydit_cli.artifacts.samples import CACHE_FIELDS, SOLVED
 from dydit_cli.artifacts.width import WidthProfile
+from dydit_cli.reports.films import film_of
 from dydit_cli.reports.format import frame_table, protocol
 from dydit_cli.reports.pictures import svg_figures
 from dydit_cli.reports.reproduce import how_made
@@ -47,6 +48,7 @@ def profile_sections(profile: Profile, name: str, id_prefix: str) -> list[Sectio
             versions=summary["versions"],
             origin=how_made(name, summary, summary["lineage"]),
             budget=budget_of(summary),
+            film=film_of(profile, name),
         )
     ]
 

@@ -46,10 +46,11 @@ class SvgFigure:
 
 @dataclass(frozen=True)
 class Picture:
-    """A PNG file's bytes, how many pixels wide it is, and what is to be seen."""
+    """A PNG file's bytes, how many pixels wide and high it is, and what is to be seen."""
 
     data: bytes
     width: int
+    height: int
     text: str
 
 
@@ -90,6 +91,19 @@ class Slider:
 
 
 @dataclass(frozen=True)
+class Film:
+    """What a sampling run did, step by step. `texts` say each step in words; `strip` has a column for each of them, and each of
+    the `screens`, which are rows of pictures, all steps of its picture one below the other."""
+
+    name: str
+    dial: str
+    texts: Sequence[str]
+    strip: Picture
+    screens: Sequence[Sequence[Picture]]
+    caption: str
+
+
+@dataclass(frozen=True)
 class Origin:
     """How something was made: `steps` are the commands that made the model, oldest first, `commands` those that made the
     rest, and `unstored` names what has none."""
@@ -117,7 +131,8 @@ class Section:
     origin: Origin = Origin()
     files: dict[str, str] = field(default_factory=dict)
     budget: tuple[str, float] | None = None
+    film: Film | None = None
 
     def as_part(self) -> Section:
         """Of a folder that belongs to another, whose summary and command cover it."""
-        return replace(self, summary="", metrics=(), origin=Origin(), files={})
+        return replace(self, summary="", metrics=(), origin=Origin(), files={}, film=None)

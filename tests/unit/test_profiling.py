@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Literal
 
@@ -25,7 +26,7 @@ from dydit_cli.figures.maps import displayable
 from dydit_cli.figures.tokens import token_share
 from dydit_cli.figures.visualize import visualize
 from dydit_cli.model import macs as analytic
-from dydit_cli.model.families.dit import DiT, DyDiT
+from dydit_cli.model.families.dit import DiT, DyDiT, DyDiTConfig
 from dydit_cli.pixels import make_grid, picture, to_pixels
 from dydit_cli.profiling.profile import names_of, profile
 from dydit_cli.profiling.width import profile_width
@@ -185,6 +186,44 @@ def test_blocks_and_images_add_up_to_the_timesteps(profiled: Profile, tiny_dynam
     assert one["active_tokens_max"] == tokens[2, 1, 1].max()
 
 
+def test_a_film_is_what_the_model_was_given(tiny_static: DiT) -> None:
+    """Of pixels: 8 bits of the first images at every call, with their labels' half of guidance."""
+    pixels = replace(DyDiTConfig.from_static(TINY), in_channels=1)
+    result = profile(Checkpoint.of(DyDiT(pixels), []), images=5, settings=SHORT, batch=2, device="cpu")
+    assert result.film is not None
+    assert result.film.shape == (4, 2, 1, *pixels.sample_shape[1:])
+    seen: list[torch.Tensor] = []
+
+    def spy(x: torch.Tensor, t: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+        seen.append(x[:2])
+        return torch.zeros_like(x).repeat(1, 2, 1, 1)
+
+    generate(spy, cycle_labels(list(range(10)), 2), pixels.sample_shape, SHORT.for_model(pixels), null_class=10, seed=0)
+    noise = ((seen[0].clamp(-1, 1) + 1) * 127.5).round().byte().numpy()
+    assert np.array_equal(result.film[0], noise)
+    last = ((torch.from_numpy(result.samples[:2]).clamp(-1, 1) + 1) * 127.5).numpy()
+    assert np.abs(result.film[-1] - last).mean() < np.abs(result.film[0] - last).mean()
+
+
+def test_latents_have_no_film(profiled: Profile, tmp_path: Path) -> None:
+    again = Profile.read(tmp_path / "profile").film
+    assert profiled.film is not None
+    assert again is not None
+    assert np.array_equal(again, profiled.film)
+    latents = Checkpoint.of(DyDiT(replace(DyDiTConfig.from_static(TINY), in_channels=4)), [])
+    assert profile(latents, tmp_path / "latents", images=2, settings=SHORT, device="cpu").film is None
+    assert Profile.read(tmp_path / "latents").film is None
+
+
+def test_a_film_that_would_be_large_has_fewer_images(checkpoint: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = DyDiT(replace(DyDiTConfig.from_static(TINY), in_channels=1))
+    one = model.config.input_size**2 * 4  # bytes of an image's four steps
+    for room, images in ((3 * one - 1, 2), (one - 1, None)):
+        monkeypatch.setattr("dydit_cli.profiling.record.FILM_BYTES", room)
+        film = profile(Checkpoint.of(model, []), images=5, settings=SHORT, device="cpu").film
+        assert (None if film is None else film.shape[1]) == images
+
+
 def test_a_long_profile_keeps_few_masks(checkpoint: Path, profiled: Profile, tmp_path: Path) -> None:
     few = profile(checkpoint, tmp_path / "few", images=5, settings=SHORT, batch=2, keep_masks=3, device="cpu")
     assert few.record.tokens.shape[3] == few.summary["images_with_masks"] == 3
@@ -244,7 +283,7 @@ def test_figures_in_every_format(profiled: Profile, tmp_path: Path, figure: str,
 
 def test_figures_refuse_what_they_cannot_do(profiled: Profile, tmp_path: Path) -> None:
     for figure, out, message in (
-        ("pie", "a.png", "no figure 'pie'; choose one of architecture, flops, frontier, loss-gap"),
+        ("pie", "a.png", "no figure 'pie'; choose one of architecture, flops, frontier, frontier-judges, loss-gap"),
         ("flops", "a.gif", r"a.gif: a figure's name ends in .png, .svg or .pdf"),
         ("flops", "profile", "a figure's name ends in"),
     ):

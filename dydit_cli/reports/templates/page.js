@@ -46,6 +46,32 @@ for (const slider of document.querySelectorAll(".slider")) {
   input.addEventListener("input", move);
   move();
 }
+// A sampling run step by step: the dial, or the pointer on the map, moves all of its pictures.
+for (const film of document.querySelectorAll(".film")) {
+  const texts = JSON.parse(film.dataset.texts);
+  const strip = film.querySelector(".strip");
+  const row = document.createElement("label");
+  const input = document.createElement("input");
+  const value = document.createElement("output");
+  Object.assign(input, { type: "range", min: 0, max: texts.length - 1, step: 1, value: texts.length - 1 });
+  input.setAttribute("aria-label", film.dataset.dial);
+  row.append(input, value);
+  strip.after(row);
+  const move = () => {
+    film.style.setProperty("--step", input.value);
+    value.textContent = texts[input.value];
+    input.setAttribute("aria-valuetext", value.textContent);
+  };
+  const point = (event) => {
+    const box = strip.getBoundingClientRect();
+    input.value = Math.floor((texts.length * (event.clientX - box.left)) / box.width);
+    move();
+  };
+  input.addEventListener("input", move);
+  strip.addEventListener("pointermove", point);
+  strip.addEventListener("pointerdown", point);
+  move();
+}
 // Values of points and bars beside the pointer, at once and on a touch too.
 const tip = document.createElement("div");
 tip.id = "tip";

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -45,6 +46,27 @@ def test_a_heading_sorts_in_chromium(browser: Browser, path: Path) -> None:
     assert rising == falling[::-1]
     assert falling[0] != falling[-1]
     assert page.run("document.querySelectorAll('.plate [data-tip]').length") > 10
+
+
+def test_a_dial_moves_a_film_in_chromium(browser: Browser, path: Path) -> None:
+    script = """(() => {
+      const film = document.querySelector(".film");
+      const input = film.querySelector("input");
+      const place = (what) => film.querySelector(what).getBoundingClientRect();
+      const top = () => place(".screen img").top - place(".screen").top;
+      const seen = (step) => {
+        input.value = step; input.dispatchEvent(new Event("input"));
+        return [film.querySelector("output").textContent, top(), place(".strip i").left];
+      };
+      return [Number(input.value), Number(input.max), seen(0), seen(input.max)];
+    })()"""
+    value, last, first, end = page_values = browser.open(path).run(script)
+    assert value == last > 0, page_values
+    assert re.match(r"t \d+: \d+% of heads, \d+% of channel groups, \d+% of tokens; [\d.]+ \w*MACs", first[0])
+    assert first[0] != end[0]
+    assert first[1] == pytest.approx(0, abs=1)
+    assert end[1] < -10
+    assert first[2] < end[2]
 
 
 @pytest.mark.parametrize(
