@@ -27,12 +27,12 @@ from dydit_cli.distributed import init_distributed
 from dydit_cli.errors import DyditError
 from dydit_cli.files import locked
 from dydit_cli.model.backbone import Backbone
-from dydit_cli.model.config import RoutedConfig
+from dydit_cli.model.config import ModelConfig, RoutedConfig
 from dydit_cli.model.families import build_model, families, family_of
 from dydit_cli.profiling.calibrate import calibrate, measure_range
 from dydit_cli.provenance import made_with
 from dydit_cli.train.loop import TrainResult, train
-from dydit_cli.train.recipe import Recipe, for_model, read_recipe, with_settings, with_steps
+from dydit_cli.train.recipe import ModelRecipe, Recipe, for_model, read_recipe, with_settings, with_steps
 from dydit_cli.train.run_folder import RunFolder, RunSpec, Saved
 
 # of a configuration: what a teacher has in common with whom it teaches
@@ -48,17 +48,23 @@ def random_start(recipe: Recipe) -> RunSpec:
     """Training the recipe's static model from random weights under its seed; raises `DyditError` where it has none."""
     if recipe.model is None:
         raise DyditError("the recipe has no [model] section; pretrain needs one")
-    values = recipe.model.model_dump()
+    config = config_of(recipe.model)
+    torch.manual_seed(recipe.train.seed)
+    start = Checkpoint.of(build_model(config), lineage=[])
+    return RunSpec("pretrain", start, for_model(recipe, start.config), {}, teacher_of(recipe, start))
+
+
+def config_of(model: ModelRecipe) -> ModelConfig:
+    """The static model that a recipe describes; raises `DyditError` for an unknown family or key, and sizes that do not fit."""
+    values = model.model_dump()
     family = families().get(values.pop("family"))
     if family is None:
-        raise DyditError(f"'model.family': {recipe.model.family!r} is no family; choose one of {', '.join(families())}")
+        raise DyditError(f"'model.family': {model.family!r} is no family; choose one of {', '.join(families())}")
     foreign = sorted(values.keys() - {f.name for f in fields(family.static_config)})
     if foreign:
         known = ", ".join(f.name for f in fields(family.static_config))
         raise DyditError(f"'model.{foreign[0]}': a {family.static_config.title} has none; it has {known}")
-    torch.manual_seed(recipe.train.seed)
-    start = Checkpoint.of(build_model(family.static_config(**values)), lineage=[])
-    return RunSpec("pretrain", start, for_model(recipe, start.config), {}, teacher_of(recipe, start))
+    return family.static_config(**values)
 
 
 def finetune(
@@ -192,7 +198,7 @@ def recipe_of(data: str) -> str:
     find_source(data)
     recipe = default_recipe(data)
     if recipe is None:
-        raise DyditError(f"data set {data} has no recipe of its own; name one with --recipe, see the folder recipes/")
+        raise DyditError(f"data set {data} has no recipe of its own; name one with --recipe, see dydit recipes ls")
     return recipe
 
 

@@ -50,6 +50,10 @@ COMMANDS = (
     "prune",
     "study",
     "frontier",
+    "recipes ls",
+    "recipes show",
+    "recipes copy",
+    "recipes check",
     "demo",
 )
 
@@ -171,7 +175,7 @@ def test_examples_in_the_helps(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.chdir(tmp_path)
     pictures_and_vae(tmp_path / "images" / "train", tmp_path / "sd-vae-ft-ema", classes=2)
     for name in COMMANDS:
-        result = CliRunner().invoke(app, [name, "--help"], env={"COLUMNS": "200"})
+        result = CliRunner().invoke(app, [*name.split(), "--help"], env={"COLUMNS": "200"})
         assert result.exit_code == 0
         example = re.search(r"Example:\s+(dydit .*?)\s*$", result.output, flags=re.MULTILINE)
         assert example, f"dydit {name} --help shows no example"
