@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from dydit_cli.compress.convert import convert
     from dydit_cli.compress.prune import prune
     from dydit_cli.figures.visualize import visualize
+    from dydit_cli.flops.transformers import count_transformer
     from dydit_cli.model.families import named_config
     from dydit_cli.model.families.dit import DiT, DiTConfig, DyDiT, DyDiTConfig
     from dydit_cli.model.routing import Routing
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
 _HOME = {
     "as_diffusers": "checkpoint.diffusers",
     "convert": "compress.convert",
+    "count_transformer": "flops.transformers",
     "export": "checkpoint.export",
     "load": "checkpoint.read",
     "visualize": "figures.visualize",
@@ -57,6 +59,7 @@ __all__ = [
     "Routing",
     "as_diffusers",
     "convert",
+    "count_transformer",
     "export",
     "finetune",
     "frontier",

@@ -50,6 +50,7 @@ COMMANDS = (
     "prune",
     "study",
     "frontier",
+    "count",
     "recipes ls",
     "recipes show",
     "recipes copy",

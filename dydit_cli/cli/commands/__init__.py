@@ -11,7 +11,7 @@ from __future__ import annotations
 PANELS = {
     "Begin with": ("demo", "convert", "finetune", "sample"),
     "Make": ("pretrain", "prune", "calibrate", "allocate", "encode", "recipes"),
-    "Measure": ("profile", "evaluate", "losses", "bench", "frontier", "study"),
+    "Measure": ("profile", "evaluate", "losses", "bench", "count", "frontier", "study"),
     "Show": ("inspect", "visualize", "report"),
     "Share": ("export",),
 }
