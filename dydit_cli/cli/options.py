@@ -13,6 +13,7 @@ from dydit_cli.model.caching import CacheOptions
 from dydit_cli.options import Arg, DtypeName, Opt, Without
 from dydit_cli.options import Device as Device
 from dydit_cli.options import Seed as Seed
+from dydit_cli.train.tracking import TRACKERS
 
 if TYPE_CHECKING:
     from dydit_cli.checkpoint.checkpoint import Checkpoint
@@ -44,6 +45,11 @@ Settings = Annotated[
 RunOut = Annotated[
     Path | None,
     Opt("The folder to write. The same command again continues it after a kill.", ("--out", "-o"), metavar="DIR"),
+]
+
+Track = Annotated[
+    str | None,
+    Opt("Show every step's figures while it runs, in a tracker.", metavar="NAME", choices=TRACKERS.keys, default="none"),
 ]
 
 Resume = Annotated[

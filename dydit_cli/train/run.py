@@ -32,8 +32,9 @@ from dydit_cli.model.families import build_model, families, family_of
 from dydit_cli.profiling.calibrate import calibrate, measure_range
 from dydit_cli.provenance import made_with
 from dydit_cli.train.loop import TrainResult, train
-from dydit_cli.train.recipe import ModelRecipe, Recipe, for_model, read_recipe, with_settings, with_steps
+from dydit_cli.train.recipe import ModelRecipe, Recipe, flat, for_model, read_recipe, with_settings, with_steps
 from dydit_cli.train.run_folder import RunFolder, RunSpec, Saved
+from dydit_cli.train.tracking import check_tracker, tracking
 
 # of a configuration: what a teacher has in common with whom it teaches
 TAUGHT = ("input_size", "in_channels", "num_classes", "path", "prediction", "noise_at")
@@ -208,6 +209,7 @@ def run_training(
     *,
     device: str = "auto",
     force: bool = False,
+    track: str | None = None,
     on_begin: Callable[[int], None] = lambda step: None,
     on_note: Callable[[str], None] = lambda text: None,
     on_step: Callable[[StepMetrics], None] | None = None,
@@ -218,10 +220,13 @@ def run_training(
 
     An interrupted run is saved like a finished one, its lineage saying how many steps it took, and its states stay beside
     it; the same call again continues it, to the same bits on a cpu. `on_begin` is given the step at which this starts.
+    `track` is a name in `tracking.TRACKERS`, which is passed every step's figures.
     Under a launcher the processes share each batch, and the main one alone calls `on_` functions. Raises `DyditError` where
     another process trains into `out`, and, after saving, where the gradient guard ended the run.
     """
     folder, recipe, start = RunFolder(Path(out)), spec.recipe, spec.start
+    if track is not None:
+        check_tracker(track)
     with init_distributed(device) as processes, ExitStack() as stack:
         folder.check(spec, force)
         data = load_data(recipe.data, start.config)
@@ -233,12 +238,17 @@ def run_training(
             saved = folder.open(spec, force, processes, on_note)
             model = start.build().to(pick_device(device)).float()
             teacher = None if spec.teacher is None else spec.teacher.build().to(pick_device(device)).float()
+            step, watched = 0 if saved is None else saved.step, None
             if processes.main:
-                on_begin(0 if saved is None else saved.step)
+                on_begin(step)
+                if track is not None:
+                    watched = stack.enter_context(tracking(track, folder.path, step, flat(recipe.model_dump()), on_note))
             with folder.log(processes.main) as log:
 
                 def record(metrics: StepMetrics) -> None:
                     log.write(json.dumps(metrics.to_dict()) + "\n")
+                    if watched is not None:
+                        watched(metrics)
                     if on_step:
                         on_step(metrics)
 

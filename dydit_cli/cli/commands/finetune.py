@@ -70,6 +70,7 @@ def finetune(
     num_classes: Annotated[int | None, Opt("Another number of classes: draws a new label table.", metavar="N")] = None,
     calibrate: Annotated[bool, Opt("Then shift the routers so that a sampling run has the FLOPs ratio, within 0.005.")] = False,
     resume: options.Resume = None,
+    track: options.Track = None,
     *,
     loading: options.LoadingWithoutRatio,
     device: options.Device = "auto",
@@ -106,7 +107,7 @@ def finetune(
     if num_classes is not None and is_main():
         console.note(f"the label table is drawn anew for {num_classes} classes; the null class keeps its row")
     with interruptible() as stop:
-        result = train("finetune", spec, folder, device, force, stop)
+        result = train("finetune", spec, folder, device, force, track, stop)
         last = result.last
         more: dict[str, Any] = {"target": last.target, "training_ratio": last.ratio} if last else {}
         if result.calibration is not None:
