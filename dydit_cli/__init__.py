@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from dydit_cli.model.routing import Routing
     from dydit_cli.profiling.profile import profile
     from dydit_cli.reports.report import report
+    from dydit_cli.sharing.push import push
     from dydit_cli.studies.frontier import frontier
     from dydit_cli.studies.study import study
     from dydit_cli.train.run import finetune, pretrain
@@ -43,6 +44,7 @@ _HOME = {
     "Routing": "model.routing",
     "profile": "profiling.profile",
     "prune": "compress.prune",
+    "push": "sharing.push",
     "report": "reports.report",
     "finetune": "train.run",
     "pretrain": "train.run",
@@ -68,6 +70,7 @@ __all__ = [
     "pretrain",
     "profile",
     "prune",
+    "push",
     "report",
     "study",
     "visualize",

@@ -30,7 +30,7 @@ LAYERS: tuple[set[str], ...] = (
     {"compress", "profiling", "sampling"},
     {"train", "bench", "evaluate", "figures"},
     {"reports"},
-    {"studies"},
+    {"studies", "sharing"},
     {"cli"},
     {"__main__"},
 )

@@ -43,6 +43,7 @@ COMMANDS = (
     "report",
     "inspect",
     "export",
+    "push",
     "calibrate",
     "allocate",
     "bench",

@@ -13,5 +13,5 @@ PANELS = {
     "Make": ("pretrain", "prune", "calibrate", "allocate", "encode", "recipes"),
     "Measure": ("profile", "evaluate", "losses", "bench", "count", "frontier", "study"),
     "Show": ("inspect", "visualize", "report"),
-    "Share": ("export",),
+    "Share": ("export", "push"),
 }
