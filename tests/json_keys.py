@@ -22,7 +22,7 @@ def documented() -> dict[str, dict[str, bool]]:
         keys = dict(also)
         for cell in re.findall(r"^\| (`.*?) \|", body, flags=re.MULTILINE):
             for names, when in re.findall(r"((?:`[^`]+`(?:, )?)+)(?: \((.*?)\))?", cell):
-                keys |= {key: not when for key in re.findall(r"`([^`]+)`", names)}
+                keys |= dict.fromkeys(re.findall(r"`([^`]+)`", names), not when)
         sections[name] = keys
     return sections
 
