@@ -40,7 +40,7 @@ FREE = frozenset({
     "stride", "new_ones", "mean", "silu_", "neg", "unflatten", "repeat_interleave", "element_size", "promote_types",
     "dropout", "pow", "__rpow__", "__rdiv__", "rsqrt", "outer", "repeat", "split_with_sizes", "meshgrid", "pad", "any", "sum",
     "as_tensor", "view_as_complex", "view_as_real", "linspace", "__and__", "masked_fill", "clamp", "div_",
-    "concat",  # these of diffusers' transformers
+    "concat", "is_floating_point",  # these of diffusers' transformers
 })  # fmt: skip
 
 

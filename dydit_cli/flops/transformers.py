@@ -112,6 +112,10 @@ def _flux(c: Any, x: Latents) -> dict[str, Any]:
     return {**_packed(c, x), **more}
 
 
+def _flux2(c: Any, x: Latents) -> dict[str, Any]:
+    return {**_packed(c, x, axes=4), "guidance": TIME if c.guidance_embeds else None}
+
+
 def _qwen(c: Any, x: Latents) -> dict[str, Any]:
     shapes = [[(x.frames, x.height // 2, x.width // 2)]]
     own = {"hidden_states": x.packed(c.in_channels), "encoder_hidden_states": x.words(c.joint_attention_dim)}
@@ -135,15 +139,19 @@ def _video_and_text(c: Any, x: Latents, width: int) -> dict[str, Any]:
     return {"hidden_states": x.video(c.in_channels), "encoder_hidden_states": x.words(width), "timestep": TIME}
 
 
+def _with_mask(inputs: dict[str, Any], x: Latents) -> dict[str, Any]:
+    return {**inputs, "encoder_attention_mask": (1, x.text)}
+
+
 def _ltx(c: Any, x: Latents) -> dict[str, Any]:
     own = {"hidden_states": x.packed(c.in_channels, patch=1), "encoder_hidden_states": x.words(c.caption_channels)}
     grid = {"num_frames": x.frames, "height": x.height, "width": x.width}
-    return {**own, "timestep": TIME, "encoder_attention_mask": (1, x.text), **grid}
+    return _with_mask({**own, "timestep": TIME, **grid}, x)
 
 
 def _hunyuan_video(c: Any, x: Latents) -> dict[str, Any]:
     more = {"pooled_projections": (1, c.pooled_projection_dim), "guidance": TIME if c.guidance_embeds else None}
-    return {**_video_and_text(c, x, c.text_embed_dim), "encoder_attention_mask": (1, x.text), **more}
+    return _with_mask({**_video_and_text(c, x, c.text_embed_dim), **more}, x)
 
 
 LATTE: dict[str, Any] = {
@@ -157,16 +165,30 @@ INPUTS: dict[str, InputsOf] = {
     "PixArtTransformer2DModel": InputsOf(_pixart, text=300, published={"caption_channels": 4096}),
     "SD3Transformer2DModel": InputsOf(_sd3, text=333),
     "FluxTransformer2DModel": InputsOf(_flux, text=512, patch=2, published={"guidance_embeds": True}),
+    "Flux2Transformer2DModel": InputsOf(_flux2, text=512, patch=2),
     "ChromaTransformer2DModel": InputsOf(_packed, text=512, patch=2),
+    "LongCatImageTransformer2DModel": InputsOf(_packed, text=512, patch=2),
+    "OvisImageTransformer2DModel": InputsOf(_packed, text=256, patch=2),
     "AuraFlowTransformer2DModel": InputsOf(lambda c, x: _image_and_text(c, x, c.joint_attention_dim), text=256),
     "SanaTransformer2DModel": InputsOf(lambda c, x: _image_and_text(c, x, c.caption_channels), text=300, factor=32),
     "QwenImageTransformer2DModel": InputsOf(_qwen, text=512),
+    "HunyuanImageTransformer2DModel": InputsOf(
+        lambda c, x: _with_mask(_image_and_text(c, x, c.text_embed_dim), x), size=(2048, 2048), text=512, factor=32
+    ),
+    "PRXTransformer2DModel": InputsOf(lambda c, x: _image_and_text(c, x, c.context_in_dim), text=256),
+    "CogView3PlusTransformer2DModel": InputsOf(_cogview, text=224),
     "CogView4Transformer2DModel": InputsOf(_cogview, text=224),
     "LatteTransformer3DModel": InputsOf(
         lambda c, x: _video_and_text(c, x, c.caption_channels), size=(512, 512), text=120, frames=16, published=LATTE
     ),
     "CogVideoXTransformer3DModel": InputsOf(_cogvideox, size=(480, 720), text=226, frames=13),
     "WanTransformer3DModel": InputsOf(lambda c, x: _video_and_text(c, x, c.text_dim), size=(480, 832), text=512, frames=21),
+    "SkyReelsV2Transformer3DModel": InputsOf(
+        lambda c, x: _video_and_text(c, x, c.text_dim), size=(544, 960), text=512, frames=25
+    ),
+    "AllegroTransformer3DModel": InputsOf(
+        lambda c, x: _with_mask(_video_and_text(c, x, c.caption_channels), x), size=(720, 1280), text=512, frames=22
+    ),
     "LTXVideoTransformer3DModel": InputsOf(_ltx, size=(512, 704), text=128, frames=21, factor=32),
     "HunyuanVideoTransformer3DModel": InputsOf(_hunyuan_video, size=(720, 1280), text=256, frames=33),
 }
