@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
+from dydit_cli.bundled import MODELS
 from dydit_cli.checkpoint.options import LoadOptions
 from dydit_cli.cli import console
 from dydit_cli.diffusion.options import SamplerSettings
@@ -18,9 +19,27 @@ from dydit_cli.train.tracking import TRACKERS
 if TYPE_CHECKING:
     from dydit_cli.checkpoint.checkpoint import Checkpoint
 
-Ckpt = Annotated[str, Arg("CKPT", "A checkpoint: folder, .pt, .safetensors, hub id, or a bundled one, such as `digits-dit`.")]
 
-StaticCkpt = Annotated[str, Arg("CKPT", "A static checkpoint of any format, or a bundled one, such as `digits-dit`.")]
+def recipe_names() -> list[str]:
+    """Of the recipes that ship, for the shell."""
+    from dydit_cli.recipe_files import shipped_recipes
+
+    return shipped_recipes()
+
+
+ANY_CKPT = Arg(
+    "CKPT", "A checkpoint: folder, .pt, .safetensors, hub id, or a bundled one, such as `digits-dit`.", MODELS.__iter__
+)
+
+Ckpt = Annotated[str, ANY_CKPT]
+
+StaticCkpt = Annotated[
+    str, Arg("CKPT", "A static checkpoint of any format, or a bundled one, such as `digits-dit`.", MODELS.__iter__)
+]
+
+Recipe = Annotated[
+    str, Arg("RECIPE", "A TOML file, or the name of a recipe that ships, such as digits/finetune.", recipe_names)
+]
 
 LoadingWithoutRatio = Annotated[LoadOptions, Without("flops_ratio")]  # where a DyDiT of a range stays one
 

@@ -5,7 +5,6 @@ A tracker is an entry in `TRACKERS`; its package is imported when a run asks for
 
 from __future__ import annotations
 
-import uuid
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -14,7 +13,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dydit_cli.errors import DyditError
-from dydit_cli.files import read_json, write_json
 
 if TYPE_CHECKING:
     from dydit_cli.artifacts.run import StepMetrics
@@ -66,10 +64,13 @@ def tracking(
     A run that is continued goes on in the same place. A tracker that fails later ends the tracking, with a note, and not the
     run. Raises `DyditError` where it does not start.
     """
+    import uuid
+
     from accelerate import PartialState
     from accelerate.tracking import LOGGER_TYPE_TO_CLASS
 
     from dydit_cli.devices import world_size
+    from dydit_cli.files import read_json, write_json
 
     if world_size() == 1:
         PartialState(cpu=True)  # which accelerate's trackers ask for; under a launcher it is there

@@ -132,6 +132,10 @@ def test_a_newcomer_sees_four_commands_and_then_headings() -> None:
         ("dydit sample --sampler eul", ["euler", "euler-maruyama"]),
         ("dydit recipes ch", ["check"]),
         ("dydit recipes copy --fl", ["--flat"]),
+        ("dydit recipes show digits/fi", ["digits/finetune", "digits/finetune-sit"]),
+        ("dydit recipes check fashion/range digits/trade", ["digits/tradeoff", "digits/tradeoff-short"]),
+        ("dydit finetune runs/x --recipe fine-grained/", ["fine-grained/birds-200"]),
+        ("dydit sample fash", ["fashion-dit"]),
     ],
 )
 def test_the_shell_completes(typed: str, offered: list[str]) -> None:

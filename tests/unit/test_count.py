@@ -60,8 +60,8 @@ def blocks_of_flux(counted: TransformerCount) -> int:
 
 
 def test_the_blocks_of_flux_by_hand_and_as_published() -> None:
-    """At 1024 pixels with 512 tokens of text: 12 N C^2 + 2 N^2 C in each block. The DyDiT++ paper (arXiv 2504.06803) gives 30.0 T
-    for the 46 blocks of FLUX-Lite, which is this; the 40.8 T that it gives for FLUX's 57 is not: they are 37.18 T."""
+    """At 1024 pixels with 512 tokens of text: 12 N C^2 + 2 N^2 C in each block. The DyDiT++ paper (arXiv 2504.06803) gives
+    30.0 T for the 46 blocks of FLUX-Lite, which is this; the 40.8 T that it gives for FLUX's 57 is not: they are 37.18 T."""
     counted = count_transformer("FluxTransformer2DModel", CountOptions(size=(1024, 1024), text_tokens=512))
     tokens, width = 64 * 64 + 512, 3072
     assert blocks_of_flux(counted) == 57 * (12 * tokens * width**2 + 2 * tokens**2 * width)

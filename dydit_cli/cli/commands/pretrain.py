@@ -20,7 +20,7 @@ SHARED = True
 
 def pretrain(
     typed: Typed,
-    recipe: Annotated[str | None, Arg("RECIPE", "A TOML recipe with a [model] section.")] = None,
+    recipe: Annotated[str | None, Arg("RECIPE", "A TOML recipe with a [model] section.", options.recipe_names)] = None,
     out: options.RunOut = None,
     steps: options.TrainSteps = None,
     setting: options.Settings = (),

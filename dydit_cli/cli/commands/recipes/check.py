@@ -16,7 +16,7 @@ from dydit_cli.options import Arg
 
 
 def check(
-    recipes: Annotated[Sequence[str], Arg("RECIPE...", "TOML files, or names of recipes that ship.")],
+    recipes: Annotated[Sequence[str], Arg("RECIPE...", "TOML files, or names of recipes that ship.", options.recipe_names)],
     json: options.Json = False,
 ) -> None:
     from dydit_cli.studies.recipes import check as run

@@ -9,12 +9,11 @@ from pathlib import Path
 from typing import Annotated
 
 from dydit_cli.cli import console, options
-from dydit_cli.cli.commands.recipes.show import Recipe
 from dydit_cli.options import Arg, Opt
 
 
 def copy(
-    recipe: Recipe,
+    recipe: options.Recipe,
     destination: Annotated[Path, Arg("FILE", "The file to write.")],
     flat: Annotated[bool, Opt("Write the values of its bases into it, and no base.")] = False,
     force: options.Force = False,

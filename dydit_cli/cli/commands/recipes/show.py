@@ -5,15 +5,10 @@ Example: `dydit recipes show imagenet/XL-2-0.7`
 
 from __future__ import annotations
 
-from typing import Annotated
-
 from dydit_cli.cli import console, options
-from dydit_cli.options import Arg
-
-Recipe = Annotated[str, Arg("RECIPE", "A TOML file, or the name of a recipe that ships, such as digits/finetune.")]
 
 
-def show(recipe: Recipe, json: options.Json = False) -> None:
+def show(recipe: options.Recipe, json: options.Json = False) -> None:
     from dydit_cli.studies.recipes import as_toml, describe
 
     facts = describe(recipe)
