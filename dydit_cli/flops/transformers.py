@@ -214,7 +214,8 @@ def by_kind(macs: Mapping[Kind, int]) -> dict[str, int]:
 @dataclass(frozen=True)
 class TransformerCount:
     """One call of the class `name` on `inputs`, batch 1. `attention` are the calls of attention by queries and keys; `unknown`
-    the calls that were not counted and may hold arithmetic, by name."""
+    the calls that were not counted and may hold arithmetic, by name; `ignored` what the configuration sets and the class of
+    this version of diffusers does not know."""
 
     name: str
     parameters: int
@@ -222,6 +223,7 @@ class TransformerCount:
     parts: list[Part]
     attention: Counter[tuple[int, int]]
     unknown: Counter[str]
+    ignored: tuple[str, ...] = ()
 
     @property
     def macs(self) -> Counter[Kind]:
@@ -246,6 +248,7 @@ class TransformerCount:
             ],
             "parts": [part.to_dict() for part in self.parts],
             "operations_without_handle": dict(self.unknown),
+            "ignored_settings": list(self.ignored),
         }
 
 
@@ -284,7 +287,7 @@ def count_transformer(source: str | Path, options: CountOptions = CountOptions()
     Raises `DyditError` where it is none, for inputs that are not known or do not fit, and for a class that asks for the values
     of its inputs.
     """
-    model, inputs = build(source, options)
+    model, inputs, ignored = build(source, options)
     name, counted = type(model).__name__, ByModule(model)
     try:
         with torch.device("meta"), torch.no_grad(), counted:
@@ -301,29 +304,34 @@ def count_transformer(source: str | Path, options: CountOptions = CountOptions()
         _parts(model, counted, options.depth),
         counted.attention,
         counted.unknown,
+        ignored,
     )
 
 
-def build(source: str | Path, options: CountOptions) -> tuple[nn.Module, dict[str, Any]]:
-    """The model on the meta device, and its inputs by name, see `inputs_of`; raises as `count_transformer` does."""
+def build(source: str | Path, options: CountOptions) -> tuple[nn.Module, dict[str, Any], tuple[str, ...]]:
+    """The model on the meta device, its inputs by name, see `inputs_of`, and the settings that it does not know; raises as
+    `count_transformer` does."""
     cls, config = find(source)
     name = cls.__name__
     if not config and name in INPUTS:
         config = dict(INPUTS[name].published)
-    config |= dict(parse_setting(text) for text in options.setting)
     known = [key for key in inspect.signature(cls.__init__).parameters if key != "self"]
-    if foreign := sorted(config.keys() - set(known)):
-        raise DyditError(f"a {name} has no {foreign[0]!r} to set; it has {', '.join(known)}")
+    ignored = tuple(key for key in config if key not in known)
+    config = {key: value for key, value in config.items() if key in known}
+    for key, value in map(parse_setting, options.setting):
+        if key not in known:
+            raise DyditError(f"a {name} has no {key!r} to set; it has {', '.join(known)}")
+        config[key] = value
     try:
         with torch.device("meta"):
             model = cls(**config).eval()
     except Exception as error:  # whatever the class makes of a wrong value
         raise DyditError(f"{source}: no {name} can be built of its configuration: {_line(error)}") from None
-    return model, inputs_of(model, options)
+    return model, inputs_of(model, options), ignored
 
 
 def find(source: str | Path) -> tuple[Any, dict[str, Any]]:
-    """The class and its configuration; raises `DyditError` where `source` is none of diffusers'."""
+    """The class and its configuration without diffusers' own notes; raises `DyditError` where `source` is none of diffusers'."""
     import diffusers
 
     path = Path(source)
@@ -341,9 +349,7 @@ def find(source: str | Path) -> tuple[Any, dict[str, Any]]:
             f"{source}: neither a folder nor a class of a model of diffusers {diffusers.__version__}; name one, such as "
             "FluxTransformer2DModel"
         )
-    # what a class of a later version adds, and diffusers' own notes, are not its arguments
-    known = set(inspect.signature(cls.__init__).parameters)
-    return cls, {key: value for key, value in values.items() if key in known}
+    return cls, {key: value for key, value in values.items() if not key.startswith("_")}
 
 
 def inputs_of(model: Any, options: CountOptions) -> dict[str, Any]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shlex
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -100,7 +101,9 @@ def copy(name: str | Path, destination: str | Path, *, flat: bool = False, force
             )
         text = re.sub(rf"^{KEY}\s*=.*$", f"{KEY} = {json.dumps(base)}", text, count=1, flags=re.MULTILINE)
     shown = re.escape(facts.name)
-    text = re.sub(rf"^(# dydit .*?)\S*{shown}(\.toml)?(?=\s|$)", lambda found: found[1] + str(destination), text, count=1)
+    text = re.sub(
+        rf"^(# dydit .*?)\S*{shown}(\.toml)?(?=\s|$)", lambda found: found[1] + shlex.quote(str(destination)), text, count=1
+    )
     write_text(destination, text)
     return destination
 

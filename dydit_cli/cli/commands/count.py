@@ -67,5 +67,7 @@ def show(counted: TransformerCount, unit: str) -> None:
         f"inputs: {', '.join(f'{name} {shape}' for name, shape in counted.inputs.items())}\n"
         f"attention by torch's function, calls x (queries x keys): {calls or 'none'}"
     )
+    if counted.ignored:
+        console.note(f"warning: this diffusers' {counted.name} does not know {', '.join(counted.ignored)}; left out")
     for name, times in counted.unknown.items():
         console.note(f"warning: not counted: {name}, {times} calls")
