@@ -331,7 +331,7 @@ def build(source: str | Path, options: CountOptions) -> tuple[nn.Module, dict[st
 
 
 def find(source: str | Path) -> tuple[Any, dict[str, Any]]:
-    """The class and its configuration without diffusers' own notes; raises `DyditError` where `source` is none of diffusers'."""
+    """The class and its configuration, less its notes; raises `DyditError` where `source` is none of diffusers'."""
     import diffusers
 
     path = Path(source)
