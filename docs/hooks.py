@@ -32,7 +32,7 @@ def on_files(files: Files, config: Any) -> Files:
 def on_page_markdown(markdown: str, page: Any, **_: Any) -> str:
     """Links to the repository, as the pages of `docs/pages` have them there, become the site's."""
     if (ROOT / page.file.src_uri).exists():
-        return markdown
+        return markdown.replace("](docs/pages/", "](")
     up = "../" * page.file.src_uri.count("/")
     return PLACES.sub(rf"]({up}\1)", markdown)
 
@@ -41,11 +41,15 @@ def command_reference() -> str:
     """Every command's help as Markdown: what it does, its example, its arguments and options."""
     import click
 
-    from dydit_cli.cli.app import load, names
+    from dydit_cli.cli.app import find, load, names
 
-    pages = ["# Commands\n\nEvery command has `--help`, which says the same.\n"]
+    commands: dict[str, Any] = {}
     for name in names():
-        command = load(name)
+        package = find(name)
+        inner = names(package) if hasattr(package, "__path__") else None
+        commands |= {name: load(name)} if inner is None else {f"{name} {one}": load(one, package) for one in inner}
+    pages = ["# Commands\n\nEvery command has `--help`, which says the same.\n"]
+    for name, command in commands.items():
         text = re.sub(r"^Example: (dydit .*)$", r"```bash\n\1\n```", command.help, flags=re.MULTILINE)
         pages.append(f"## dydit {name}\n\n{text}\n")
         rows = []

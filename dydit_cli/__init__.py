@@ -18,11 +18,13 @@ if TYPE_CHECKING:
     from dydit_cli.compress.convert import convert
     from dydit_cli.compress.prune import prune
     from dydit_cli.figures.visualize import visualize
+    from dydit_cli.flops.transformers import count_transformer
     from dydit_cli.model.families import named_config
     from dydit_cli.model.families.dit import DiT, DiTConfig, DyDiT, DyDiTConfig
     from dydit_cli.model.routing import Routing
     from dydit_cli.profiling.profile import profile
     from dydit_cli.reports.report import report
+    from dydit_cli.sharing.push import push
     from dydit_cli.studies.frontier import frontier
     from dydit_cli.studies.study import study
     from dydit_cli.train.run import finetune, pretrain
@@ -30,6 +32,7 @@ if TYPE_CHECKING:
 _HOME = {
     "as_diffusers": "checkpoint.diffusers",
     "convert": "compress.convert",
+    "count_transformer": "flops.transformers",
     "export": "checkpoint.export",
     "load": "checkpoint.read",
     "visualize": "figures.visualize",
@@ -41,6 +44,7 @@ _HOME = {
     "Routing": "model.routing",
     "profile": "profiling.profile",
     "prune": "compress.prune",
+    "push": "sharing.push",
     "report": "reports.report",
     "finetune": "train.run",
     "pretrain": "train.run",
@@ -57,6 +61,7 @@ __all__ = [
     "Routing",
     "as_diffusers",
     "convert",
+    "count_transformer",
     "export",
     "finetune",
     "frontier",
@@ -65,6 +70,7 @@ __all__ = [
     "pretrain",
     "profile",
     "prune",
+    "push",
     "report",
     "study",
     "visualize",

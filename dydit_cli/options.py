@@ -21,7 +21,8 @@ class Opt:
     """An option `--name` after its field, or with `names`; a field without one is no option.
 
     `default` is shown as the default in place of the field's own. `parse` makes the field's value from an `of` that is
-    typed, and raises `DyditError` for what it cannot read. `choices` returns what may be typed, where a registry holds it.
+    typed, and raises `DyditError` for what it cannot read. `choices` returns what may be typed, where a registry holds it, and
+    `complete` names that the shell offers beside files.
     """
 
     help: str
@@ -32,6 +33,7 @@ class Opt:
     of: type = str
     parse: Callable[[Any], Any] | None = None
     choices: Callable[[], Iterable[str]] | None = None
+    complete: Callable[[], Iterable[str]] | None = None
 
 
 class Without:
@@ -43,10 +45,12 @@ class Without:
 
 @dataclass(frozen=True)
 class Arg:
-    """An argument, which has no name on the command line; `metavar` stands for it in help and errors."""
+    """An argument, which has no name on the command line; `metavar` stands for it in help and errors, and `complete` is as an
+    option's."""
 
     metavar: str
     help: str
+    complete: Callable[[], Iterable[str]] | None = None
 
 
 def parse_seed(seed: int) -> int:

@@ -1,14 +1,14 @@
-"""Recipes that state only how they differ from another: `base = "../other.toml"`."""
+"""Recipes that state only how they differ from another: `base = "../other.toml"`; their kinds, and those that ship."""
 
 from __future__ import annotations
 
 import difflib
 import os
 import tomllib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, ClassVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
@@ -23,12 +23,26 @@ MAX_BASES = 20
 LARGEST_RECIPE = 1_000_000  # bytes
 
 
+# the sections that a recipe of one kind has and another's has not, and the commands that run it
+KINDS = {
+    "training": (frozenset({"train", "routing", "calibration"}), "dydit finetune or pretrain"),
+    "study": (frozenset({"finetune", "methods", "evaluation", "timing", "seeds", "keep_checkpoints"}), "dydit study"),
+}
+
+
+def kind_of(values: Mapping[str, Any]) -> str:
+    """Of a training, or of a study, by the names of its sections."""
+    return max(KINDS, key=lambda kind: len(KINDS[kind][0] & values.keys()))
+
+
 @dataclass(frozen=True)
 class Merged:
-    """A recipe's values with those of its bases below them; `files` maps `section.key` to the file that gave it."""
+    """A recipe's values with those of its bases below them; `files` maps `section.key` to the file that gave it, and `chain`
+    is the recipe's own file, then its base, and so on."""
 
     values: dict[str, Any]
     files: dict[str, Path]
+    chain: tuple[Path, ...]
 
     def file(self, location: str, top: Path) -> Path:
         """Where the value at `location`, or the section around it, was written; `top` for what nobody wrote."""
@@ -61,7 +75,7 @@ def read_merged(path: Path) -> Merged:
             # a section replaces single keys of its base's; anything else replaces the whole
             both = isinstance(value, dict) and isinstance(values.get(name), dict)
             values[name] = {**values[name], **value} if both else value
-    return Merged(values, files)
+    return Merged(values, files, tuple(chain))
 
 
 def _find_base(path: Path, base: Any) -> Path:
@@ -88,7 +102,7 @@ def _read(path: Path, named_by: Path | None) -> dict[str, Any]:
             raise DyditError(
                 f"{named_by}: no base {path}; a base is the path of a recipe, relative to this one, or a shipped one's name"
             ) from None
-        raise DyditError(f"{path}: no such recipe; recipes are TOML files, see the folder recipes/") from None
+        raise DyditError(f"{path}: no such recipe; give a TOML file, or a shipped one's name: dydit recipes ls") from None
     except RecursionError:
         raise DyditError(f"{path}: not a readable TOML recipe: it is nested too deeply") from None
     except (OSError, ValueError) as error:
@@ -117,9 +131,27 @@ class Section(BaseModel):
         return value
 
 
+class RecipeFile(Section):
+    """What a whole file holds; `kind` is one of `KINDS`."""
+
+    kind: ClassVar[str]
+
+
 def find_recipe(name: str | Path) -> Path:
     """A recipe's file: a path, or the name of one that ships with dydit, such as `digits/finetune`."""
     return Path(name) if os.path.isfile(name) else _shipped(name) or Path(name)
+
+
+def shipped_recipes() -> list[str]:
+    """The names of those that ship, in order."""
+    return sorted(name for path in SHIPPED.rglob("*.toml") if (name := shipped_name(path)))
+
+
+def shipped_name(path: Path) -> str | None:
+    """`digits/finetune` for that recipe's file, None for one that does not ship."""
+    file = Path(os.path.realpath(path))
+    folder = Path(os.path.realpath(SHIPPED))
+    return file.relative_to(folder).with_suffix("").as_posix() if folder in file.parents else None
 
 
 def _shipped(name: str | Path) -> Path | None:

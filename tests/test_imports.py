@@ -30,7 +30,7 @@ LAYERS: tuple[set[str], ...] = (
     {"compress", "profiling", "sampling"},
     {"train", "bench", "evaluate", "figures"},
     {"reports"},
-    {"studies"},
+    {"studies", "sharing"},
     {"cli"},
     {"__main__"},
 )
@@ -153,3 +153,14 @@ def test_public_names_are_there() -> None:
         assert getattr(dydit_cli, name) is not None
     with pytest.raises(AttributeError, match="no attribute 'nothing'"):
         _ = dydit_cli.nothing
+
+
+def test_the_package_is_typed_for_those_who_import_it() -> None:
+    assert (PACKAGE / "py.typed").read_bytes() == b""
+
+
+def test_a_commit_is_checked_by_what_make_lint_runs() -> None:
+    root = PACKAGE.parent
+    hooks = re.findall(r"entry: \.venv/bin/(\w+(?: \w+)?)", (root / ".pre-commit-config.yaml").read_text())
+    lint = re.findall(r"\$\(VENV\)/bin/(ruff \w+|mypy)", (root / "Makefile").read_text())
+    assert hooks == lint

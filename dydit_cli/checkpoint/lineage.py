@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 from dydit_cli.checkpoint.checkpoint import Checkpoint
@@ -91,3 +92,12 @@ def with_figures(card: str, lines: list[str]) -> str:
         before, rest = card.split(FIGURES_START, 1)
         return before + section + rest.split(FIGURES_END, 1)[1]
     return card.rstrip("\n") + "\n\n" + section + "\n"
+
+
+def figures_in(card: Path) -> list[str] | None:
+    """The lines of figures in a card's file, as `with_figures` wrote them; None where there are none."""
+    text = card.read_text(encoding="utf-8") if card.is_file() else ""
+    if FIGURES_START not in text or FIGURES_END not in text:
+        return None
+    section = text.split(FIGURES_START, 1)[1].split(FIGURES_END, 1)[0]
+    return section.strip().removeprefix("## Figures").strip().splitlines()

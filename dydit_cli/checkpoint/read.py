@@ -72,12 +72,9 @@ def read(path: CheckpointLike, reading: LoadOptions = LoadOptions()) -> Checkpoi
     """
     if isinstance(path, Checkpoint):
         return path
-    local = resolve(path)
-    if not os.path.exists(local) and may_be_hub_id(str(path)):
+    local = find(path)
+    if local is None:
         local = download(str(path))
-    if not os.path.exists(local):
-        names = ", ".join(MODELS)
-        raise DyditError(f"{path}: no such checkpoint; give a folder, a .pt or .safetensors file, or a bundled one: {names}")
     found = replace(_read_folder(local, reading) if local.is_dir() else _read_file(local, reading), path=str(path))
     with naming(path):
         check_said(found, reading)
@@ -99,6 +96,17 @@ def check_said(checkpoint: Checkpoint, reading: LoadOptions) -> None:
                 "another family with --family"
             )
         raise DyditError(f"is a {config.model_name}, whose {name} is {known} and not {said}; leave {flag} out")
+
+
+def find(path: str | Path) -> Path | None:
+    """Where a checkpoint lies, None for one that the hub may have; raises `DyditError` for what is neither."""
+    local = resolve(path)
+    if os.path.exists(local):
+        return local
+    if may_be_hub_id(str(path)):
+        return None
+    names = ", ".join(MODELS)
+    raise DyditError(f"{path}: no such checkpoint; give a folder, a .pt or .safetensors file, or a bundled one: {names}")
 
 
 def resolve(path: str | Path) -> Path:

@@ -8,37 +8,41 @@ import os
 import pkgutil
 import sys
 from collections.abc import Sequence
-from contextlib import suppress
 from pathlib import Path
+from types import ModuleType
 from typing import Annotated, Any
 
 import typer
 from typer.core import TyperCommand, TyperGroup
 from typer.main import get_command
 
-from dydit_cli.cli import commands
+from dydit_cli.cli import commands, console
 from dydit_cli.cli.build import typed
-from dydit_cli.cli.console import err
 from dydit_cli.errors import DyditError
 from dydit_cli.provenance import as_command, made_with
 from dydit_cli.version import __version__
 
-SETTINGS = {"help_option_names": ["-h", "--help"]}
+MARKUP: dict[str, Any] = {"rich_markup_mode": "markdown", "context_settings": {"help_option_names": ["-h", "--help"]}}
 
 
 class Commands(TyperGroup):
-    """The modules of `cli.commands`. A module is imported when its command runs: for the list its docstring is enough.
+    """The modules of `package`. A module is imported when its command runs: for the list its docstring is enough.
 
-    Every error is one line on stderr: 2 for the user's mistakes, 130 for Ctrl-C, 1 for a fault of ours.
+    A package among them is a group of commands, such as `dydit recipes ls`. Every error is one line on stderr: 2 for the
+    user's mistakes, 130 for Ctrl-C, 1 for a fault of ours.
     """
 
-    def __init__(self, **settings: Any) -> None:
-        listed = {name: TyperCommand(name, help=docstring(name)) for name in names()}
+    def __init__(self, *, package: ModuleType = commands, **settings: Any) -> None:
+        panels = {name: panel for panel, listed in package.PANELS.items() for name in listed}
+        listed = {
+            name: TyperCommand(name, help=docstring(name, package), rich_help_panel=panels.get(name)) for name in names(package)
+        }
         super().__init__(**{**settings, "commands": listed})
+        self._package = package
 
     def resolve_command(self, ctx: Any, args: list[str]) -> Any:
         if args[0] in self.commands:
-            self.commands[args[0]] = load(args[0])
+            self.commands[args[0]] = load(args[0], self._package)
         return super().resolve_command(ctx, args)
 
     def invoke(self, ctx: Any) -> Any:
@@ -69,7 +73,8 @@ class Commands(TyperGroup):
                 context = getattr(error, "ctx", None)
                 command = context.command_path if context else "dydit"
                 message = error.format_message().replace(": Value error, ", ": ")
-                code = fail(f"error: {message} (see {command} --help)", 2)
+                # without a message it is the help that was shown, for want of a command
+                code = fail(f"error: {message} (see {command} --help)", 2) if message else 2
             elif os.environ.get("DYDIT_TRACEBACK"):
                 raise
             else:
@@ -78,44 +83,58 @@ class Commands(TyperGroup):
         sys.exit(code if isinstance(code, int) else 0)
 
 
-def names() -> list[str]:
-    """Every command, in the order of `--help`."""
-    modules = {module.name for module in pkgutil.iter_modules(commands.__path__)}
-    return [name for name in commands.ORDER if name in modules] + sorted(modules - set(commands.ORDER))
+def names(package: ModuleType = commands) -> list[str]:
+    """The commands and groups of `package`, in the order of `--help`."""
+    modules = {module.name for module in pkgutil.iter_modules(package.__path__)}
+    listed = [name for panel in package.PANELS.values() for name in panel if name in modules]
+    return listed + sorted(modules - set(listed))
 
 
-def docstring(name: str) -> str | None:
+def every_command(package: ModuleType = commands) -> list[tuple[str, ...]]:
+    """The words of each: `("convert",)`, `("recipes", "ls")`."""
+    return [
+        (module.name, *words)
+        for module in pkgutil.iter_modules(package.__path__)
+        for words in (every_command(find(module.name, package)) if module.ispkg else [()])
+    ]
+
+
+def docstring(name: str, package: ModuleType = commands) -> str | None:
     """The module's docstring, without running the module."""
-    (path,) = (file for folder in commands.__path__ if (file := Path(folder) / f"{name}.py").is_file())
-    return ast.get_docstring(ast.parse(path.read_bytes()))
+    files = (Path(folder) / file for folder in package.__path__ for file in (f"{name}.py", f"{name}/__init__.py"))
+    return ast.get_docstring(ast.parse(next(file for file in files if file.is_file()).read_bytes()))
 
 
-def load(name: str) -> Any:
-    """The command with its options."""
-    module = importlib.import_module(f"{commands.__name__}.{name}")
+def find(name: str, package: ModuleType = commands) -> ModuleType:
+    return importlib.import_module(f"{package.__name__}.{name}")
+
+
+def load(name: str, package: ModuleType = commands) -> Any:
+    """The command with its options, or the group with its commands."""
+    module = find(name, package)
+    words = f"{package.__name__}.{name}".removeprefix(f"{commands.__name__}.").replace(".", " ")
+    if hasattr(module, "__path__"):
+        return Commands(package=module, name=name, help=module.__doc__, no_args_is_help=True, **MARKUP)
     if os.environ.get("WORLD_SIZE") and not getattr(module, "SHARED", False):
         from dydit_cli.distributed import run_alone
 
-        run_alone(f"dydit {name}")
-    alone = typer.Typer(add_completion=False, rich_markup_mode="markdown", context_settings=SETTINGS)
+        run_alone(f"dydit {words}")
+    alone = typer.Typer(add_completion=False, **MARKUP)
     alone.command(name, help=module.__doc__)(typed(getattr(module, name)))
     return get_command(alone)
 
 
 def fail(message: str, code: int) -> int:
-    with suppress(OSError):  # the log may be what cannot be written
-        err.print(" ".join(message.split()), style="bold red", markup=False, highlight=False, soft_wrap=True)
+    console.error(message)
     return code
 
 
 app = typer.Typer(
     name="dydit",
     cls=Commands,
-    add_completion=False,
     no_args_is_help=True,
-    rich_markup_mode="markdown",
     pretty_exceptions_enable=False,
-    context_settings=SETTINGS,
+    **MARKUP,
     help="Dynamic Diffusion Transformers: turn a static DiT into one that spends less where less is needed, and see where.",
     epilog="Everything at once, on the bundled model: `dydit demo --out demo`",
 )

@@ -96,8 +96,10 @@ def _parameter(name: str, note: Opt | Arg, base: Any, default: Any) -> inspect.P
         base, default = list[get_args(base)[0]], list(default) if isinstance(default, tuple) else default  # type: ignore[misc]
     if default is MISSING:
         default = inspect.Parameter.empty
+    names = note.complete
+    offered = None if names is None else lambda incomplete: [one for one in names() if one.startswith(incomplete)]
     if isinstance(note, Arg):
-        info = typer.Argument(metavar=note.metavar, help=note.help)
+        info = typer.Argument(metavar=note.metavar, help=note.help, autocompletion=offered)
     else:
         text, metavar = note.help, note.metavar
         if note.parse is not None:
@@ -112,8 +114,9 @@ def _parameter(name: str, note: Opt | Arg, base: Any, default: Any) -> inspect.P
         flag = "--" + name.replace("_", "-")
         switch = f"{flag}/--no-{flag[2:]}" if base is bool and default else flag
         info = typer.Option(
-            *(note.names or (switch,)), help=text, metavar=metavar, min=note.min, show_default=note.default or True
-        )
+            *(note.names or (switch,)), help=text, metavar=metavar, min=note.min, show_default=note.default or True,
+            autocompletion=offered,
+        )  # fmt: skip
     annotation: Any = Annotated[base | None if default is None else base, info]
     return inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=annotation)
 

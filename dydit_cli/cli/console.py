@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from typing import Any
 
 from rich.cells import cell_len
@@ -119,6 +119,12 @@ def say(text: str) -> None:
 def note(text: str) -> None:
     """One line on stderr."""
     err.print(text, markup=False, soft_wrap=True)
+
+
+def error(text: str) -> None:
+    """One line on stderr, in red; nothing where stderr cannot be written."""
+    with suppress(OSError):  # the log may be what cannot be written
+        err.print(" ".join(text.split()), style="bold red", markup=False, highlight=False, soft_wrap=True)
 
 
 def as_json(value: Any) -> None:

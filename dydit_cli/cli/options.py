@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
+from dydit_cli.bundled import MODELS
 from dydit_cli.checkpoint.options import LoadOptions
 from dydit_cli.cli import console
 from dydit_cli.diffusion.options import SamplerSettings
@@ -13,13 +14,32 @@ from dydit_cli.model.caching import CacheOptions
 from dydit_cli.options import Arg, DtypeName, Opt, Without
 from dydit_cli.options import Device as Device
 from dydit_cli.options import Seed as Seed
+from dydit_cli.train.tracking import TRACKERS
 
 if TYPE_CHECKING:
     from dydit_cli.checkpoint.checkpoint import Checkpoint
 
-Ckpt = Annotated[str, Arg("CKPT", "A checkpoint: folder, .pt, .safetensors, hub id, or a bundled one, such as `digits-dit`.")]
 
-StaticCkpt = Annotated[str, Arg("CKPT", "A static checkpoint of any format, or a bundled one, such as `digits-dit`.")]
+def recipe_names() -> list[str]:
+    """Of the recipes that ship, for the shell."""
+    from dydit_cli.recipe_files import shipped_recipes
+
+    return shipped_recipes()
+
+
+ANY_CKPT = Arg(
+    "CKPT", "A checkpoint: folder, .pt, .safetensors, hub id, or a bundled one, such as `digits-dit`.", MODELS.__iter__
+)
+
+Ckpt = Annotated[str, ANY_CKPT]
+
+StaticCkpt = Annotated[
+    str, Arg("CKPT", "A static checkpoint of any format, or a bundled one, such as `digits-dit`.", MODELS.__iter__)
+]
+
+Recipe = Annotated[
+    str, Arg("RECIPE", "A TOML file, or the name of a recipe that ships, such as digits/finetune.", recipe_names)
+]
 
 LoadingWithoutRatio = Annotated[LoadOptions, Without("flops_ratio")]  # where a DyDiT of a range stays one
 
@@ -44,6 +64,11 @@ Settings = Annotated[
 RunOut = Annotated[
     Path | None,
     Opt("The folder to write. The same command again continues it after a kill.", ("--out", "-o"), metavar="DIR"),
+]
+
+Track = Annotated[
+    str | None,
+    Opt("Show every step's figures while it runs, in a tracker.", metavar="NAME", choices=TRACKERS.keys, default="none"),
 ]
 
 Resume = Annotated[

@@ -64,7 +64,7 @@ def show_next(folder: Path, trained_on: str | None, more: str = "") -> None:
 
 def only_resume(typed: Typed, *allowed: str) -> None:
     """Raises `DyditError` where an option stands beside --resume, which would change what the run was asked for."""
-    if option := typed.other_than("--resume", "--device", "--json", *allowed):
+    if option := typed.other_than("--resume", "--device", "--track", "--json", *allowed):
         raise DyditError(f"--resume continues a run as it was asked for; leave {option} out, or start a new one with --out")
 
 
@@ -87,14 +87,14 @@ class Display:
         self._work.advance(1, describe(metrics, rate))
 
 
-def train(what: str, spec: RunSpec, out: Path, device: str, force: bool, stop: Stop) -> TrainResult:
+def train(what: str, spec: RunSpec, out: Path, device: str, force: bool, track: str | None, stop: Stop) -> TrainResult:
     """`run_training` with its progress shown, until it ends or `stop` is set."""
     from dydit_cli.train.run import run_training
 
     with console.stages() as work:
         display = Display(what, spec, out, work)
         return run_training(
-            spec, out, device=device, force=force,
+            spec, out, device=device, force=force, track=track,
             on_begin=display.begin, on_note=console.note, on_step=display.step, should_stop=stop,
         )  # fmt: skip
 

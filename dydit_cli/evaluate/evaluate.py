@@ -28,7 +28,7 @@ from dydit_cli.evaluate.metrics import (
     precision_recall,
 )
 from dydit_cli.evaluate.reference import NpzImages, Reference, ReferenceStats, open_reference, reference_stats
-from dydit_cli.evaluate.registry import FEATURES
+from dydit_cli.evaluate.registry import find_judge
 from dydit_cli.hub import may_be_hub_id
 from dydit_cli.sampling.classes import class_text
 from dydit_cli.version import __version__
@@ -216,9 +216,7 @@ def find_extractor(features: str, *, inception: str | Path | None = None, device
 
     Raises `DyditError` for another name, and where the judge's package or its weights are missing.
     """
-    judge = FEATURES.get(features)
-    if judge is None:
-        raise DyditError(f"no features {features!r}; choose one of {', '.join(FEATURES)}")
+    judge = find_judge(features)
     if inception is not None and not judge.takes_weights:
         raise DyditError("--inception is for --features inception; leave it out")
     return judge.open(None if inception is None else Path(inception), pick_device(device))

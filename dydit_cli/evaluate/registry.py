@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from dydit_cli.bundled import WEIGHTS
+from dydit_cli.errors import DyditError
 
 if TYPE_CHECKING:
     import torch
@@ -65,6 +66,14 @@ FEATURES = {
         *(Judge(name, "the set's own", partial(_network, name)) for name in NETWORKS),
     )
 }
+
+
+def find_judge(features: str) -> Judge:
+    """Raises `DyditError` for an unknown name."""
+    judge = FEATURES.get(features)
+    if judge is None:
+        raise DyditError(f"no features {features!r}; choose one of {', '.join(FEATURES)}")
+    return judge
 
 
 def features_help() -> str:

@@ -12,14 +12,17 @@ import warnings
 from collections import Counter
 from collections.abc import Callable, Mapping
 from functools import cache
-from typing import Any
+from typing import Any, Literal
 
 import torch
+from torch import nn
 from torch.overrides import TorchFunctionMode
 
 from dydit_cli.model.config import NORM_MACS_PER_ELEMENT
 
 Shape = tuple[int, ...]
+
+Kind = Literal["linear", "attention", "convolution", "norms", "sums"]
 
 # Elementwise work, comparisons, sums and norms, look-ups and moving numbers about: fvcore's conventions count these as zero
 FREE = frozenset({
@@ -35,6 +38,9 @@ FREE = frozenset({
     "unbind", "clone", "detach", "contiguous", "copy_", "cpu", "cuda", "numpy", "view", "reshape", "expand", "expand_as",
     "flatten", "permute", "transpose", "t", "squeeze", "squeeze_", "unsqueeze", "unsqueeze_", "size", "dim", "numel",
     "stride", "new_ones", "mean", "silu_", "neg", "unflatten", "repeat_interleave", "element_size", "promote_types",
+    "dropout", "pow", "__rpow__", "__rdiv__", "rsqrt", "outer", "repeat", "split_with_sizes", "meshgrid", "pad", "any", "sum",
+    "as_tensor", "view_as_complex", "view_as_real", "linspace", "__and__", "masked_fill", "clamp", "div_",
+    "concat", "is_floating_point",  # these of diffusers' transformers
 })  # fmt: skip
 
 
@@ -87,6 +93,13 @@ def _macs(name: str, inputs: list[Shape | None], output: Shape) -> int:
     return int(sum(counted.values()) if isinstance(counted, Mapping) else counted)
 
 
+def einsum_macs(equation: str, shapes: tuple[Shape, ...]) -> int:
+    """A product of two tensors by Einstein's convention: the product of all its indices' sizes."""
+    terms = equation.replace(" ", "").partition("->")[0].split(",")
+    sizes = {index: size for term, shape in zip(terms, shapes, strict=True) for index, size in zip(term, shape, strict=True)}
+    return math.prod(sizes.values())
+
+
 @cache
 def macs_of(name: str, inputs: tuple[Shape | None, ...], output: Shape) -> int:
     """MACs of one call of a function that has a handle (`HANDLED`)."""
@@ -98,15 +111,32 @@ def macs_of(name: str, inputs: tuple[Shape | None, ...], output: Shape) -> int:
     if name == "rms_norm":
         assert inputs[0] is not None
         return NORM_MACS_PER_ELEMENT * math.prod(inputs[0])
-    if name == "conv2d":  # TorchScript's convolution has twelve arguments
-        return _macs(name, [*inputs[:2], *[None] * 10], output)
-    if name == "layer_norm":
-        return _macs(name, [inputs[0], None, inputs[1]], output)
+    if name == "baddbmm":
+        assert inputs[1] is not None
+        return math.prod(output) * inputs[1][-1]
+    if name.startswith("conv"):  # TorchScript's convolution has twelve arguments
+        return _macs("conv2d", [*inputs[:2], *[None] * 10], output)
+    if name in AFFINE:
+        return _macs("layer_norm", [inputs[0], None, inputs[1]], output)
     return _macs(name, list(inputs), output)
 
 
-# How many leading tensors a handle needs
-HANDLED = {"linear": 2, "addmm": 3, "matmul": 2, "conv2d": 2, "layer_norm": 1, "rms_norm": 1, "scaled_dot_product_attention": 2}
+# The operands that a handle needs, in the function's own order, and the kind of work that its MACs are
+HANDLED: dict[str, tuple[tuple[str, ...], Kind]] = {
+    "linear": (("input", "weight"), "linear"),
+    "addmm": (("input", "mat1", "mat2"), "linear"),
+    "matmul": (("input", "other"), "linear"),
+    "baddbmm": (("input", "batch1", "batch2"), "linear"),
+    "conv1d": (("input", "weight"), "convolution"),
+    "conv2d": (("input", "weight"), "convolution"),
+    "conv3d": (("input", "weight"), "convolution"),
+    "layer_norm": (("input",), "norms"),
+    "group_norm": (("input",), "norms"),
+    "rms_norm": (("input",), "norms"),
+    "scaled_dot_product_attention": (("query", "key"), "attention"),
+}
+
+AFFINE = {"layer_norm", "group_norm"}  # whose weight, the third operand, counts too
 
 SCALED_SUMS = {"add", "add_"}  # with an alpha: a multiply-accumulate for every element
 
@@ -124,27 +154,34 @@ class Executed(TorchFunctionMode):
         self.macs = 0
         self.unknown: Counter[str] = Counter()
 
+    def add(self, macs: int, kind: Kind) -> None:
+        """One call's work; a product of two activations is of the kind "attention", whatever function computes it."""
+        self.macs += macs
+
     def __torch_function__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None
     ) -> Any:
         named = kwargs or {}
         out = func(*args, **named)
-        name = func.__name__
+        name = func.__name__.partition(".")[0]  # an overload such as gelu_.default
         if name in SCALED_SUMS and "alpha" in named:
-            self.macs += out.numel()
+            self.add(out.numel(), "sums")
             return out
         if name in FREE:
             return out
-        name = name.partition(".")[0]  # an overload such as gelu_.default
         name = SAME.get(name, name)
-        count = HANDLED.get(name)
-        if count is not None:
-            shapes: list[Shape | None] = [tuple(tensor.shape) for tensor in args[:count]]
-            if name == "layer_norm":
+        if name in HANDLED:
+            needed, kind = HANDLED[name]
+            operands = [args[i] if i < len(args) else named[operand] for i, operand in enumerate(needed)]
+            shapes: list[Shape | None] = [tuple(tensor.shape) for tensor in operands]
+            if name in AFFINE:
                 weight = args[2] if len(args) > 2 else named.get("weight")
                 shapes.append(None if weight is None else tuple(weight.shape))
-            self.macs += macs_of(name, tuple(shapes), tuple(out.shape))
-        elif name not in FREE:
+            of_weights = any(isinstance(tensor, nn.Parameter) for tensor in operands)
+            self.add(macs_of(name, tuple(shapes), tuple(out.shape)), kind if of_weights or kind != "linear" else "attention")
+        elif name == "einsum" and len(args) == 3 and "." not in args[0]:
+            self.add(einsum_macs(args[0], (tuple(args[1].shape), tuple(args[2].shape))), "attention")
+        elif name != "einsum" or len(args) > 2:  # of one tensor it moves numbers about, or sums them
             self.unknown[name] += 1
         return out
 

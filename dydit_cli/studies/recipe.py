@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, ClassVar
 
 from pydantic import AfterValidator, Field, field_validator, model_validator
 
@@ -12,7 +12,7 @@ from dydit_cli.compress.methods import pruning_methods
 from dydit_cli.diffusion.options import SAMPLERS
 from dydit_cli.errors import DyditError
 from dydit_cli.model.caching import CacheOptions
-from dydit_cli.recipe_files import Section, Seed
+from dydit_cli.recipe_files import RecipeFile, Section, Seed
 from dydit_cli.train.recipe import SamplingSection, read_as
 
 Share = Annotated[float, Field(gt=0, le=1)]
@@ -121,8 +121,10 @@ class TimingPart(Section):
     repeats: int = Field(default=5, ge=1)
 
 
-class StudyRecipe(Section):
+class StudyRecipe(RecipeFile):
     """One study. Rows depend on nothing but themselves and what is not in `methods`, `seeds` and `timing`."""
+
+    kind: ClassVar[str] = "study"
 
     model: str
     data: str = "digits"

@@ -4,14 +4,25 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, Self, TypeVar
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self, TypeVar
 
 from pydantic import ConfigDict, Field, ValidationError, model_validator
 
 from dydit_cli.diffusion.options import MOST_TIMESTEPS, SamplerSettings, TimestepDraw
 from dydit_cli.errors import DyditError
 from dydit_cli.model.options import GuidanceChannels
-from dydit_cli.recipe_files import Section, Seed, explain, find_recipe, first_fault, parse_setting, read_merged
+from dydit_cli.recipe_files import (
+    KINDS,
+    RecipeFile,
+    Section,
+    Seed,
+    explain,
+    find_recipe,
+    first_fault,
+    kind_of,
+    parse_setting,
+    read_merged,
+)
 
 if TYPE_CHECKING:
     from dydit_cli.model.config import ModelConfig
@@ -150,8 +161,10 @@ class CalibrationRecipe(SamplingSection):
     images: int = Field(default=16, ge=1, description="that are sampled")
 
 
-class Recipe(Section):
+class Recipe(RecipeFile):
     """One run; `model` is for `pretrain` alone."""
+
+    kind: ClassVar[str] = "training"
 
     data: str = "digits"
     model: ModelRecipe | None = None
@@ -275,10 +288,10 @@ def read_recipe(path: str | Path) -> Recipe:
     return read_as(Recipe, SECTIONS, path)
 
 
-S = TypeVar("S", bound=Section)
+R = TypeVar("R", bound=RecipeFile)
 
 
-def read_as(cls: type[S], sections: Sequence[type[Section]], path: str | Path, settings: Sequence[str] = ()) -> S:
+def read_as(cls: type[R], sections: Sequence[type[Section]], path: str | Path, settings: Sequence[str] = ()) -> R:
     """A TOML file with those that it is based on, single values replaced by `settings`, as a `cls` made of `sections`.
 
     Raises `DyditError` in one line where it is none, naming the file, or `--set`, that the fault stands in.
@@ -286,6 +299,8 @@ def read_as(cls: type[S], sections: Sequence[type[Section]], path: str | Path, s
     path = find_recipe(path)
     merged = read_merged(path)
     values = {name: dict(value) if isinstance(value, dict) else value for name, value in merged.values.items()}
+    if (kind := kind_of(values)) != cls.kind:
+        raise DyditError(f"{path}: is the recipe of a {kind}, for {KINDS[kind][1]}; name one of a {cls.kind}")
     replaced = set_values(values, settings, "--set")
     try:
         return cls.model_validate(values)

@@ -27,13 +27,14 @@ from dydit_cli.distributed import init_distributed
 from dydit_cli.errors import DyditError
 from dydit_cli.files import locked
 from dydit_cli.model.backbone import Backbone
-from dydit_cli.model.config import RoutedConfig
+from dydit_cli.model.config import ModelConfig, RoutedConfig
 from dydit_cli.model.families import build_model, families, family_of
 from dydit_cli.profiling.calibrate import calibrate, measure_range
 from dydit_cli.provenance import made_with
 from dydit_cli.train.loop import TrainResult, train
-from dydit_cli.train.recipe import Recipe, for_model, read_recipe, with_settings, with_steps
+from dydit_cli.train.recipe import ModelRecipe, Recipe, flat, for_model, read_recipe, with_settings, with_steps
 from dydit_cli.train.run_folder import RunFolder, RunSpec, Saved
+from dydit_cli.train.tracking import check_tracker, tracking
 
 # of a configuration: what a teacher has in common with whom it teaches
 TAUGHT = ("input_size", "in_channels", "num_classes", "path", "prediction", "noise_at")
@@ -48,17 +49,23 @@ def random_start(recipe: Recipe) -> RunSpec:
     """Training the recipe's static model from random weights under its seed; raises `DyditError` where it has none."""
     if recipe.model is None:
         raise DyditError("the recipe has no [model] section; pretrain needs one")
-    values = recipe.model.model_dump()
+    config = config_of(recipe.model)
+    torch.manual_seed(recipe.train.seed)
+    start = Checkpoint.of(build_model(config), lineage=[])
+    return RunSpec("pretrain", start, for_model(recipe, start.config), {}, teacher_of(recipe, start))
+
+
+def config_of(model: ModelRecipe) -> ModelConfig:
+    """The static model that a recipe describes; raises `DyditError` for an unknown family or key, and sizes that do not fit."""
+    values = model.model_dump()
     family = families().get(values.pop("family"))
     if family is None:
-        raise DyditError(f"'model.family': {recipe.model.family!r} is no family; choose one of {', '.join(families())}")
+        raise DyditError(f"'model.family': {model.family!r} is no family; choose one of {', '.join(families())}")
     foreign = sorted(values.keys() - {f.name for f in fields(family.static_config)})
     if foreign:
         known = ", ".join(f.name for f in fields(family.static_config))
         raise DyditError(f"'model.{foreign[0]}': a {family.static_config.title} has none; it has {known}")
-    torch.manual_seed(recipe.train.seed)
-    start = Checkpoint.of(build_model(family.static_config(**values)), lineage=[])
-    return RunSpec("pretrain", start, for_model(recipe, start.config), {}, teacher_of(recipe, start))
+    return family.static_config(**values)
 
 
 def finetune(
@@ -192,7 +199,7 @@ def recipe_of(data: str) -> str:
     find_source(data)
     recipe = default_recipe(data)
     if recipe is None:
-        raise DyditError(f"data set {data} has no recipe of its own; name one with --recipe, see the folder recipes/")
+        raise DyditError(f"data set {data} has no recipe of its own; name one with --recipe, see dydit recipes ls")
     return recipe
 
 
@@ -202,6 +209,7 @@ def run_training(
     *,
     device: str = "auto",
     force: bool = False,
+    track: str | None = None,
     on_begin: Callable[[int], None] = lambda step: None,
     on_note: Callable[[str], None] = lambda text: None,
     on_step: Callable[[StepMetrics], None] | None = None,
@@ -212,10 +220,13 @@ def run_training(
 
     An interrupted run is saved like a finished one, its lineage saying how many steps it took, and its states stay beside
     it; the same call again continues it, to the same bits on a cpu. `on_begin` is given the step at which this starts.
+    `track` is a name in `tracking.TRACKERS`, which is passed every step's figures.
     Under a launcher the processes share each batch, and the main one alone calls `on_` functions. Raises `DyditError` where
     another process trains into `out`, and, after saving, where the gradient guard ended the run.
     """
     folder, recipe, start = RunFolder(Path(out)), spec.recipe, spec.start
+    if track is not None:
+        check_tracker(track)
     with init_distributed(device) as processes, ExitStack() as stack:
         folder.check(spec, force)
         data = load_data(recipe.data, start.config)
@@ -227,12 +238,17 @@ def run_training(
             saved = folder.open(spec, force, processes, on_note)
             model = start.build().to(pick_device(device)).float()
             teacher = None if spec.teacher is None else spec.teacher.build().to(pick_device(device)).float()
+            step, watched = 0 if saved is None else saved.step, None
             if processes.main:
-                on_begin(0 if saved is None else saved.step)
+                on_begin(step)
+                if track is not None:
+                    watched = stack.enter_context(tracking(track, folder.path, step, flat(recipe.model_dump()), on_note))
             with folder.log(processes.main) as log:
 
                 def record(metrics: StepMetrics) -> None:
                     log.write(json.dumps(metrics.to_dict()) + "\n")
+                    if watched is not None:
+                        watched(metrics)
                     if on_step:
                         on_step(metrics)
 

@@ -32,6 +32,7 @@ from dydit_cli.studies import demo as demo_module
 from dydit_cli.studies.demo import demo
 from dydit_cli.train.recipe import read_recipe, with_settings, with_steps
 from dydit_cli.train.run_folder import RunFolder
+from tests.json_keys import check_keys
 
 
 def test_the_classifier_is_right_on_held_out_digits() -> None:
@@ -103,6 +104,7 @@ def figures_of(out: Path) -> dict[str, Any]:
 
 def test_demo_runs_to_its_table(calm: Path) -> None:
     written = json.loads((calm / "demo.json").read_text())
+    check_keys("demo", {**written, "command": "dydit demo --json"})
     for model in ("static", "dynamic"):
         assert set(written[model]) == {"macs", "recognised", "seconds"}
     assert set(written["cached"]) == {"macs", "recognised", "seconds", "cache"}

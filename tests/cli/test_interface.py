@@ -19,7 +19,7 @@ from typer.testing import CliRunner
 from dydit_cli.artifacts.bench_options import BenchSettings
 from dydit_cli.checkpoint.options import LoadOptions
 from dydit_cli.cli import commands, console
-from dydit_cli.cli.app import app, names
+from dydit_cli.cli.app import app, every_command, names
 from dydit_cli.compress.options import ConvertOptions, PruneOptions
 from dydit_cli.diffusion.options import SAMPLERS, Sampler, SamplerSettings
 from dydit_cli.evaluate.options import LossSettings
@@ -81,7 +81,7 @@ def toy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.usefixtures("toy")
 def test_a_module_is_a_command_and_its_dataclasses_are_options() -> None:
-    assert names() == [*commands.ORDER, "greet"]
+    assert names() == [*(name for panel in commands.PANELS.values() for name in panel), "greet"]
     assert re.search(r"greet +Greet somebody\.", dydit("--help").stdout)
     shown = " ".join(CliRunner().invoke(app, ["greet", "--help"], env={"COLUMNS": "150"}).stdout.split())
     for text in ("--volume", "How loud.", "What is said: hello or welcome.", "--polite", "--no-polite", "--twice", "(nothing)"):
@@ -109,6 +109,39 @@ def test_a_module_is_a_command_and_its_dataclasses_are_options() -> None:
         refused = dydit("greet", "Ada", *wrong)
         assert (refused.exit_code, refused.stdout, refused.stderr.count("\n")) == (2, "", 1)
         assert message in refused.stderr
+
+
+def test_a_newcomer_sees_four_commands_and_then_headings() -> None:
+    shown = dydit("--help").stdout
+    headings = re.findall(r"^╭─ ([A-Z][\w ]+?) ─", shown, flags=re.MULTILINE)
+    assert headings == ["Options", *commands.PANELS]
+    first = shown.split("─ Begin with ─")[1].split("╰")[0]
+    assert re.findall(r"^│ (\w+)", first, flags=re.MULTILINE) == ["demo", "convert", "finetune", "sample"]
+    listed = re.findall(r"^│ (\w+)  ", shown, flags=re.MULTILINE)
+    assert sorted(listed) == sorted({words[0] for words in every_command()})
+    for without in ([], ["recipes"]):  # the same help, and no complaint
+        told = dydit(*without)
+        assert (told.exit_code, told.stderr) == (2, "")
+        assert "Commands" in told.stdout or "Begin with" in told.stdout
+
+
+@pytest.mark.parametrize(
+    ("typed", "offered"),
+    [
+        ("dydit sam", ["sample"]),
+        ("dydit sample --sampler eul", ["euler", "euler-maruyama"]),
+        ("dydit recipes ch", ["check"]),
+        ("dydit recipes copy --fl", ["--flat"]),
+        ("dydit recipes show digits/fi", ["digits/finetune", "digits/finetune-sit"]),
+        ("dydit recipes check fashion/range digits/trade", ["digits/tradeoff", "digits/tradeoff-short"]),
+        ("dydit finetune runs/x --recipe fine-grained/", ["fine-grained/birds-200"]),
+        ("dydit sample fash", ["fashion-dit"]),
+    ],
+)
+def test_the_shell_completes(typed: str, offered: list[str]) -> None:
+    words = {"COMP_WORDS": typed, "COMP_CWORD": str(typed.count(" "))}
+    done = CliRunner().invoke(app, [], prog_name="dydit", env={"_DYDIT_COMPLETE": "complete_bash", **words})
+    assert (done.exit_code, done.stdout.split()) == (0, offered)
 
 
 def test_what_a_registry_holds_can_be_typed(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -150,9 +183,9 @@ def test_every_field_with_an_option_has_it(command: str, settings: tuple[type, .
 def test_helps_load_no_torch() -> None:
     code = (
         "import sys\n"
-        "from dydit_cli.cli.app import app, names\n"
+        "from dydit_cli.cli.app import app, every_command\n"
         # that one names the figures that are registered, which is to load them, and their tables are pandas'
-        "for words in ([name, '--help'] for name in sorted(names(), key='visualize'.__eq__)):\n"
+        "for words in ([*name, '--help'] for name in sorted(every_command(), key=('visualize',).__eq__)):\n"
         "    try:\n        app(words)\n    except SystemExit as end:\n        assert end.code == 0, words\n"
         "    tables = set() if words[0] == 'visualize' else {'pandas', 'numpy'}\n"
         "    heavy = {'torch', 'matplotlib', 'diffusers', 'sklearn', *tables} & set(sys.modules)\n"
@@ -162,13 +195,13 @@ def test_helps_load_no_torch() -> None:
     assert done.returncode == 0, done.stderr
 
 
-@pytest.mark.parametrize("command", names())
-def test_ctrl_c_is_one_line(command: str, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("words", every_command(), ids=" ".join)
+def test_ctrl_c_is_one_line(words: tuple[str, ...], monkeypatch: pytest.MonkeyPatch) -> None:
     def interrupted() -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(importlib.import_module(f"dydit_cli.cli.commands.{command}"), command, interrupted)
-    result = dydit(command)
+    monkeypatch.setattr(importlib.import_module(f"dydit_cli.cli.commands.{'.'.join(words)}"), words[-1], interrupted)
+    result = dydit(*words)
     assert (result.exit_code, result.stdout, result.stderr) == (130, "", "interrupted\n")
 
 

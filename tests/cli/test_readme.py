@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import shlex
@@ -15,11 +16,11 @@ import pytest
 import torch
 from PIL import Image
 from safetensors.torch import save_file
-from typer.testing import CliRunner
+from typer.testing import CliRunner, Result
 
 from dydit_cli.checkpoint.export import export
 from dydit_cli.checkpoint.options import LoadOptions
-from dydit_cli.cli.app import app
+from dydit_cli.cli.app import app, every_command
 from dydit_cli.model.config import ModelConfig
 from dydit_cli.model.families import build_model
 from dydit_cli.model.families.dit import DiT, DiTConfig, DyDiT, DyDiTConfig
@@ -28,6 +29,7 @@ from dydit_cli.model.families.lightningdit import LightningDiTConfig
 from dydit_cli.model.families.repa import REPAConfig
 from dydit_cli.model.families.sit import SiTConfig
 from tests.conftest import ROOT
+from tests.json_keys import SHARED, check_keys, documented
 
 README = (ROOT / "README.md").read_text()
 DOCS = ROOT / "docs" / "pages"
@@ -47,6 +49,7 @@ COMMANDS = (
     "report",
     "inspect",
     "export",
+    "push",
     "calibrate",
     "allocate",
     "bench",
@@ -54,6 +57,11 @@ COMMANDS = (
     "prune",
     "study",
     "frontier",
+    "count",
+    "recipes ls",
+    "recipes show",
+    "recipes copy",
+    "recipes check",
     "demo",
 )
 
@@ -91,12 +99,13 @@ def commands(real: bool) -> list[list[str]]:
     return [command for i, command in enumerate(found) if command not in found[:i]]
 
 
-def run(arguments: list[str]) -> None:
+def run(arguments: list[str], *more: str) -> Result:
     quick = [] if "--table" in arguments else QUICK.get(arguments[0], [])
     if "--cost" in arguments:  # which chooses the steps
         quick = quick[:2]
-    result = CliRunner().invoke(app, [*arguments, *quick])
+    result = CliRunner().invoke(app, [*arguments, *quick, *more])
     assert result.exit_code == 0, f"dydit {shlex.join(arguments)}\n{result.output}"
+    return result
 
 
 def table_commands() -> list[list[str]]:
@@ -175,18 +184,22 @@ def test_the_digits_walk_through(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 
 
 def test_examples_in_the_helps(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """In this order each makes what the next one reads; pictures and a VAE are there."""
+    """In this order each makes what the next one reads; pictures and a VAE are there. With --json, whose keys are those of
+    docs/pages/reference/json.md."""
+    assert {*documented(), "visualize"} - {SHARED} == set(COMMANDS) == set(map(" ".join, every_command()))
     monkeypatch.chdir(tmp_path)
     pictures_and_vae(tmp_path / "images" / "train", tmp_path / "sd-vae-ft-ema", classes=2)
     for name in COMMANDS:
-        result = CliRunner().invoke(app, [name, "--help"], env={"COLUMNS": "200"})
+        result = CliRunner().invoke(app, [*name.split(), "--help"], env={"COLUMNS": "200"})
         assert result.exit_code == 0
         example = re.search(r"Example:\s+(dydit .*?)\s*$", result.output, flags=re.MULTILINE)
         assert example, f"dydit {name} --help shows no example"
         if name == "allocate":
             run(["finetune", "runs/digits-dydit", "--flops-ratio", "0.3:1.0", "--out", "runs/digits-range"])
-        if name != "demo":
+        if name == "visualize":
             run(shlex.split(example.group(1))[1:])
+        elif name != "demo":
+            check_keys(name, json.loads(run(shlex.split(example.group(1))[1:], "--json").stdout))
 
 
 def test_two_make_targets_are_named() -> None:

@@ -2,12 +2,16 @@
 
 A command fills its options, makes one library call and renders the result. Its module imports the dataclasses of its
 options; what loads torch it imports when it runs. `SHARED = True` stands where several processes of a launcher share the
-work, which others do not start in. `--help` lists the commands in `ORDER`, and others after these.
+work, which others do not start in. A package is a group of commands, with a docstring and `PANELS` of its own. `--help`
+lists the commands under the headings of `PANELS`, and others above them.
 """
 
 from __future__ import annotations
 
-ORDER = (
-    "convert", "prune", "finetune", "calibrate", "allocate", "encode", "sample", "evaluate", "profile", "losses", "visualize",
-    "inspect", "export", "bench", "pretrain", "study", "frontier", "report", "demo",
-)  # fmt: skip
+PANELS = {
+    "Begin with": ("demo", "convert", "finetune", "sample"),
+    "Make": ("pretrain", "prune", "calibrate", "allocate", "encode", "recipes"),
+    "Measure": ("profile", "evaluate", "losses", "bench", "count", "frontier", "study"),
+    "Show": ("inspect", "visualize", "report"),
+    "Share": ("export", "push"),
+}

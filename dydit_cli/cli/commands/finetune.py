@@ -15,7 +15,7 @@ from dydit_cli.cli import console, options
 from dydit_cli.cli.build import Typed
 from dydit_cli.cli.training import finish, interruptible, only_resume, train
 from dydit_cli.errors import DyditError
-from dydit_cli.options import Arg, Opt, parse_seed
+from dydit_cli.options import Opt, parse_seed
 
 if TYPE_CHECKING:
     from dydit_cli.checkpoint.checkpoint import Checkpoint
@@ -36,9 +36,7 @@ def parse_ratio(text: str) -> float | tuple[float, float]:
 
 def finetune(
     typed: Typed,
-    checkpoint: Annotated[
-        str | None, Arg("CKPT", "A checkpoint: folder, .pt, .safetensors, hub id, or a bundled one, such as `digits-dit`.")
-    ] = None,
+    checkpoint: Annotated[str | None, options.ANY_CKPT] = None,
     out: options.RunOut = None,
     flops_ratio: Annotated[
         float | tuple[float, float] | None,
@@ -59,7 +57,7 @@ def finetune(
             default="RECIPE's, or what CKPT was trained on",
         ),
     ] = None,
-    recipe: Annotated[str | None, Opt("A TOML recipe.", default="DATA/finetune")] = None,
+    recipe: Annotated[str | None, Opt("A TOML recipe.", default="DATA/finetune", complete=options.recipe_names)] = None,
     lr: Annotated[float | None, Opt("The model's learning rate.", default="the recipe's")] = None,
     router_lr: Annotated[float | None, Opt("The routers' learning rate.", default="the recipe's")] = None,
     batch_size: Annotated[int | None, Opt("Images a step.", default="the recipe's")] = None,
@@ -70,6 +68,7 @@ def finetune(
     num_classes: Annotated[int | None, Opt("Another number of classes: draws a new label table.", metavar="N")] = None,
     calibrate: Annotated[bool, Opt("Then shift the routers so that a sampling run has the FLOPs ratio, within 0.005.")] = False,
     resume: options.Resume = None,
+    track: options.Track = None,
     *,
     loading: options.LoadingWithoutRatio,
     device: options.Device = "auto",
@@ -106,7 +105,7 @@ def finetune(
     if num_classes is not None and is_main():
         console.note(f"the label table is drawn anew for {num_classes} classes; the null class keeps its row")
     with interruptible() as stop:
-        result = train("finetune", spec, folder, device, force, stop)
+        result = train("finetune", spec, folder, device, force, track, stop)
         last = result.last
         more: dict[str, Any] = {"target": last.target, "training_ratio": last.ratio} if last else {}
         if result.calibration is not None:

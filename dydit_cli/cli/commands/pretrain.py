@@ -20,11 +20,12 @@ SHARED = True
 
 def pretrain(
     typed: Typed,
-    recipe: Annotated[str | None, Arg("RECIPE", "A TOML recipe with a [model] section.")] = None,
+    recipe: Annotated[str | None, Arg("RECIPE", "A TOML recipe with a [model] section.", options.recipe_names)] = None,
     out: options.RunOut = None,
     steps: options.TrainSteps = None,
     setting: options.Settings = (),
     resume: options.Resume = None,
+    track: options.Track = None,
     device: options.Device = "auto",
     force: options.Force = False,
     json: options.Json = False,
@@ -39,5 +40,5 @@ def pretrain(
     else:
         folder, spec = out, random_start(resolve_recipe(recipe, steps=steps, settings=setting))
     with interruptible() as stop:
-        result = train("pretrain", spec, folder, device, force, stop)
+        result = train("pretrain", spec, folder, device, force, track, stop)
         finish("pretrain", result, folder, stop, json)

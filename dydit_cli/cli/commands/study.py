@@ -24,7 +24,9 @@ SHARED = True  # it refuses them itself, and says how it is shared
 
 def study(
     typed: Typed,
-    recipe: Annotated[str, Arg("RECIPE", "A study's TOML file, or one that ships with dydit: digits/tradeoff.")],
+    recipe: Annotated[
+        str, Arg("RECIPE", "A study's TOML file, or one that ships with dydit: digits/tradeoff.", options.recipe_names)
+    ],
     out: options.Out,
     setting: Annotated[
         Sequence[str], Opt("Replace one value of the recipe, such as evaluation.images=200.", ("--set",), metavar="KEY=VALUE")
