@@ -29,6 +29,8 @@ from dydit_cli.model.routing import Routing
 
 TABLE_FILE, BLOCKS_FILE, IMAGES_FILE, ROUTING_FILE = "timesteps.csv", "blocks.csv", "images.csv", "routing.npz"
 
+FILMED = 4  # images that are kept as they come to be
+
 # columns under the names that earlier files have
 RENAMED = {
     "dynamic_macs_labelled": "dynamic_macs_cond",

@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
-from dydit_cli.artifacts.profile import BoolArray, RoutingRecord
+from dydit_cli.artifacts.profile import FILMED, BoolArray, RoutingRecord
 from dydit_cli.diffusion.generate import Progress, generate
 from dydit_cli.diffusion.options import SamplerSettings
 from dydit_cli.diffusion.sampler import Denoiser
@@ -30,7 +30,7 @@ from dydit_cli.model.routing import Routing
 
 KEPT_MASKS = 64
 
-FILMED, FILM_BYTES = 4, 1_000_000  # images that are kept as they come to be, and how much of all of their steps may be
+FILM_BYTES = 1_000_000  # that all steps of some images may take
 
 PIXELS = (1, 3)  # channels of a picture that can be looked at
 

@@ -11,10 +11,9 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from dydit_cli import units
-from dydit_cli.artifacts.profile import Profile
+from dydit_cli.artifacts.profile import FILMED, Profile
 from dydit_cli.figures.style import BLUE, GREY, LIGHT, ORANGE
 from dydit_cli.figures.tokens import token_grid
-from dydit_cli.profiling.record import FILMED
 from dydit_cli.reports.pictures import as_image, encoded
 from dydit_cli.reports.section import Film, Picture
 
