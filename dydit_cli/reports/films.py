@@ -6,9 +6,8 @@ Legend: T model calls of a sampling run, L depth, H heads (and groups), N tokens
 from __future__ import annotations
 
 import numpy as np
-from matplotlib.colors import to_rgb
 from numpy.typing import NDArray
-from PIL import Image
+from PIL import Image, ImageColor
 
 from dydit_cli import units
 from dydit_cli.artifacts.profile import FILMED, Profile
@@ -56,10 +55,10 @@ def strip_of(profile: Profile) -> Picture:
     parts = []
     for masks, color in ((record.heads, BLUE), (record.groups, ORANGE)):
         rows = masks.reshape(len(masks), -1).T[..., None]  # LH T 1
-        drawn = np.where(rows, to_rgb(color), to_rgb(LIGHT))
-        parts.append(np.where(record.forecasts[None, :, None] > 0, to_rgb(GREY), drawn))
-    gap = np.ones((GAP, *parts[0].shape[1:]))
-    pixels = (255 * np.concatenate([parts[0], gap, parts[1]])).round().astype(np.uint8)
+        drawn = np.where(rows, ImageColor.getrgb(color), ImageColor.getrgb(LIGHT))
+        parts.append(np.where(record.forecasts[None, :, None] > 0, ImageColor.getrgb(GREY), drawn))
+    gap = np.full((GAP, *parts[0].shape[1:]), 255)
+    pixels = np.concatenate([parts[0], gap, parts[1]]).astype(np.uint8)
     return encoded(Image.fromarray(pixels), "heads and channel groups at every step", largest=max(pixels.shape))
 
 
