@@ -35,6 +35,7 @@ FREE = frozenset({
     "unbind", "clone", "detach", "contiguous", "copy_", "cpu", "cuda", "numpy", "view", "reshape", "expand", "expand_as",
     "flatten", "permute", "transpose", "t", "squeeze", "squeeze_", "unsqueeze", "unsqueeze_", "size", "dim", "numel",
     "stride", "new_ones", "mean", "silu_", "neg", "unflatten", "repeat_interleave", "element_size", "promote_types",
+    "resolve_conj", "resolve_neg", "is_contiguous", "cumsum", "scatter_", "sum",  # a step's timestep; padded execution
 })  # fmt: skip
 
 

@@ -90,7 +90,7 @@ def product(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
     Its rows begin on cache lines: where groups are of uneven widths (341 channels, say), MKL is up to a third slower without.
     """
     U = len(bias)
-    if U % ALIGNED == 0:
+    if torch.compiler.is_compiling() or U % ALIGNED == 0:  # a compiler lays its own results out
         return torch.addmm(bias, x, weight.t())
     rows = x.new_empty(len(x), U + -U % ALIGNED)[:, :U]
     return torch.addmm(bias, x, weight.t(), out=rows)
@@ -131,6 +131,15 @@ def active_tokens(mask: Tensor) -> Tensor:
     return mask.flatten().nonzero().squeeze(1)
 
 
+def first_tokens(mask: Tensor, room: int) -> Tensor:
+    """The places of a mask's ones (B N) in the flattened batch, and after them those of its zeros: the first `room` of them,
+    (room,). No place comes twice, and no shape depends on the mask."""
+    on = mask.flatten() > 0  # BN
+    ones, places = on.long().cumsum(0), torch.arange(on.numel(), device=on.device)  # each BN
+    order = torch.where(on, ones - 1, ones[-1] + places - ones)  # BN
+    return torch.empty_like(places).scatter_(0, order, places)[:room]
+
+
 def add_to_active(
     x: Tensor,
     active: Tensor,
@@ -138,11 +147,13 @@ def add_to_active(
     modulated: Callable[[Tensor, Tensor | None, Tensor], Tensor],
     mlp: Callable[[Tensor], Tensor],
     kept: list[Tensor] | None = None,
+    mask: Tensor | None = None,
 ) -> None:
     """x (B N C) += gate * mlp(modulated x) in place, for the rows `active` of the flattened batch alone.
 
     `per_sample` are shift, gain and gate, each B C. `modulated` takes B N C and the first two, or A C and each row's own;
     `mlp` takes A C to A C. `kept`, where it is a list, is given what the MLP returned, B N C, zeros where it did not run.
+    With a `mask` (B N, zeros and ones) `active` has other rows too, none of them twice: nothing is added to those.
     """
     B, N, C = x.shape
     if len(active) == 0:
@@ -154,21 +165,29 @@ def add_to_active(
         with region(MODULATION):
             h = modulated(x, shift, gain).view(-1, C)  # BN C
         h = mlp(h).view(B, N, C)
+        if mask is not None:
+            h.mul_(mask.unsqueeze(-1))
         if kept is not None:
             kept.append(h)
         x.addcmul_(gate.unsqueeze(1), h)
         return
     flat, sample = x.view(-1, C), active // N  # BN C; A
     with region(GATHER):
-        h = flat.index_select(0, active)  # A C
+        rows = h = flat.index_select(0, active)  # A C
         gain, gate = gain.index_select(0, sample), gate.index_select(0, sample)  # each A C
         shift = None if shift is None else shift.index_select(0, sample)
     with region(MODULATION):
         h = modulated(h, shift, gain)
     h = mlp(h)  # A C
+    if mask is not None:
+        h.mul_(mask.flatten().index_select(0, active).unsqueeze(-1))
     if kept is not None:
         with region(GATHER):
             kept.append(torch.zeros_like(flat).index_copy_(0, active, h).view(B, N, C))
-    h.mul_(gate)
-    with region(GATHER):
-        flat.index_add_(0, active, h)
+    if mask is None:
+        h.mul_(gate)
+        with region(GATHER):
+            flat.index_add_(0, active, h)
+    else:  # a sum into places of which none comes twice would still be taken in atomic steps
+        with region(GATHER):
+            flat.index_copy_(0, active, torch.addcmul(rows, gate, h))
