@@ -242,17 +242,17 @@ class PaddedModel(SparseModel):
         return cast(list[Tensor] | None, self.model.blocks[0].kept)
 
     def _call(self, step: Step, x: Tensor, y: Tensor) -> tuple[StepOutput, list[Tensor]]:
-        """A step's result, and what its blocks left in a list of their own where a cache wants that."""
+        """A step's result, and what its blocks left where a cache wants that."""
         outer = self._kept
         if outer is None:
             return step(x, y), []
-        outputs: list[Tensor] = []
+        own: list[list[Tensor]] = [[] for _ in self.model.blocks]  # a compiler sees each block begin with an empty one
         try:
-            self._leave_in(outputs)
-            return step(x, y), outputs
+            self._leave_in(own)
+            return step(x, y), [output for outputs in own for output in outputs]
         finally:
-            self._leave_in(outer)
+            self._leave_in([outer] * len(own))
 
-    def _leave_in(self, outputs: list[Tensor]) -> None:
-        for block in self.model.blocks:
+    def _leave_in(self, lists: Sequence[list[Tensor]]) -> None:
+        for block, outputs in zip(self.model.blocks, lists, strict=True):
             block.kept = outputs  # type: ignore[assignment]
