@@ -56,6 +56,7 @@ class CudaRecorder:
             with torch.cuda.stream(side):  # what runs for the first time may compile, load or allocate, which no graph does
                 program(own_x, own_y)
             current.wait_stream(side)
+            torch.cuda.empty_cache()  # as recording does, which would seem to give memory back
             before = torch.cuda.memory_reserved(self.device)
             graph = torch.cuda.CUDAGraph()
             with torch.cuda.graph(graph, pool=self._pool):

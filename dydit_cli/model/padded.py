@@ -15,7 +15,8 @@ import math
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
 from functools import cache
-from typing import NamedTuple, cast
+from inspect import signature
+from typing import Any, NamedTuple, cast
 
 import torch
 from torch import Tensor
@@ -28,6 +29,7 @@ from dydit_cli.model.routing import Routing
 from dydit_cli.model.sparse import EAGER
 from dydit_cli.model.weight_cache import Parts
 
+RECOMPILE_LIMIT = 64  # a model's blocks take about four graphs, some families' more
 BUCKETS = 64  # capacities are multiples of this part of the tokens
 SPARE = 1 / 16  # of the tokens of one image, and less of more images, whose mean varies less
 
@@ -50,7 +52,12 @@ def run_block(block: RoutedBlock, h: Tensor, modulation: Tensor, parts: Parts, r
 @cache
 def compiled_block(backend: str = "inductor") -> RunBlock:
     """`run_block` compiled for all blocks of a kind and all numbers of heads, channels and places: a few graphs."""
-    return torch.compile(run_block, dynamic=True, backend=backend)
+    return torch.compile(run_block, dynamic=True, backend=backend, **graphs_limit())
+
+
+def graphs_limit() -> dict[str, Any]:
+    """For torch.compile: how many graphs of a function there may be before it is run eager. Older ones have 8 and no choice."""
+    return {"recompile_limit": RECOMPILE_LIMIT} if "recompile_limit" in signature(torch.compile).parameters else {}
 
 
 class StepOutput(NamedTuple):
