@@ -44,10 +44,11 @@ def load(
 ) -> Executable:
     """The model of any checkpoint that `read` takes, in evaluation mode on `device`, float32.
 
-    `execution` is how a DyDiT runs: `masked` (a `DyDiT`, differentiable), `sparse` (the skipped work left out), `padded` (that,
-    in shapes that are known ahead) or `complete` (everything on). A DyDiT of a range of FLOPs ratios is set to `flops_ratio`, by default its largest, and to
-    others by its `set_flops_ratio`. `tome` is the share of its tokens that a static model merges before attention (a
-    `MergedModel`). The rest, and `more`, is as in `LoadOptions`. Raises `DyditError` where it cannot be read.
+    `execution` is how a DyDiT runs: `masked` (a `DyDiT`, differentiable), `sparse` (the skipped work left out), `padded`
+    (that, in shapes that are known ahead) or `complete` (everything on). A DyDiT of a range of FLOPs ratios is set to
+    `flops_ratio`, by default its largest, and to others by its `set_flops_ratio`. `tome` is the share of its tokens that a
+    static model merges before attention (a `MergedModel`). The rest, and `more`, is as in `LoadOptions`. Raises `DyditError`
+    where it cannot be read.
     """
     checkpoint = read(path, LoadOptions(weights, num_heads, input_size, timestep_variant, family, **more))
     model = checkpoint.build().float().to(pick_device(device))

@@ -73,9 +73,11 @@ class CudaRecorder:
 
 @dataclass(frozen=True)
 class Recording:
-    """A recorded program, the capacities that it was recorded with, and the tensors beside its inputs that it reads."""
+    """A recorded program, that which it is one of, the capacities that this has, and the tensors that it reads beside its
+    inputs. A graph reads memory, whoever's it is by then: so what it was recorded of stays as long as it does."""
 
     program: Program
+    source: Program
     capacities: tuple[int, ...]
     reads: Sequence[Tensor]
 
@@ -138,7 +140,7 @@ class GraphedSteps:
         recorded, grown = self.recorder(program, x, y)
         self.recorded += 1
         self._pool += grown
-        self._kept[key] = Recording(recorded, capacities, reads)
+        self._kept[key] = Recording(recorded, program, capacities, reads)
         if self._pool > self.capacity:  # it gives its memory back as a whole
             self._gone.add(key)
             for other in list(self._kept):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import weakref
 from dataclasses import replace
 from typing import Any
 
@@ -350,6 +351,23 @@ def test_graphs_keep_to_their_memory() -> None:
     graphs.clear()
     assert (graphs.bytes, recorder.resets) == (0, 1)
     assert graphs.record("d", (), program(3), [], x, x) is not None
+
+
+def test_what_a_graph_reads_stays_as_long_as_it() -> None:
+    """Real graphs hold addresses, and no tensors."""
+    graphs = GraphedSteps(Forgetful(), capacity=10**9)
+    x, read = torch.zeros(1), torch.ones(1)
+    alive = weakref.ref(read)
+    graphs.record("a", (), lambda x, y, read=read: [x + read], [], x, x)  # type: ignore[misc]
+    del read
+    assert alive() is not None
+    graphs.drop("a")
+    assert alive() is None
+
+
+class Forgetful(Copies):
+    def __call__(self, program: Program, x: Tensor, y: Tensor) -> tuple[Program, int]:
+        return lambda x, y: [x], 0
 
 
 def test_a_pool_that_is_too_large_goes_as_a_whole() -> None:
