@@ -14,11 +14,12 @@ model as one. Seconds of a step include those of what makes its launch wait for 
 from __future__ import annotations
 
 import argparse
+import importlib.util
 import statistics
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields, replace
 from itertools import chain
 from pathlib import Path
 from typing import Any, cast
@@ -57,6 +58,7 @@ SMALL: dict[str, Any] = {
 WARM = 3  # runs in which a form measures its room, compiles and records
 LONG = 30.0  # ms of a static step from which half of the repeats do
 TOLERANCE = 1e-9  # of outputs relative to the largest, in float64
+TRITON_TOLERANCE = 1e-5  # its kernels compute in float32
 
 
 @dataclass(frozen=True)
@@ -112,6 +114,11 @@ class Bench:
         """Whether the device has CUDA graphs."""
         return self.device.type == "cuda"
 
+    @property
+    def triton(self) -> bool:
+        """Whether Triton's kernels can run."""
+        return self.graphs and importlib.util.find_spec("triton") is not None
+
     def config(self, name: str) -> ModelConfig:
         return small(families()["dit"].static_config) if name == "tiny" else named_config(name)
 
@@ -156,6 +163,8 @@ def sparse_forms(model: DynamicBackbone, bench: Bench, capacity: float | None = 
             "padded, graph": PaddedModel(model, options=graphs),
             "padded, compiled, graph": PaddedModel(model, options=graphs),
         }
+    if bench.triton:
+        forms["padded, triton, graph"] = PaddedModel(model, options=replace(graphs, triton=True))
     for name, form in forms.items():
         if "fused" in name:
             form.pointwise = compiled(bench.sizes.backend)
@@ -194,7 +203,8 @@ def parity(bench: Bench) -> list[dict[str, Any]]:
             difference = max(
                 ((a - b).abs().max() / b.abs().max()).item() for outputs in found for a, b in zip(outputs, known, strict=True)
             )
-            rows.append({"family": name, "execution": kind, "difference": difference, "right": difference < TOLERANCE})
+            tolerance = TRITON_TOLERANCE if "triton" in kind else TOLERANCE
+            rows.append({"family": name, "execution": kind, "difference": difference, "right": difference < tolerance})
     return rows
 
 
@@ -469,8 +479,10 @@ def run(bench: Bench, out: Path | None, say: Callable[[str], None]) -> dict[str,
         if out is not None:
             write_json(out, result)
 
+    if bench.graphs and not bench.triton:
+        bench.budget.left_out.append("Triton's kernels: Triton is not installed")
     if not bench.graphs:
-        bench.budget.left_out.append(f"CUDA graphs: the device is {bench.device.type}, which has none")
+        bench.budget.left_out.append(f"CUDA graphs and Triton's kernels: the device is {bench.device.type}")
     result["parity"] = parity(bench)
     wrong = [one for one in result["parity"] if not one["right"]]
     say(f"parity: {len(result['parity']) - len(wrong)} of {len(result['parity'])} right")

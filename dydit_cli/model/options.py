@@ -56,6 +56,10 @@ class PaddedOptions:
     cuda_graphs: Annotated[
         bool, Opt("Padded execution on a GPU: every step is recorded as a CUDA graph once and launched as one.")
     ] = False
+    triton: Annotated[
+        bool,
+        Opt("Padded execution on a GPU, without --compile: Triton's kernels around the MLP (pip install 'dydit[triton]')."),
+    ] = False
 
     def __post_init__(self) -> None:
         if self.capacity is not None and not 0 < self.capacity <= 1:
@@ -64,7 +68,8 @@ class PaddedOptions:
     @property
     def given(self) -> str | None:
         """The first option that says something."""
-        return "--token-capacity" if self.capacity is not None else "--cuda-graphs" if self.cuda_graphs else None
+        given = {"token-capacity": self.capacity is not None, "cuda-graphs": self.cuda_graphs, "triton": self.triton}
+        return next((f"--{name}" for name, is_given in given.items() if is_given), None)
 
 
 @dataclass(frozen=True)

@@ -11,22 +11,25 @@ Legend: B batch, N tokens, C width, L depth, H heads.
 
 from __future__ import annotations
 
+import importlib.util
 import math
+import os
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, partial
 from inspect import signature
 from typing import Any, NamedTuple, cast
 
 import torch
 from torch import Tensor
 
+from dydit_cli.errors import DyditError
 from dydit_cli.model.backbone import DynamicBackbone, RoutedBlock
 from dydit_cli.model.cuda_graphs import GraphedSteps
 from dydit_cli.model.execution import FREE_SHARE, SparseModel, free_memory
 from dydit_cli.model.options import PaddedOptions, RunOptions
 from dydit_cli.model.routing import Routing
-from dydit_cli.model.sparse import EAGER
+from dydit_cli.model.sparse import EAGER, Pointwise
 from dydit_cli.model.weight_cache import Parts
 
 RECOMPILE_LIMIT = 64  # a model's blocks take about four graphs, some families' more
@@ -44,9 +47,22 @@ def capacity_for(active: int, batch: int, tokens: int, spare: float = 1.0) -> in
     return min(tokens, bucket * math.ceil(wanted / bucket))
 
 
-def run_block(block: RoutedBlock, h: Tensor, modulation: Tensor, parts: Parts, room: int) -> Tensor:
+def run_block(
+    block: RoutedBlock, h: Tensor, modulation: Tensor, parts: Parts, room: int, pointwise: Pointwise = EAGER
+) -> Tensor:
     """Adds the block's work to h (B N C) in place, and returns the token mask, B N."""
-    return block.forward_sparse(h, modulation, parts, EAGER, room)
+    return block.forward_sparse(h, modulation, parts, pointwise, room)
+
+
+def triton_kernels(device: torch.device) -> Pointwise:
+    """Raises `DyditError` where Triton is not installed, or cannot run on the device."""
+    if importlib.util.find_spec("triton") is None:
+        raise DyditError("triton: is not installed; pip install 'dydit[triton]', or leave it out")
+    if device.type != "cuda" and os.environ.get("TRITON_INTERPRET") != "1":
+        raise DyditError(f"triton: the model is on {device.type}; use --device cuda or leave it out")
+    from dydit_cli.model.triton_kernels import KERNELS
+
+    return KERNELS
 
 
 @cache
@@ -111,9 +127,10 @@ class PaddedModel(SparseModel):
     by timestep and batch, and how many calls ran twice. With room for all from the beginning no counts are read at all. A t on
     the cpu is read without waiting.
 
-    `compile` fuses each block with torch.compile. `options.cuda_graphs` records a step as a CUDA graph once its capacities are
-    measured or given; graphs and the copies of weights that they read take half of `plan_memory` bytes (by default a quarter of
-    what is free), and other copies the other half. Raises `DyditError` for them elsewhere than on a GPU.
+    `compile` fuses each block with torch.compile, `options.triton` what surrounds its MLP with kernels of its own.
+    `options.cuda_graphs` records a step as a CUDA graph once its capacities are measured or given; graphs and the copies of
+    weights that they read take half of `plan_memory` bytes (by default a quarter of what is free), and other copies the other
+    half. Raises `DyditError` for what the device does not have, or is not installed.
     """
 
     def __init__(
@@ -124,11 +141,15 @@ class PaddedModel(SparseModel):
         compile: bool = False,
         options: PaddedOptions = PaddedOptions(),
     ) -> None:
+        if compile and options.triton:
+            raise DyditError("triton: a compiled block is fused already; leave --triton or --compile out")
         memory = free_memory(model.device) // FREE_SHARE if plan_memory is None else plan_memory
         self.options = options
         self.graphs = GraphedSteps.on(model.device, memory // 2) if options.cuda_graphs else None
         super().__init__(model, access="copies", plan_memory=memory // 2 if options.cuda_graphs else memory)
-        self.run_block = compiled_block() if compile else run_block
+        self.run_block: RunBlock = compiled_block() if compile else run_block
+        if options.triton:
+            self.run_block = partial(run_block, pointwise=triton_kernels(model.device))
         self.counts: dict[tuple[float, int], list[int]] = {}
         self.again = 0
         self._embedded: dict[float, Tensor] = {}  # 1 C

@@ -38,7 +38,7 @@ def test_all_of_it_runs(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> N
         assert efficiency == pytest.approx(static / sampling["ms_per_step"][form]["median"] * sampling["flops_ratio"])
     assert cached["ms_per_step"].keys() == {"static", "sparse", "padded"}
     assert training["steps_per_second"].keys() == {"static", "dydit"}
-    assert result["left_out"] == ["CUDA graphs: the device is cpu, which has none"]
+    assert result["left_out"] == ["CUDA graphs and Triton's kernels: the device is cpu"]
     text = table.read_text()
     assert text in capsys.readouterr().out
     assert "Left out: CUDA graphs" in text
@@ -62,7 +62,11 @@ def test_what_there_is_no_time_for_is_left_out_and_said(monkeypatch: pytest.Monk
     said: list[str] = []
     result = gpu.run(gpu.Bench(CPU, gpu.TINY, gpu.Budget(0)), tmp_path / "gpu.json", said.append)
     assert result["rows"] == []
-    assert [what.split(":")[0] for what in result["left_out"]] == ["CUDA graphs", "tiny, ratio 0.5", "training tiny"]
+    assert [what.split(":")[0] for what in result["left_out"]] == [
+        "CUDA graphs and Triton's kernels",
+        "tiny, ratio 0.5",
+        "training tiny",
+    ]
     assert "Left out: training tiny: would take 15 s, and 0 s were left." in gpu.table(result)
     assert said == ["parity: 0 of 1 right", "WRONG: dit, padded: 1.0e+00"]
     monkeypatch.setattr(gpu, "run", lambda *arguments: result)

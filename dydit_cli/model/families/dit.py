@@ -13,7 +13,6 @@ import math
 import re
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
 from typing import Any, ClassVar, cast
 
 import torch
@@ -525,12 +524,10 @@ class DynamicBlock(Block):
         known without the mask."""
         shift_a, gain_a, gate_a, shift_m, gain_m, gate_m = self.split(modulation)  # each B C
 
-        def modulated(norm: nn.LayerNorm | nn.RMSNorm, x: Tensor, *per_sample: Tensor | None) -> Tensor:
-            shift, gain = (v.unsqueeze(1) if v is not None and x.dim() == 3 else v for v in per_sample)
-            return pointwise.modulated(x, shift, cast(Tensor, gain), cast(float, norm.eps), self.rms_norm)
-
+        first, second = ((cast(float, norm.eps), self.rms_norm) for norm in (self.norm1, self.norm2))
         with region(MODULATION):
-            h = modulated(self.norm1, x, shift_a, gain_a)  # B N C
+            shift = None if shift_a is None else shift_a.unsqueeze(1)  # B 1 C
+            h = pointwise.modulated(x, shift, gain_a.unsqueeze(1), *first)  # B N C
         with region(ATTENTION):
             h = self.keep(sparse_attention(parts["heads"], h, self.attn.proj.bias, self.attn.attend))
         x.addcmul_(gate_a.unsqueeze(1), h)
@@ -543,7 +540,7 @@ class DynamicBlock(Block):
                 return self.mlp.forward_sparse(parts["groups"], h, pointwise)
 
         on = None if room is None else mask
-        add_to_active(x, active, (shift_m, gain_m, gate_m), partial(modulated, self.norm2), mlp, self.kept, on)
+        add_to_active(x, active, (shift_m, gain_m, gate_m), second, mlp, pointwise, self.kept, on)
         return mask
 
 
