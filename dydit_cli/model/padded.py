@@ -128,7 +128,7 @@ class PaddedModel(SparseModel):
     the cpu is read without waiting.
 
     `compile` fuses each block with torch.compile, `options.triton` what surrounds its MLP with kernels of its own.
-    `options.cuda_graphs` records a step as a CUDA graph once its capacities are measured or given; graphs and the copies of
+    `options.cuda_graphs` records a step as a CUDA graph when its timestep comes for the second time; graphs and the copies of
     weights that they read take half of `plan_memory` bytes (by default a quarter of what is free), and other copies the other
     half. Raises `DyditError` for what the device does not have, or is not installed.
     """
@@ -154,6 +154,7 @@ class PaddedModel(SparseModel):
         self.again = 0
         self._embedded: dict[float, Tensor] = {}  # 1 C
         self._last: tuple[float, int] | None = None
+        self._seen: set[tuple[float, int]] = set()
 
     @classmethod
     def of(cls, model: DynamicBackbone, run: RunOptions) -> PaddedModel:
@@ -241,8 +242,9 @@ class PaddedModel(SparseModel):
 
     def _launch(self, x: Tensor, y: Tensor, timestep: float) -> tuple[Capacities, tuple[StepOutput, list[Tensor]]]:
         """The capacities of a call, its result, and where a cache wants them its blocks' outputs."""
-        capacities = self.capacities(timestep, len(x))
-        if self.graphs is None or (self.options.capacity is None and (timestep, len(x)) not in self.counts):
+        capacities, before = self.capacities(timestep, len(x)), (timestep, len(x)) in self._seen
+        self._seen.add((timestep, len(x)))
+        if self.graphs is None or not before:  # what never comes back is not worth a graph
             return capacities, self._call(self.step(timestep, capacities), x, y)
         key = self._key(x, timestep)
         recording = self.graphs.get(key)

@@ -288,7 +288,7 @@ def graphed(model: DynamicBackbone, capacity: int = 10**9, size: int = 0, share:
     return padded
 
 
-def test_a_step_is_recorded_once_its_room_is_known(levelled: DynamicBackbone) -> None:
+def test_a_step_is_recorded_when_it_comes_back(levelled: DynamicBackbone) -> None:
     x, t, y = one_timestep(levelled)
     with torch.no_grad():
         expected = levelled(x, t, y)
@@ -307,17 +307,35 @@ def test_a_step_is_recorded_once_its_room_is_known(levelled: DynamicBackbone) ->
 
 
 def test_a_graph_without_room_is_recorded_anew(tiny_dynamic: DyDiT) -> None:
+    """After two calls all tokens are on, of which there were few."""
     x, t, y = one_timestep(tiny_dynamic)
     level(tiny_dynamic, x, t, y)
     padded = graphed(tiny_dynamic, share=0.01)
     assert padded.graphs is not None
-    with torch.no_grad():
-        expected = tiny_dynamic(x, t, y)
     recorded = []
-    for _ in range(3):
+    for call in range(5):
+        if call == 2:
+            with torch.no_grad():
+                for router in tiny_dynamic.token_routers:
+                    router.last.bias.add_(1000)
+        with torch.no_grad():
+            expected = tiny_dynamic(x, t, y)
         assert (padded(x, t, y) - expected).abs().max() < 1e-5
         recorded.append((padded.graphs.recorded, len(padded.graphs), padded.again))
-    assert recorded == [(1, 0, 1), (2, 1, 1), (2, 1, 1)]
+    assert recorded == [(0, 0, 1), (1, 1, 1), (1, 0, 2), (2, 1, 2), (2, 1, 2)]
+
+
+@pytest.mark.parametrize("share", [None, 0.5, 1.0])
+def test_timesteps_that_never_come_back_are_not_recorded(tiny_dynamic: DyDiT, share: float | None) -> None:
+    """As of a solver that chooses its own."""
+    x, _, y = one_timestep(tiny_dynamic)
+    padded = graphed(tiny_dynamic, share=share)
+    assert padded.graphs is not None
+    for timestep in range(100, 200, 20):
+        padded(x, torch.full((5,), timestep), y)
+    assert padded.graphs.recorded == 0
+    padded(x, torch.full((5,), 100), y)
+    assert padded.graphs.recorded == 1
 
 
 def program(value: int) -> Program:
