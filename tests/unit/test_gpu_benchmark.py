@@ -36,7 +36,7 @@ def test_all_of_it_runs(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> N
     static = min(sampling["ms_per_step"][form]["median"] for form in ("static", "static, compiled"))
     for form, efficiency in sampling["efficiency"].items():
         assert efficiency == pytest.approx(static / sampling["ms_per_step"][form]["median"] * sampling["flops_ratio"])
-    assert cached["ms_per_step"].keys() == {"static", "sparse", "padded"}
+    assert cached["ms_per_step"].keys() == {"static, compiled", "sparse", "padded"}
     assert training["steps_per_second"].keys() == {"static", "dydit"}
     assert result["left_out"] == ["CUDA graphs and Triton's kernels: the device is cpu"]
     text = table.read_text()
