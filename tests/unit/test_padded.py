@@ -14,6 +14,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from dydit_cli.diffusion.options import SamplerSettings
 from dydit_cli.diffusion.process import process_of, times
+from dydit_cli.diffusion.sampler import sample
 from dydit_cli.errors import DyditError
 from dydit_cli.flops.executed import Executed
 from dydit_cli.model.backbone import DynamicBackbone
@@ -26,7 +27,7 @@ from dydit_cli.model.padded import PaddedModel, capacity_for, compiled_block
 from dydit_cli.model.weight_cache import Part
 from dydit_cli.sampling.options import SamplingConfig
 from dydit_cli.sampling.sampler import run_sampler
-from tests.conftest import TINY, inputs, randomize
+from tests.conftest import FAMILIES, TINY, inputs, randomize
 
 # torch's own import of its compiler
 TORCH_OWN = pytest.mark.filterwarnings("ignore:.torch.jit.script_method. is deprecated:DeprecationWarning")
@@ -89,13 +90,27 @@ def test_a_guided_sampling_run(levelled: DynamicBackbone) -> None:
     labels = torch.zeros(5, dtype=torch.long)
     settings = SamplerSettings(steps=3, cfg=2.0 if levelled.config.num_classes else 1.0)
 
-    def sample(runner: Any) -> Tensor:
+    def draw(runner: Any) -> Tensor:
         return run_sampler(runner, labels, settings, 0, 3, 0, None)
 
     padded = PaddedModel(levelled.double())
-    expected = sample(levelled)
-    assert (sample(padded) - expected).abs().max() < 1e-5 * expected.abs().max()
+    expected = draw(levelled)
+    assert (draw(padded) - expected).abs().max() < 1e-5 * expected.abs().max()
     assert {batch for _, batch in padded.counts} == ({3, 2} if settings.cfg == 1 else {6, 4})
+
+
+def test_a_sampler_gives_timesteps_where_reading_them_waits_for_nothing(tiny_dynamic: DyDiT) -> None:
+    """On the cpu, though its samples are elsewhere."""
+    seen: list[torch.device] = []
+
+    def denoise(x: Tensor, t: Tensor, y: Tensor) -> Tensor:
+        seen.append(t.device)
+        return x
+
+    settings = SamplerSettings(steps=2, sampler="euler").for_model(FAMILIES["sit"])
+    x, y = torch.empty(2, 1, 4, 4, device="meta"), torch.zeros(2, dtype=torch.long, device="meta")
+    assert sample(denoise, x, y, settings, null_class=10).device.type == "meta"
+    assert seen == [torch.device("cpu")] * 2
 
 
 @pytest.mark.parametrize("cache", ["fora:2", "taylorseer:2:1"])
