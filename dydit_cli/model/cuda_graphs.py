@@ -52,7 +52,7 @@ class CudaRecorder:
         own_y.copy_(y)
         current, side = torch.cuda.current_stream(self.device), torch.cuda.Stream(self.device)
         side.wait_stream(current)
-        with unheard():
+        with torch.cuda.device(self.device), unheard():
             with torch.cuda.stream(side):  # what runs for the first time may compile, load or allocate, which no graph does
                 program(own_x, own_y)
             current.wait_stream(side)
