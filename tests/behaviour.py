@@ -129,6 +129,7 @@ WORK = [
     Command("sample-interval", f"sample finetune --num 3 --cfg 4 --cfg-interval 100,800 --batch 2 {DRAW} sample-interval"),
     Command("sample-unguided", f"sample finetune --num 3 --cfg 1 --spacing trailing {DRAW} sample-unguided"),
     Command("sample-masked", f"sample finetune --num 3 --execution masked {DRAW} sample-masked"),
+    Command("sample-padded", f"sample finetune --num 3 --execution padded {DRAW} sample-padded"),
     Command("sample-complete", f"sample finetune --num 3 --execution complete {DRAW} sample-complete"),
     Command("sample-bf16", f"sample finetune --num 3 --dtype bf16 {DRAW} sample-bf16"),
     Command("sample-layers", f"sample whole-layers --num 3 {DRAW} sample-layers"),

@@ -22,7 +22,9 @@ CALIBRATION_BATCH = 4
 
 
 @torch.no_grad()
-def random_dydit(config: ModelConfig, ratio: float, timesteps: Sequence[float], seed: int = 0) -> DynamicBackbone:
+def random_dydit(
+    config: ModelConfig, ratio: float, timesteps: Sequence[float], seed: int = 0, device: torch.device | str = "cpu"
+) -> DynamicBackbone:
     """Heads are on for a share `ratio` of the timesteps, channel groups and tokens each for its square root, so that
     attention and MLP both cost `ratio` of what they would.
 
@@ -34,20 +36,21 @@ def random_dydit(config: ModelConfig, ratio: float, timesteps: Sequence[float], 
         least = f"with {H} heads, one of them always on, it must be over {1 / H:.3f} and at most 1"
         raise DyditError(f"FLOPs ratio {ratio:g}: {least}")
     torch.manual_seed(seed)
-    model = cast(DynamicBackbone, build_model(with_routers(config))).eval()
+    with torch.device(device):
+        model = cast(DynamicBackbone, build_model(with_routers(config))).eval()
     for name, p in model.trainable():  # biases are 0, and norms' weights 1
         of_norm = p.dim() == 1 and not name.endswith("bias")
         nn.init.normal_(p, mean=float(of_norm), std=WEIGHT_STD if p.dim() > 1 else 0.0)
     if ratio == 1:
         model.reset_routers()
         return model
-    every_e = model.embed_timestep(torch.tensor(list(timesteps)))  # T C
+    every_e = model.embed_timestep(torch.tensor(list(timesteps)))  # T C, as all of this on the model's device
     generator = torch.Generator().manual_seed(seed)
     batch = CALIBRATION_BATCH
     t = torch.tensor([timesteps[i * (len(timesteps) - 1) // max(1, batch - 1)] for i in range(batch)])
-    x = torch.randn(batch, *config.sample_shape, generator=generator)
+    x = torch.randn(batch, *config.sample_shape, generator=generator).to(device)
     e = model.embed_timestep(t)  # B C
-    c = model.condition(e, torch.zeros(batch, dtype=torch.long))  # B C
+    c = model.condition(e, torch.zeros(batch, dtype=torch.long, device=device))  # B C
     h, part = model.embed(x), ratio**0.5
     for i, block in enumerate(model.routed_blocks):
         h = model.enter_block(i, h)

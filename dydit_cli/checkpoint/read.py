@@ -46,10 +46,10 @@ def load(
 ) -> Executable:
     """The model of any checkpoint that `read` takes, in evaluation mode on `device`, float32.
 
-    `execution` is how a DyDiT runs: `masked` (a `DyDiT`, differentiable), `sparse` (the skipped work left out) or
-    `complete` (everything on). A DyDiT of a range of FLOPs ratios is set to `flops_ratio`, by default its largest, and to
-    others by its `set_flops_ratio`. `tome` is the share of its tokens that a static model merges before attention (a
-    `MergedModel`).
+    `execution` is how a DyDiT runs: `masked` (a `DyDiT`, differentiable), `sparse` (the skipped work left out), `padded`
+    (that, in shapes that are known ahead) or `complete` (everything on). A DyDiT of a range of FLOPs ratios is set to
+    `flops_ratio`, by default its largest, and to others by its `set_flops_ratio`. `tome` is the share of its tokens that a
+    static model merges before attention (a `MergedModel`).
 
     `cache` is how steps are forecast from others, such as `taylorseer:4:1`, or `fora:3@model` where the model's output is kept
     (a `CachedModel`, for evaluation): `plan(timesteps)` tells it those of a sampling run, and without that it computes all.

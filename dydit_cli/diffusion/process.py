@@ -157,9 +157,9 @@ class GaussianDiffusion:
         return signal * self.to_noise(output, x_t, t) - sigma * self.to_x0(output, x_t, t)
 
 
-def times(samples: Tensor, timestep: float) -> Tensor:
-    """(B,) one timestep for all of `samples`: int64 where it is a whole number, else float32."""
-    return torch.full((len(samples),), timestep, device=samples.device)
+def times(samples: Tensor, timestep: float, device: str | torch.device | None = None) -> Tensor:
+    """(B,) one timestep for all of `samples`, on their device unless said: int64 where it is a whole number, else float32."""
+    return torch.full((len(samples),), timestep, device=device or samples.device)
 
 
 def _gaussian(config: ModelConfig, timestep_draw: TimestepDraw) -> Process:

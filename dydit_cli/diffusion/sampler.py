@@ -15,7 +15,7 @@ from dydit_cli.model.options import GuidanceChannels
 
 
 class Denoiser(Protocol):
-    """x: B C S S (videos: B F C S S), t: B, y: B -> B C S S, or B 2C S S with variance values."""
+    """x: B C S S (videos: B F C S S), t: B, on the cpu, y: B -> B C S S, or B 2C S S with variance values."""
 
     def __call__(self, x: Tensor, t: Tensor, y: Tensor, /) -> Tensor: ...
 
@@ -132,7 +132,7 @@ def sample(
     def denoise(x: Tensor, call: int, timestep: float, /, guide_at: float | None = None) -> Tensor:
         if on_step:
             on_step(call, timestep)
-        t = times(x, timestep)
+        t = times(x, timestep, "cpu")  # where reading it waits for no device
         scale = settings.guidance_at(timestep if guide_at is None else guide_at)
         return guided(model, x, t, y, null_class, scale, settings.cfg_channels)
 

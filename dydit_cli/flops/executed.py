@@ -41,6 +41,7 @@ FREE = frozenset({
     "dropout", "pow", "__rpow__", "__rdiv__", "rsqrt", "outer", "repeat", "split_with_sizes", "meshgrid", "pad", "any", "sum",
     "as_tensor", "view_as_complex", "view_as_real", "linspace", "__and__", "masked_fill", "clamp", "div_",
     "concat", "is_floating_point",  # these of diffusers' transformers
+    "resolve_conj", "resolve_neg", "is_contiguous", "cumsum", "scatter_",  # a step's timestep; padded execution
 })  # fmt: skip
 
 

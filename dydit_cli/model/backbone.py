@@ -9,7 +9,7 @@ Legend: B batch, N tokens, C width, L depth, H heads (and channel groups).
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, Literal, Protocol, cast, overload
 
 import torch
@@ -29,9 +29,8 @@ from dydit_cli.model.routers import (
     budget_mix,
 )
 from dydit_cli.model.routing import BlockRouting, Routing
-from dydit_cli.model.sites import Structure
 from dydit_cli.model.sparse import Pointwise
-from dydit_cli.model.weight_cache import Part
+from dydit_cli.model.weight_cache import Parts
 
 Through = Callable[[Tensor, Callable[[int, Tensor], Tensor]], Tensor]
 
@@ -58,9 +57,12 @@ class RoutedBlock(Protocol):
         groups and tokens."""
 
     def forward_sparse(
-        self, x: Tensor, modulation: Tensor, parts: Mapping[Structure, Sequence[Part]], pointwise: Pointwise
+        self, x: Tensor, modulation: Tensor, parts: Parts, pointwise: Pointwise, room: int | None = None
     ) -> Tensor:
-        """Adds the block's work to x (B N C) in place, `parts` being the weights of what is on. Returns the token mask, B N."""
+        """Adds the block's work to x (B N C) in place, `parts` being the weights of what is on. Returns the token mask, B N.
+
+        The MLP sees the active tokens of the batch, or `room` places for them, in which more do not fit.
+        """
 
 
 class Backbone(nn.Module, ABC):
@@ -84,7 +86,7 @@ class Backbone(nn.Module, ABC):
 
     @abstractmethod
     def embed_timestep(self, t: Tensor) -> Tensor:
-        """(B,) -> B C: what width routers see."""
+        """(B,), on the cpu or on the model's device -> B C: what width routers see."""
 
     @abstractmethod
     def condition(self, e: Tensor, y: Tensor) -> Tensor:

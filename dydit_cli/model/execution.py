@@ -1,4 +1,5 @@
-"""How a model is run: masked, sparse, complete, with merged tokens, or with outputs that are kept between steps.
+"""How a model is run: masked, sparse, complete, with merged tokens, or with outputs that are kept between steps; `padded` is
+beside this.
 
 Each is an `Executable`, and may wrap another.
 
@@ -11,7 +12,7 @@ import os
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Literal, Protocol, get_args, overload
+from typing import Literal, Protocol, overload
 
 import torch
 from torch import Tensor, nn
@@ -23,12 +24,12 @@ from dydit_cli.model.config import ModelConfig
 from dydit_cli.model.families import build_shapes
 from dydit_cli.model.macs import ahead_macs, plan_macs, sparse_step_macs, total_macs
 from dydit_cli.model.merging import Merging, TokenMerging
-from dydit_cli.model.options import Execution, WeightAccess
+from dydit_cli.model.options import EXECUTIONS, Execution, PaddedOptions, RunOptions, WeightAccess
 from dydit_cli.model.planning import BlockWidth, Modulations, StepModulation, plan_width
 from dydit_cli.model.regions import FORECAST, SLICING, region
 from dydit_cli.model.routing import BlockRouting, Routing
 from dydit_cli.model.sparse import EAGER, compiled
-from dydit_cli.model.weight_cache import SliceStats, WeightSlices
+from dydit_cli.model.weight_cache import Parts, SliceStats, WeightSlices
 
 MEMINFO = Path("/proc/meminfo")
 REUSED = CacheOptions(reuse_skipped=True)
@@ -159,12 +160,18 @@ class SparseModel(Wrapper):
         compile: bool = False,
     ) -> None:
         super().__init__(model)
+        plan_memory = free_memory(model.device) // FREE_SHARE if plan_memory is None else plan_memory
         access = access or ("views" if model.device.type == "cpu" else "copies")
-        self._slices = WeightSlices(access, free_memory(model.device) // FREE_SHARE if plan_memory is None else plan_memory)
+        self._slices = WeightSlices(access, plan_memory)
         self._plan: dict[float, list[BlockWidth]] = {}
         self._sites = [self.config.sites(i) for i in range(self.config.depth)]
         self.modulations = Modulations(model)
         self.pointwise = compiled() if compile else EAGER
+
+    @classmethod
+    def of(cls, model: DynamicBackbone, run: RunOptions) -> SparseModel:
+        """As `EXECUTIONS` makes it."""
+        return cls(model, compile=run.compile, plan_memory=run.plan_memory)
 
     @property
     def stats(self) -> SliceStats:
@@ -207,7 +214,7 @@ class SparseModel(Wrapper):
         return self.modulations.at(timestep, y, order[order.index(timestep) + 1 :])
 
     def run(self, x: Tensor, t: Tensor, y: Tensor) -> tuple[Tensor, Routing]:
-        timesteps = t.unique().tolist()
+        timesteps = sorted(set(t.tolist()))
         self.plan(timesteps)
         if len(timesteps) == 1:
             return self._run(x, y, timesteps[0])
@@ -216,7 +223,7 @@ class SparseModel(Wrapper):
         back = torch.cat(parts).argsort()
         return torch.cat([out for out, _ in results])[back], Routing.cat([routing for _, routing in results]).select(back)
 
-    def _run(self, x: Tensor, y: Tensor, timestep: int) -> tuple[Tensor, Routing]:
+    def _run(self, x: Tensor, y: Tensor, timestep: float) -> tuple[Tensor, Routing]:
         model, B = self.model, len(x)
         modulation = self._modulation(timestep, y)
         model.at_timesteps(torch.tensor([timestep]))  # for the token routers
@@ -224,23 +231,40 @@ class SparseModel(Wrapper):
 
         def step(i: int, h: Tensor) -> Tensor:
             width = self._plan[timestep][i]
-            with region(SLICING):
-                parts = {
-                    site.structure: self._slices.parts(i, model.blocks[i], site, getattr(width, site.structure))
-                    for site in self._sites[i]
-                }
-            h = model.enter_block(i, h)
-            tokens = blocks[i].forward_sparse(h, modulation.blocks[i], parts, self.pointwise)
+            parts = self._parts(i, width)
+            tokens = blocks[i].forward_sparse(h := model.enter_block(i, h), modulation.blocks[i], parts, self.pointwise)
             routed[i] = BlockRouting(width.head_mask.expand(B, -1), width.group_mask.expand(B, -1), tokens)
             return h
 
         return model.head(model.run_blocks(model.embed(x), step), modulation.c), Routing.stack(routed)
+
+    def _parts(self, i: int, width: BlockWidth) -> Parts:
+        """The weights of what is on in block number `i`."""
+        with region(SLICING):
+            block = self.model.blocks[i]
+            return {
+                site.structure: self._slices.parts(i, block, site, getattr(width, site.structure)) for site in self._sites[i]
+            }
+
+
+class MaskedModel:
+    """A dynamic model as it is: differentiable."""
+
+    @staticmethod
+    def of(model: DynamicBackbone, run: RunOptions) -> DynamicBackbone:
+        """As `EXECUTIONS` makes it."""
+        return model
 
 
 class CompleteModel(Wrapper):
     """A dynamic model with every router on (the complete model)."""
 
     model: DynamicBackbone
+
+    @classmethod
+    def of(cls, model: DynamicBackbone, run: RunOptions) -> CompleteModel:
+        """As `EXECUTIONS` makes it."""
+        return cls(model)
 
     def run(self, x: Tensor, t: Tensor, y: Tensor) -> tuple[Tensor, Routing]:
         return self.model(x, t, y, return_routing=True, complete=True)
@@ -340,7 +364,7 @@ class CachedModel(Wrapper):
         return self.inner.macs(routing) if routing.forecast is None else total_macs(routing, self.config)
 
     def run(self, x: Tensor, t: Tensor, y: Tensor) -> tuple[Tensor, Routing]:
-        timesteps = t.unique().tolist()
+        timesteps = list(set(t.tolist()))
         step = self._step(timesteps[0], y) if len(timesteps) == 1 else None
         if step is None:
             return self.inner(x, t, y, return_routing=True)
@@ -516,25 +540,29 @@ def executor(
     plan_memory: int | None = None,
     tome: float | None = None,
     cache: CacheOptions = CacheOptions(),
+    padded: PaddedOptions = PaddedOptions(),
 ) -> Executable:
-    """`model` as it is to be run: `sparse` leaves work out, `masked` runs dense under masks, `complete` all of it.
+    """`model` as it is to be run: `EXECUTIONS` says how a dynamic one can be.
 
     A static model is returned as it is, or with `tome` as a `MergedModel` that merges this share of its tokens (0 is none).
-    `compile` takes torch.compile's help: for the elementwise work of the sparse path, else for the whole model.
-    `plan_memory` is `SparseModel`'s, and that of the `CachedModel` and the `ReusingModel` which wrap any of these where the
-    `cache` says so. Raises `DyditError` for another word, and as `MergedModel` and `ReusingModel` do.
+    `compile` takes torch.compile's help: for the elementwise work of the sparse path, the blocks of the padded one, else for
+    the whole model. `plan_memory` is `SparseModel`'s, and that of the `CachedModel` and the `ReusingModel` which wrap any of
+    these where the `cache` says so; `padded` is `PaddedModel`'s. Raises `DyditError` for another word, and as `MergedModel`,
+    `PaddedModel` and `ReusingModel` do.
     """
-    if execution not in get_args(Execution):
-        raise DyditError(f"no execution {execution!r}; choose one of {', '.join(get_args(Execution))}")
+    if execution not in EXECUTIONS:
+        raise DyditError(f"no execution {execution!r}; choose one of {', '.join(EXECUTIONS)}")
+    if padded.given and (execution != "padded" or not isinstance(model, DynamicBackbone)):
+        raise DyditError(f"{padded.given} is for a DyDiT in padded execution; add --execution padded, or leave it out")
     runner: Backbone | Wrapper = model
     if tome:
         runner = MergedModel(model, tome)
-    elif isinstance(model, DynamicBackbone) and execution == "sparse":
-        runner = SparseModel(model, compile=compile, plan_memory=plan_memory)
-    elif isinstance(model, DynamicBackbone) and execution == "complete":
-        runner = CompleteModel(model)
+    elif isinstance(model, DynamicBackbone):
+        runner = EXECUTIONS[execution].make(model, RunOptions(compile, plan_memory, padded))
     if compile and not isinstance(runner, SparseModel):
         runner.compile()
     if cache.reuse_skipped:
+        if execution == "padded":  # a step that runs again would find outputs of its first try
+            raise DyditError("reuse-skipped: is not for padded execution; use --execution sparse, or leave it out")
         runner = ReusingModel(runner, plan_memory=plan_memory)
     return CachedModel(runner, cache, plan_memory=plan_memory) if cache.active else runner

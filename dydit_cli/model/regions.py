@@ -30,11 +30,16 @@ def region(name: str) -> AbstractContextManager[None]:
 
 
 @contextmanager
-def listen(listener: Listener) -> Iterator[None]:
-    """Inside, every region is reported to `listener`."""
+def listen(listener: Listener | None) -> Iterator[None]:
+    """Inside, every region is reported to `listener`, and to no other."""
     global _listener
     before, _listener = _listener, listener
     try:
         yield
     finally:
         _listener = before
+
+
+def unheard() -> AbstractContextManager[None]:
+    """Inside, no region is reported: where nobody may wait for the device."""
+    return listen(None)

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, partial
 
 import torch
 import torch.nn.functional as F
@@ -28,11 +28,18 @@ from dydit_cli.model.weight_cache import Part
 class Pointwise:
     """`modulated(x, shift, gain, eps, rms)` is adaLN's norm(x) * gain + shift, the norm being a LayerNorm, or where `rms` an
     RMSNorm, and the gain 1 + scale times the norm's weight; shift None is none. `gelu(x)`, and `swiglu(gate, value)`, which is
-    silu(gate) * value, may overwrite what they take."""
+    silu(gate) * value, may overwrite what they take.
+
+    `gathered(x, active, shift, gain, eps, rms)` is the first of some rows of x (B N C), A C, shift and gain being B C; and
+    `added(x, active, gate, h, mask)` adds gate times h (A C) to these rows of x in place, with a mask (B N) to those that are
+    on. Without them each is done in steps.
+    """
 
     modulated: Callable[[Tensor, Tensor | None, Tensor, float, bool], Tensor]
     gelu: Callable[[Tensor], Tensor]
     swiglu: Callable[[Tensor, Tensor], Tensor]
+    gathered: Callable[[Tensor, Tensor, Tensor | None, Tensor, float, bool], Tensor] | None = None
+    added: Callable[[Tensor, Tensor, Tensor, Tensor, Tensor | None], None] | None = None
 
 
 def normed(x: Tensor, eps: float, rms: bool) -> Tensor:
@@ -76,8 +83,8 @@ EAGER = Pointwise(modulated, gelu_, swiglu_)
 @cache
 def compiled(backend: str = "inductor") -> Pointwise:
     """The functions fused by `backend`; compiled when they first run."""
-    fusible = (_modulated_to_fuse, _gelu_to_fuse, _swiglu_to_fuse)
-    return Pointwise(*(torch.compile(f, dynamic=True, backend=backend) for f in fusible))
+    fuse = partial(torch.compile, dynamic=True, backend=backend)
+    return Pointwise(fuse(_modulated_to_fuse), fuse(_gelu_to_fuse), fuse(_swiglu_to_fuse))
 
 
 Inner = Callable[[list[Tensor], Part], Tensor]
@@ -90,7 +97,7 @@ def product(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
     Its rows begin on cache lines: where groups are of uneven widths (341 channels, say), MKL is up to a third slower without.
     """
     U = len(bias)
-    if U % ALIGNED == 0:
+    if torch.compiler.is_compiling() or U % ALIGNED == 0:  # a compiler lays its own results out
         return torch.addmm(bias, x, weight.t())
     rows = x.new_empty(len(x), U + -U % ALIGNED)[:, :U]
     return torch.addmm(bias, x, weight.t(), out=rows)
@@ -131,21 +138,33 @@ def active_tokens(mask: Tensor) -> Tensor:
     return mask.flatten().nonzero().squeeze(1)
 
 
+def first_tokens(mask: Tensor, room: int) -> Tensor:
+    """The places of a mask's ones (B N) in the flattened batch, and after them those of its zeros: the first `room` of them,
+    (room,). No place comes twice, and no shape depends on the mask."""
+    on = mask.flatten() > 0  # BN
+    ones, places = on.long().cumsum(0), torch.arange(on.numel(), device=on.device)  # each BN
+    order = torch.where(on, ones - 1, ones[-1] + places - ones)  # BN
+    return torch.empty_like(places).scatter_(0, order, places)[:room]
+
+
 def add_to_active(
     x: Tensor,
     active: Tensor,
     per_sample: tuple[Tensor | None, Tensor, Tensor],
-    modulated: Callable[[Tensor, Tensor | None, Tensor], Tensor],
+    norm: tuple[float, bool],
     mlp: Callable[[Tensor], Tensor],
+    pointwise: Pointwise,
     kept: list[Tensor] | None = None,
+    mask: Tensor | None = None,
     last: Tensor | None = None,
 ) -> None:
     """x (B N C) += gate * mlp(modulated x) in place, for the rows `active` of the flattened batch alone.
 
-    `per_sample` are shift, gain and gate, each B C. `modulated` takes B N C and the first two, or A C and each row's own;
-    `mlp` takes A C to A C. `last`, where it is a tensor B N C, has what the MLP last returned of every row: the other rows get
-    gate * that, and it is brought up to date. `kept`, where it is a list, is given what the MLP returned, B N C, and where it
-    did not run its last, or zeros.
+    `per_sample` are shift, gain and gate, each B C; `norm` is its eps, and whether it is an RMSNorm; `mlp` takes A C to A C.
+    With a `mask` (B N, zeros and ones) `active` has other rows too, none of them twice: nothing is added to those. `last`,
+    where it is a tensor B N C and there is no mask, has what the MLP last returned of every row: the other rows get gate *
+    that, and it is brought up to date. `kept`, where it is a list, is given what the MLP returned, B N C, and where it did not
+    run its last, or zeros.
     """
     B, N, C = x.shape
     shift, gain, gate = per_sample
@@ -157,8 +176,10 @@ def add_to_active(
         return
     if len(active) == B * N:
         with region(MODULATION):
-            h = modulated(x, shift, gain).view(-1, C)  # BN C
+            h = pointwise.modulated(x, None if shift is None else shift.unsqueeze(1), gain.unsqueeze(1), *norm).view(-1, C)
         h = mlp(h).view(B, N, C)
+        if mask is not None:
+            h.mul_(mask.unsqueeze(-1))
         if kept is not None:
             kept.append(h)
         if last is not None:
@@ -166,12 +187,16 @@ def add_to_active(
         x.addcmul_(gate.unsqueeze(1), h)
         return
     flat, sample = x.view(-1, C), active // N  # BN C; A
-    with region(GATHER):
-        h = flat.index_select(0, active)  # A C
-        gain, row_gate = gain.index_select(0, sample), gate.index_select(0, sample)  # each A C
-        shift = None if shift is None else shift.index_select(0, sample)
-    with region(MODULATION):
-        h = modulated(h, shift, gain)
+    if pointwise.gathered is not None:
+        with region(MODULATION):
+            h = pointwise.gathered(x, active, shift, gain, *norm)  # A C
+    else:
+        with region(GATHER):
+            h = flat.index_select(0, active)  # A C
+            gain = gain.index_select(0, sample)  # A C
+            shift = None if shift is None else shift.index_select(0, sample)
+        with region(MODULATION):
+            h = pointwise.modulated(h, shift, gain, *norm)
     h = mlp(h)  # A C
     if last is not None:
         with region(GATHER):
@@ -182,7 +207,15 @@ def add_to_active(
         return
     if kept is not None:
         with region(GATHER):
-            kept.append(torch.zeros_like(flat).index_copy_(0, active, h).view(B, N, C))
-    h.mul_(row_gate)
+            on = h if mask is None else h * mask.flatten().index_select(0, active).unsqueeze(-1)
+            kept.append(torch.zeros_like(flat).index_copy_(0, active, on).view(B, N, C))
     with region(GATHER):
-        flat.index_add_(0, active, h)
+        if pointwise.added is not None:
+            pointwise.added(x, active, gate, h, mask)
+            return
+        gate = gate.index_select(0, sample)  # A C
+        if mask is None:
+            flat.index_add_(0, active, h.mul_(gate))
+        else:  # a sum into places of which none comes twice would still be taken in atomic steps
+            gate.mul_(mask.flatten().index_select(0, active).unsqueeze(-1))
+            flat.index_copy_(0, active, torch.addcmul(flat.index_select(0, active), gate, h))

@@ -11,14 +11,14 @@ Legend: C width, U units, u rows of a unit, R repeats.
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor, nn
 
 from dydit_cli.model.options import WeightAccess
-from dydit_cli.model.sites import Site
+from dydit_cli.model.sites import Site, Structure
 
 Runs = tuple[tuple[int, int], ...]
 Products = list[tuple[Tensor, Tensor]]  # weight and bias
@@ -35,6 +35,9 @@ class Part:
 
     def tensors(self) -> list[Tensor]:
         return [*(tensor for product in self.inputs for tensor in product), self.output]
+
+
+Parts = Mapping[Structure, Sequence[Part]]  # of a block
 
 
 @dataclass
@@ -79,7 +82,7 @@ class WeightSlices:
         output = block.get_submodule(site.output).get_parameter("weight").detach()
         parts: Sequence[Part] = [view(site, self._products[key[:2]], output, first, last) for first, last in runs]
         size = 0
-        if self.access == "copies" and len(parts) > 1:
+        if self.access == "copies" and (len(parts) > 1 or not all(part.output.is_contiguous() for part in parts)):
             parts = [join(parts)]
             size = sum(tensor.numel() * tensor.element_size() for part in parts for tensor in part.tensors())
         self._kept[key] = (parts, size)
@@ -115,7 +118,7 @@ def view(site: Site, inputs: Products, output: Tensor, first: int, last: int) ->
 
 
 def join(parts: Sequence[Part]) -> Part:
-    """One part of several: copies."""
+    """One part of several, or of one: copies."""
     inputs = [
         (torch.cat([weight for weight, _ in same]), torch.cat([bias for _, bias in same]))
         for same in zip(*(part.inputs for part in parts), strict=True)

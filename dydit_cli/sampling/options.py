@@ -10,7 +10,7 @@ from typing import Annotated, get_args
 from dydit_cli.diffusion.options import Batch, SamplerSettings
 from dydit_cli.errors import DyditError
 from dydit_cli.model.caching import CacheOptions
-from dydit_cli.model.options import Execution, PlanMemory, Tome
+from dydit_cli.model.options import EXECUTIONS, Execution, PaddedOptions, PlanMemory, Tome
 from dydit_cli.options import Device, DtypeName, Opt, Seed
 from dydit_cli.seeds import check_seed
 
@@ -20,15 +20,18 @@ class SamplingConfig:
     """How a run's images are drawn: `classes` in turn (all of them for None), `batch` at once, each with its own seed.
 
     The model runs in `dtype`; the sampler's state and the VAE are float32. `vae` decodes latents: a diffusers
-    autoencoder's folder or hub id. `compile`, `plan_memory` (bytes), `tome` and `cache` are `model.execution.executor`'s.
+    autoencoder's folder or hub id. `execution`, `compile`, `plan_memory` (bytes), `padded`, `tome` and `cache` are
+    `model.execution.executor`'s.
     """
 
     settings: SamplerSettings = field(default_factory=SamplerSettings)
     classes: Sequence[int] | None = None
     seed: Seed = 0
-    execution: Annotated[Execution, Opt("sparse leaves skipped work out, masked does not, complete has everything on.")] = (
-        "sparse"
-    )
+    execution: Annotated[
+        Execution,
+        Opt(f"{'; '.join(f'{name} {kind.help}' for name, kind in EXECUTIONS.items())}.", choices=EXECUTIONS.keys),
+    ] = "sparse"
+    padded: PaddedOptions = field(default_factory=PaddedOptions)
     dtype: Annotated[DtypeName, Opt("The model runs in fp32, bf16 or fp16; the sampler in fp32.")] = "fp32"
     vae: Annotated[
         str | Path | None, Opt("A diffusers autoencoder, for models of latents: a folder or hub id.", metavar="DIR")

@@ -77,6 +77,7 @@ def open_sampler(loaded: Checkpoint, config: SamplingConfig) -> ImageSampler:
         plan_memory=config.plan_memory,
         tome=config.tome,
         cache=config.cache,
+        padded=config.padded,
     )
     decode = None if vae is None else load_vae(vae, device, loaded.latents, loaded.config)
     return ImageSampler(runner, config, classes, decode)

@@ -21,6 +21,7 @@ from dydit_cli.checkpoint.native import write
 from dydit_cli.checkpoint.options import LoadOptions
 from dydit_cli.checkpoint.read import read
 from dydit_cli.model.families.dit import DiT, DiTConfig
+from dydit_cli.model.options import EXECUTIONS
 from tests.cli.conftest import FAST
 from tests.conftest import randomize
 from tests.processes import dydit, start
@@ -201,7 +202,7 @@ def test_visualize_draws(room: Path, tmp_path: Path) -> None:
     assert (tmp_path / "f.svg").stat().st_size > 1000
 
 
-@pytest.mark.parametrize("execution", ["sparse", "masked", "complete"])
+@pytest.mark.parametrize("execution", EXECUTIONS)
 def test_sample_writes_a_grid_and_single_images(room: Path, tmp_path: Path, execution: str) -> None:
     out = tmp_path / "samples"
     arguments = ["--num", 4, "--classes", "0,7-8", "--steps", 2, "--execution", execution, "--out", out, "--json", *FAST]

@@ -18,6 +18,7 @@ from dydit_cli.evaluate.registry import FEATURES
 from dydit_cli.figures import base as figures
 from dydit_cli.model import families
 from dydit_cli.model.caching import CACHES
+from dydit_cli.model.options import EXECUTIONS
 from dydit_cli.model.routers import WIDTH_ROUTERS
 from tests.processes import dydit
 
@@ -31,7 +32,8 @@ def registered(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None
     figures.all_figures()
     methods.pruning_methods()
     registries: tuple[dict[str, Any], ...] = (
-        families._registered, WIDTH_ROUTERS, figures._figures, methods._methods, SOURCES, SAMPLERS, CACHES, FEATURES
+        families._registered, WIDTH_ROUTERS, figures._figures, methods._methods, SOURCES, SAMPLERS, CACHES, FEATURES,
+        EXECUTIONS,
     )  # fmt: skip
     before = [dict(registry) for registry in registries]
     monkeypatch.syspath_prepend(str(tmp_path))
@@ -39,7 +41,7 @@ def registered(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None
         (tmp_path / f"contributed_{i}.py").write_text(code, encoding="utf-8")
         monkeypatch.delitem(sys.modules, f"contributed_{i}", raising=False)
         importlib.import_module(f"contributed_{i}")
-    assert [len(registry) - len(old) for registry, old in zip(registries, before, strict=True)] == [1] * 8
+    assert [len(registry) - len(old) for registry, old in zip(registries, before, strict=True)] == [1] * 9
     yield
     for registry, old in zip(registries, before, strict=True):
         for name in registry.keys() - old.keys():
@@ -59,6 +61,7 @@ def test_the_examples_and_their_commands(tmp_path: Path) -> None:
         ["finetune", static, "--data", "grey", *flat, "--out", tmp_path / "tuned", *cpu],
         ["sample", dynamic, "--sampler", "little", "--num", 1, "--out", tmp_path / "samples", *cpu],
         ["sample", dynamic, "--cache", "mean:3", "--steps", 6, "--num", 1, "--out", tmp_path / "cached", *cpu],
+        ["sample", dynamic, "--execution", "autocast", "--steps", 1, "--num", 1, "--out", tmp_path / "autocast", *cpu],
         ["evaluate", "digits:held-out", "--features", "thumbnail", "--reference", "digits", *cpu],
         ["profile", dynamic, "--images", 1, "--steps", 2, "--out", profile, *cpu],
         ["visualize", profile, "--figure", "ratio", "--out", tmp_path / "ratio.png", "--data"],

@@ -123,7 +123,19 @@ MISTAKES: dict[str, tuple[str, str]] = {
     ),
     "unknown execution": (
         "sample {room}/tuned --execution fast --out {tmp}/out",
-        "Invalid value for '--execution': 'fast' is not one of 'sparse', 'masked', 'complete'.",
+        "Invalid value for '--execution': 'fast' is not one of 'sparse', 'padded', 'masked', 'complete'.",
+    ),
+    "token capacity of another execution": (
+        "sample {room}/tuned --token-capacity 0.5 --out {tmp}/out",
+        "--token-capacity is for a DyDiT in padded execution; add --execution padded, or leave it out",
+    ),
+    "token capacity that is no share": (
+        "sample {room}/tuned --execution padded --token-capacity 40 --out {tmp}/out",
+        "token-capacity 40; it is a share of the tokens, over 0 and at most 1",
+    ),
+    "CUDA graphs without a GPU": (
+        "sample {room}/tuned --execution padded --cuda-graphs --device cpu --out {tmp}/out",
+        "cuda-graphs: the model is on cpu, which has none; use --device cuda or leave them out",
     ),
     "existing output": (
         "convert {room}/static {room}/tuned",

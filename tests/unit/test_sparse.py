@@ -190,8 +190,8 @@ def test_execution_by_name(tiny_dynamic: DyDiT, tiny_static: DiT) -> None:
     assert executor(tiny_dynamic, "masked") is tiny_dynamic
     with torch.no_grad():
         assert torch.equal(executor(tiny_dynamic, "complete")(x, t, y), tiny_dynamic(x, t, y, complete=True))
-    with pytest.raises(DyditError, match="no execution 'fast'; choose one of sparse, masked, complete"):
-        executor(tiny_dynamic, "fast")  # type: ignore[arg-type]
+    with pytest.raises(DyditError, match="no execution 'fast'; choose one of sparse, padded, masked, complete"):
+        executor(tiny_dynamic, "fast")
 
 
 # torch's own import of its compiler

@@ -13,7 +13,6 @@ import math
 import re
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
 from typing import Any, ClassVar, cast
 
 import torch
@@ -29,9 +28,9 @@ from dydit_cli.model.options import TimestepVariant
 from dydit_cli.model.regions import ATTENTION, GATHER, MATCHING, MLP, MODULATION, TOKEN_ROUTERS, region
 from dydit_cli.model.routers import TokenRouter, WidthRouter, token_router, width_router
 from dydit_cli.model.routing import BlockRouting
-from dydit_cli.model.sites import Site, Structure, Weights, per_unit
-from dydit_cli.model.sparse import Pointwise, active_tokens, add_to_active, sparse_attention, sparse_mlp
-from dydit_cli.model.weight_cache import Part
+from dydit_cli.model.sites import Site, Weights, per_unit
+from dydit_cli.model.sparse import Pointwise, active_tokens, add_to_active, first_tokens, sparse_attention, sparse_mlp
+from dydit_cli.model.weight_cache import Part, Parts
 
 # name: (depth, hidden size, heads), table 1 of the DiT paper
 SIZES: dict[str, tuple[int, int, int]] = {
@@ -269,7 +268,9 @@ class TimestepEmbedder(nn.Module):
         return torch.cat([angles.cos(), angles.sin()], dim=1)  # B 256
 
     def forward(self, t: Tensor) -> Tensor:
-        e: Tensor = self.mlp(self.sinusoid(t).to(next(self.mlp.parameters()).dtype))
+        weight = next(self.mlp.parameters())
+        t = t.to(weight.device, non_blocking=weight.is_cuda)  # not to wait for the device; elsewhere it may not be safe
+        e: Tensor = self.mlp(self.sinusoid(t).to(weight.dtype))
         return e  # B C
 
 
@@ -526,29 +527,29 @@ class DynamicBlock(Block):
         return x + tokens.unsqueeze(-1) * gate_m.unsqueeze(1) * mlp, BlockRouting(heads, groups, tokens)
 
     def forward_sparse(
-        self, x: Tensor, modulation: Tensor, parts: Mapping[Structure, Sequence[Part]], pointwise: Pointwise
+        self, x: Tensor, modulation: Tensor, parts: Parts, pointwise: Pointwise, room: int | None = None
     ) -> Tensor:
-        """Adds the block's work to x (B N C) in place; modulation: B K. Returns the token mask, B N."""
+        """Adds the block's work to x (B N C) in place; modulation: B K. Returns the token mask, B N. With `room` its shapes are
+        known without the mask."""
         shift_a, gain_a, gate_a, shift_m, gain_m, gate_m = self.split(modulation)  # each B C
 
-        def modulated(norm: nn.LayerNorm | nn.RMSNorm, x: Tensor, *per_sample: Tensor | None) -> Tensor:
-            shift, gain = (v.unsqueeze(1) if v is not None and x.dim() == 3 else v for v in per_sample)
-            return pointwise.modulated(x, shift, cast(Tensor, gain), cast(float, norm.eps), self.rms_norm)
-
+        first, second = ((cast(float, norm.eps), self.rms_norm) for norm in (self.norm1, self.norm2))
         with region(MODULATION):
-            h = modulated(self.norm1, x, shift_a, gain_a)  # B N C
+            shift = None if shift_a is None else shift_a.unsqueeze(1)  # B 1 C
+            h = pointwise.modulated(x, shift, gain_a.unsqueeze(1), *first)  # B N C
         with region(ATTENTION):
             h = self.keep(sparse_attention(parts["heads"], h, self.attn.proj.bias, self.attn.attend))
         x.addcmul_(gate_a.unsqueeze(1), h)
         with region(TOKEN_ROUTERS):
             mask = self.token_selection(x, 1.0, 0.0)  # B N
-            active = active_tokens(mask)  # A
+            active = active_tokens(mask) if room is None else first_tokens(mask, room)  # A; a number, with `room`
 
         def mlp(h: Tensor) -> Tensor:
             with region(MLP):
                 return self.mlp.forward_sparse(parts["groups"], h, pointwise)
 
-        add_to_active(x, active, (shift_m, gain_m, gate_m), partial(modulated, self.norm2), mlp, self.kept, self.last)
+        on = None if room is None else mask
+        add_to_active(x, active, (shift_m, gain_m, gate_m), second, mlp, pointwise, self.kept, on, self.last)
         return mask
 
 
