@@ -116,8 +116,8 @@ def draw_judges(front: Frontier) -> Figure:
     """A row for each judge: a panel over MACs, and one over seconds where they were taken."""
     judges_table(front)
     overs: list[Over] = ["cost", *(["seconds_per_image"] if front.front("seconds_per_image", front.main) else [])]  # type: ignore[list-item]
-    figure = new_figure(6.2 * len(overs), 0.9 + 3.6 * len(front.judges))
-    axes = figure.subplots(len(front.judges), 2 * len(overs), squeeze=False, width_ratios=[3, 1.2] * len(overs))
+    figure = new_figure(6.8 * len(overs), 0.9 + 3.6 * len(front.judges))
+    axes = figure.subplots(len(front.judges), 2 * len(overs), squeeze=False, width_ratios=[3, 1.8] * len(overs))
     for row, judge in zip(axes, front.judges, strict=True):
         for i, over in enumerate(overs):
             _judged(row[2 * i], row[2 * i + 1], front, judge, over)
@@ -135,7 +135,7 @@ def draw_judges(front: Frontier) -> Figure:
 def _judged(ax: Axes, key: Axes, front: Frontier, judge: str, over: Over) -> None:
     costs: list[float] = []
     distances: list[float] = []
-    checkpoints = list(dict.fromkeys(mix.checkpoint for mix in front.mixes))
+    checkpoints = list(dict.fromkeys([*front.summary["checkpoints"], *(mix.checkpoint for mix in front.mixes)]))
     for i, checkpoint in enumerate(checkpoints):
         known = [mix for mix in front.mixes if mix.checkpoint == checkpoint and mix.apart(judge) is not None]
         points = [(getattr(mix, over), mix.apart(judge), mix.judged[judge].get("frechet_sd") or 0) for mix in known]

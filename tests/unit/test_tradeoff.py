@@ -38,8 +38,8 @@ from dydit_cli.profiling.profile import profile
 from dydit_cli.reports.report import collect
 from dydit_cli.sampling.options import SamplingConfig
 from dydit_cli.sampling.sampler import open_sampler
+from dydit_cli.studies import measure as measuring
 from dydit_cli.studies import runner
-from dydit_cli.studies import study as studies
 from dydit_cli.studies.folder import StudyFolder
 from dydit_cli.studies.measure import held_out_loss, measure
 from dydit_cli.studies.methods import METHODS, Method, Row, Start, rows_of
@@ -556,7 +556,7 @@ def test_several_judges(model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyP
 
     toy = Extractor("shades", None, 8, 1, {"features": "shades, 4", "features_sha256": "0"}, shades, DISTANCE_ONLY)
     monkeypatch.setattr(
-        studies, "find_extractor", lambda name, **options: toy if name == "shades" else find_extractor(name, **options)
+        measuring, "find_extractor", lambda name, **options: toy if name == "shades" else find_extractor(name, **options)
     )
     alone = {"control": False, "dydit": [], "prune": [], "tome": [0.25]}
     out, both = tmp_path / "out", {"features": ["digits", "shades"]}
