@@ -34,11 +34,11 @@ from dydit_cli.flops.fvcore import count
 from dydit_cli.model import execution, regions
 from dydit_cli.model import macs as analytic
 from dydit_cli.model.backbone import Backbone, DynamicBackbone
-from dydit_cli.model.blocks import Block, DynamicBlock, modulate
 from dydit_cli.model.caching import CACHES, CacheAt, CacheOptions, CacheSchedule, Forecast, taylor_weights
 from dydit_cli.model.execution import CachedModel, CompleteModel, MergedModel, ReusingModel, SparseModel, executor, weighted_sum
 from dydit_cli.model.families import build_model
 from dydit_cli.model.families.dit import DiT, DyDiT
+from dydit_cli.model.families.dit_blocks import Block, DynamicBlock, modulate
 from dydit_cli.model.options import Execution
 from dydit_cli.model.routing import Routing
 from dydit_cli.profiling.profile import profile

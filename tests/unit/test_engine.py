@@ -17,9 +17,9 @@ from dydit_cli.compress.prune import prune
 from dydit_cli.data.load import load_data
 from dydit_cli.distributed import Distributed
 from dydit_cli.errors import DyditError
-from dydit_cli.model.blocks import DynamicBlock
 from dydit_cli.model.families import config_from_dict
 from dydit_cli.model.families.dit import DiT, DiTConfig, DyDiT, DyDiTConfig
+from dydit_cli.model.families.dit_blocks import DynamicBlock
 from dydit_cli.model.routers import GateNoise
 from dydit_cli.train.batch import Batch, TrainingBatches, complete_samples
 from dydit_cli.train.loop import frozen, train

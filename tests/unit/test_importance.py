@@ -6,8 +6,8 @@ import torch
 from torch import nn
 
 from dydit_cli.data.load import load_data
-from dydit_cli.model.blocks import DynamicBlock
 from dydit_cli.model.families.dit import DyDiT
+from dydit_cli.model.families.dit_blocks import DynamicBlock
 from dydit_cli.model.planning import width_masks
 from dydit_cli.train.loop import train
 from dydit_cli.train.router_init import measure_importance, start_by_importance

@@ -11,9 +11,9 @@ from torch._dynamo.utils import counters
 
 from dydit_cli.errors import DyditError
 from dydit_cli.model.backbone import Backbone, DynamicBackbone
-from dydit_cli.model.blocks import DynamicBlock
 from dydit_cli.model.execution import SparseModel, executor
 from dydit_cli.model.families.dit import DiT, DyDiT, DyDiTConfig
+from dydit_cli.model.families.dit_blocks import DynamicBlock
 from dydit_cli.model.options import Execution
 from dydit_cli.model.planning import plan_width, runs_of
 from dydit_cli.model.sparse import EAGER, compiled

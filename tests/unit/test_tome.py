@@ -24,10 +24,10 @@ from dydit_cli.errors import DyditError
 from dydit_cli.flops.executed import FREE, count_executed
 from dydit_cli.flops.fvcore import count
 from dydit_cli.model import macs as analytic
-from dydit_cli.model.blocks import Attention, Block, modulate
 from dydit_cli.model.execution import MergedModel, executor
 from dydit_cli.model.families import build_model, named_config
 from dydit_cli.model.families.dit import DiT, DiTConfig, DyDiT
+from dydit_cli.model.families.dit_blocks import Attention, Block, modulate
 from dydit_cli.model.merging import Merging, match, merge, unmerge
 from dydit_cli.model.routing import Routing
 from dydit_cli.profiling.profile import profile

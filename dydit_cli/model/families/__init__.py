@@ -88,7 +88,8 @@ def register(family: Family) -> None:
 @cache
 def _shipped() -> dict[str, Family]:
     modules = [importlib.import_module(f"{__name__}.{module.name}") for module in pkgutil.iter_modules(__path__)]
-    return {module.FAMILY.name: module.FAMILY for module in modules}
+    # what several families build on is no family
+    return {module.FAMILY.name: module.FAMILY for module in modules if hasattr(module, "FAMILY")}
 
 
 def families() -> dict[str, Family]:

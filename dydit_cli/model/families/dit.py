@@ -1,7 +1,7 @@
 """DiT (arXiv 2212.09748) and DyDiT (arXiv 2410.03456): everything that is this family's own, and what others build on.
 
 In order: the configuration and its sites, the models, the names in other people's files, the record. What blocks are made of
-is in `model.blocks`.
+is in `dit_blocks`.
 
 Legend: B batch, N tokens, C width, H heads (and channel groups), D head width, A = H * D attention width (C, unless pruned),
 F MLP width, P patch, S input size, L depth.
@@ -20,7 +20,9 @@ from torch import Tensor, nn
 
 from dydit_cli.errors import DyditError
 from dydit_cli.model.backbone import Backbone, DynamicBackbone
-from dydit_cli.model.blocks import (
+from dydit_cli.model.config import NORM_MACS_PER_ELEMENT, ModelConfig, RoutedConfig, check_choice, check_whole
+from dydit_cli.model.families import Family, Hints, Inferred, depth_of, shape_of
+from dydit_cli.model.families.dit_blocks import (
     FREQUENCIES,
     Block,
     DynamicBlock,
@@ -30,8 +32,6 @@ from dydit_cli.model.blocks import (
     TimestepEmbedder,
     sincos_positions,
 )
-from dydit_cli.model.config import NORM_MACS_PER_ELEMENT, ModelConfig, RoutedConfig, check_choice, check_whole
-from dydit_cli.model.families import Family, Hints, Inferred, depth_of, shape_of
 from dydit_cli.model.options import TimestepVariant
 from dydit_cli.model.sites import Site, Weights
 

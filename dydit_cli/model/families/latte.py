@@ -16,10 +16,10 @@ from torch import Tensor, nn
 
 from dydit_cli.errors import DyditError
 from dydit_cli.model.backbone import DynamicBackbone
-from dydit_cli.model.blocks import Attention, Block, DynamicBlock, sincos_axis
 from dydit_cli.model.config import check_whole
 from dydit_cli.model.families import Family, Hints, Inferred, dit, shape_of
 from dydit_cli.model.families.dit import DiT, DiTConfig, DyDiTConfig
+from dydit_cli.model.families.dit_blocks import Attention, Block, DynamicBlock, sincos_axis
 from dydit_cli.model.options import GuidanceChannels
 from dydit_cli.model.sites import Site, Weights
 

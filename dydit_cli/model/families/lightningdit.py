@@ -16,10 +16,10 @@ from torch import Tensor, nn
 
 from dydit_cli.errors import DyditError
 from dydit_cli.model.backbone import DynamicBackbone
-from dydit_cli.model.blocks import MAX_PERIOD, Attention
 from dydit_cli.model.config import FlowConfig, ModelConfig, check_flag
 from dydit_cli.model.families import Family, Hints, Inferred, dit, of_shapes_alone, shape_of, sit
 from dydit_cli.model.families.dit import DiT, DiTConfig, DyDiT, DyDiTConfig
+from dydit_cli.model.families.dit_blocks import MAX_PERIOD, Attention
 from dydit_cli.model.sites import Weights
 
 SIZES = dit.SIZES | {"1p0B": (24, 1536, 24), "1p6B": (28, 1792, 28)}
