@@ -134,6 +134,7 @@ class WidthRouter(nn.Module):
     """
 
     budget: BudgetTable | None
+    highest = 0.0  # a logit over it switches everything on
 
     def __init__(self, config: RoutedConfig) -> None:
         super().__init__()
@@ -173,9 +174,9 @@ class WidthRouter(nn.Module):
         Not a higher bias, since a gate's gradient fades with its logit: which heads go off would be left to chance.
         """
         weight, bias = self.last.weight, self.last.bias
-        lowest = (self.logits(e) - bias).min()
-        if bias.min() > 0 and lowest + bias.min() <= 0:
-            weight.mul_(0.5 * bias.min() / -lowest)
+        lowest, margin = (self.logits(e) - bias).min(), bias.min() - self.highest
+        if margin > 0 and lowest + margin <= 0:
+            weight.mul_(0.5 * margin / -lowest)
 
     def forward(self, e: Tensor, temperature: float, noise: Noise) -> Tensor:
         """e: B C, the timestep embedder's output before the label is added -> mask B H."""
@@ -196,13 +197,19 @@ class PrefixRouter(WidthRouter):
     What runs at less compute is then part of what runs at more, and always one run of weights.
     """
 
+    highest = THRESHOLDS
+
     @classmethod
     def rows(cls, config: RoutedConfig) -> int:
         return 1
 
+    def reset(self, bias: float) -> None:
+        """`bias` is over the last one's threshold, as that of other routers is over 0."""
+        super().reset(bias + self.highest)
+
     def gates(self, logits: Tensor, temperature: float, noise: Noise) -> Tensor:
         noise = noise[:, :1] if isinstance(noise, Tensor) else noise
-        thresholds = torch.linspace(0, THRESHOLDS, self.width, device=logits.device)
+        thresholds = torch.linspace(0, self.highest, self.width, device=logits.device)
         return gate(logits - thresholds, temperature, noise)
 
 

@@ -17,6 +17,7 @@ from dydit_cli.checkpoint.export import export
 from dydit_cli.checkpoint.native import write
 from dydit_cli.checkpoint.options import LoadOptions
 from dydit_cli.checkpoint.read import load, read
+from dydit_cli.compress.convert import convert
 from dydit_cli.data.load import load_data
 from dydit_cli.diffusion.options import SamplerSettings
 from dydit_cli.errors import DyditError
@@ -25,6 +26,7 @@ from dydit_cli.model.execution import executor
 from dydit_cli.model.families.dit import DyDiT, DyDiTConfig
 from dydit_cli.model.macs import flops_ratio
 from dydit_cli.model.options import Execution
+from dydit_cli.model.planning import width_masks
 from dydit_cli.model.routers import GateNoise, budget_mix
 from dydit_cli.profiling.allocate import allocate, cheapest
 from dydit_cli.profiling.calibrate import calibrate, measure_range, sampled_ratio
@@ -277,6 +279,17 @@ def test_a_prefix_is_the_first_ones_at_every_ratio(routing: str) -> None:
         nested.append(bool((masks[..., 1:] <= masks[..., :-1]).all() and (before is None or (before <= masks).all())))
         before = masks
     assert all(nested) == (routing == "prefix")
+
+
+@pytest.mark.parametrize("name", ["digits-dit", "fashion-dit"])
+def test_a_converted_model_with_prefix_routers_computes_what_it_did(name: str, tmp_path: Path) -> None:
+    """All heads and groups are on at all timesteps: the logit is over the highest threshold."""
+    convert(name, tmp_path / "dydit", width_routing="prefix")
+    model = read(tmp_path / "dydit").build().float()
+    assert isinstance(model, DynamicBackbone)
+    heads, groups = width_masks(model, range(0, 1000, 37))
+    assert heads.all()
+    assert groups.all()
 
 
 # training
