@@ -31,7 +31,9 @@ KINDS = {
 
 
 def kind_of(values: Mapping[str, Any]) -> str:
-    """Of a training, or of a study, by the names of its sections."""
+    """Of a training, or of a study, by the names of its sections; a study's model is a checkpoint, a training's a section."""
+    if isinstance(values.get("model"), str):
+        return "study"
     return max(KINDS, key=lambda kind: len(KINDS[kind][0] & values.keys()))
 
 

@@ -144,12 +144,12 @@ def test_parts_are_as_deep_as_asked_and_sum_to_the_whole() -> None:
 def test_what_cannot_be_counted_is_named() -> None:
     class Odd(nn.Module):
         def forward(self, x: torch.Tensor) -> torch.Tensor:
-            return torch.einsum("bij,bjk->bik", x, x).cumsum(0)
+            return torch.einsum("bij,bjk->bik", x, x).cumprod(0)
 
     model = Odd()
     with ByModule(model) as counted:
         model(torch.zeros(2, 3, 3))
-    assert counted.unknown == Counter({"cumsum": 1})
+    assert counted.unknown == Counter({"cumprod": 1})
     assert counted.modules == {"": {"attention": 2 * 27}}
     assert einsum_macs("b i j, j k -> b i k", ((2, 3, 4), (4, 5))) == 2 * 3 * 4 * 5
 
