@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from benchmarks import gpu
-from dydit_cli.model.families import dit, families
+from dydit_cli.model.families import dit_blocks, families
 from dydit_cli.model.options import EXECUTIONS
 from dydit_cli.model.padded import PaddedModel
 from dydit_cli.model.sparse import first_tokens
@@ -51,7 +51,7 @@ def test_parity_sees_a_mistake(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(gpu, "sparse_forms", lambda model, bench, capacity=None: {"padded": PaddedModel(model)})
     right = {one["execution"]: one["right"] for one in gpu.parity(gpu.Bench(CPU, gpu.TINY, gpu.Budget(9)))}
     assert all(right.values())
-    monkeypatch.setattr(dit, "first_tokens", lambda mask, room: first_tokens(1 - mask, room))
+    monkeypatch.setattr(dit_blocks, "first_tokens", lambda mask, room: first_tokens(1 - mask, room))
     wrong = [one for one in gpu.parity(gpu.Bench(CPU, gpu.TINY, gpu.Budget(9))) if not one["right"]]
     assert {one["execution"] for one in wrong} == {"padded", "padded, little room"}
 
