@@ -216,7 +216,7 @@ def test_another_model_and_no_adapter_are_refused(apart: Path, start: Path, tmp_
     native.write(Checkpoint.of(build_model(TINY), []), tmp_path / "tiny")
     with pytest.raises(DyditError, match=r"is for a DyDiT \(DiT-2x32/2\), and the model is a DiT \(DiT-3x24/1\)"):
         read(tmp_path / "tiny", LoadOptions(adapter=str(apart)))
-    with pytest.raises(DyditError, match=r"is for a weight blocks.0.attn.qkv \[96, 32\], and the model's is \[72, 24\]"):
+    with pytest.raises(DyditError, match=r"is for a weight blocks.0.attn.proj \[32, 32\], and the model's is \[24, 24\]"):
         read(tmp_path / "tiny", LoadOptions(adapter=str(as_peft(tmp_path / "foreign", apart))))
     with pytest.raises(DyditError, match=r"no adapter, which has adapter_config.json and adapter_model.safetensors"):
         read(start, LoadOptions(adapter=str(tmp_path)))
