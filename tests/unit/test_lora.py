@@ -19,7 +19,7 @@ from dydit_cli.checkpoint.read import load, read
 from dydit_cli.checkpoint.tensors import headers_alone
 from dydit_cli.errors import DyditError
 from dydit_cli.model.backbone import Backbone
-from dydit_cli.model.families import build_model
+from dydit_cli.model.families import build_model, build_shapes, named_config, with_routers
 from dydit_cli.model.families.dit import DyDiT, DyDiTConfig
 from dydit_cli.model.lora import add_lora, is_adapter, merge_lora, site_linears
 from dydit_cli.train.recipe import Recipe, recipe_from_dict, with_settings
@@ -109,6 +109,16 @@ def test_what_learns_is_counted(start: Path, tmp_path: Path) -> None:
     routers = sum(w.numel() for name, w in checkpoint.weights.items() if config.is_router(name))
     assert result.trained_parameters == adapters + routers
     assert result.parameters == adapters + sum(w.numel() for w in checkpoint.weights.values())
+
+
+@pytest.mark.parametrize(("rank", "share"), [(4, 0.0079), (8, 0.0109), (16, 0.0168)])
+def test_the_share_of_an_xl(rank: int, share: float) -> None:
+    """As docs/pages/guides/lora.md has it."""
+    shapes = build_shapes(with_routers(named_config("DiT-XL/2")))
+    weights = shapes.state_dict()
+    adapters = sum(rank * sum(weights[f"{name}.weight"].shape) for name in site_linears(shapes.config))
+    routers = sum(w.numel() for name, w in weights.items() if shapes.config.is_router(name))
+    assert (adapters + routers) / (shapes.num_parameters() + adapters) == pytest.approx(share, abs=5e-5)
 
 
 def test_an_adapter_apart_is_the_same_model(start: Path, merged: Path, apart: Path) -> None:
