@@ -9,6 +9,7 @@ import torch
 
 from dydit_cli.checkpoint.options import LoadOptions
 from dydit_cli.checkpoint.read import read
+from tests.json_keys import check_keys
 from tests.processes import dydit
 
 CPU = ["--device", "cpu"]
@@ -26,6 +27,7 @@ def test_an_adapter_by_the_commands(room: Path, tmp_path: Path) -> None:
 
     result = dydit("finetune", start, *quick, "--out", tmp_path / "merged", "--json")
     figures = json.loads(result.stdout)
+    check_keys("finetune", figures)
     assert 0 < figures["trained_parameters"] < figures["parameters"] / 3
     one, other = read(tmp_path / "merged"), read(start, LoadOptions(adapter=str(out)))
     assert all(torch.equal(w, one.weights[name]) for name, w in other.weights.items())
