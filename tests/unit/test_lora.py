@@ -233,6 +233,12 @@ def test_another_model_and_no_adapter_are_refused(apart: Path, start: Path, tmp_
     for path in (apart, apart / "adapter_model.safetensors"):
         with pytest.raises(DyditError, match=rf"holds an adapter without its model; give both, as {start} --adapter {apart}"):
             read(path)
+    damaged = as_peft(tmp_path / "damaged", apart)
+    for text in ("{", "[]", '{"model": {"kind": "dydit"}}'):
+        tensors = load_file(apart / "adapter_model.safetensors")
+        save_file(tensors, damaged / "adapter_model.safetensors", {"dydit": text})
+        with pytest.raises(DyditError, match=r"adapter_model.safetensors: its metadata are damaged"):
+            read(start, LoadOptions(adapter=str(damaged)))
     half = as_peft(tmp_path / "half", apart)
     tensors = load_file(half / "adapter_model.safetensors")
     del tensors["base_model.model.blocks.1.mlp.fc2.lora_B.weight"]
