@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+ADAPTER = "adapter_config.json"  # peft's name
+
 CHECKPOINT = "config.json"
 
 COMPARISON = "compare.json"

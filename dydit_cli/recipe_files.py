@@ -25,7 +25,7 @@ LARGEST_RECIPE = 1_000_000  # bytes
 
 # the sections that a recipe of one kind has and another's has not, and the commands that run it
 KINDS = {
-    "training": (frozenset({"train", "routing", "calibration"}), "dydit finetune or pretrain"),
+    "training": (frozenset({"train", "routing", "calibration", "lora"}), "dydit finetune or pretrain"),
     "study": (frozenset({"finetune", "methods", "evaluation", "timing", "seeds", "keep_checkpoints"}), "dydit study"),
 }
 

@@ -22,7 +22,7 @@ class LoadOptions:
     tell them; `timestep_variant` says which code the weights were trained with where their format would say otherwise;
     `family` is a name in `model.families`; `flow_path`, `prediction` and `noise_at` are what a model of flow matching was
     trained with, where its weights do not say it; `flops_ratio` makes a DyDiT of a range one of this single ratio;
-    `latent_stats` is what `latent_stats.read_norm` reads.
+    `latent_stats` is what `latent_stats.read_norm` reads; `adapter` is the folder of one that is merged into the weights.
     """
 
     weights: Annotated[WhichWeights, Opt("Which weights of a training checkpoint.")] = "ema"
@@ -65,6 +65,11 @@ class LoadOptions:
             "latents or of a checkpoint, or `sd`.",
             metavar="FILE",
         ),
+    ] = None
+
+    adapter: Annotated[
+        str | None,
+        Opt("A LoRA adapter to merge into the weights: the folder of a run with --adapter-only, or peft's.", metavar="DIR"),
     ] = None
 
     def __post_init__(self) -> None:

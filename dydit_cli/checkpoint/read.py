@@ -9,6 +9,8 @@ from pathlib import Path
 from typing import Any, get_args
 
 from dydit_cli.bundled import MODELS, WEIGHTS
+from dydit_cli.checkpoint.adapter import WEIGHTS_FILE as ADAPTER_WEIGHTS
+from dydit_cli.checkpoint.adapter import is_adapter_folder, refuse_alone, with_adapter
 from dydit_cli.checkpoint.budgets import at_ratio
 from dydit_cli.checkpoint.checkpoint import Checkpoint
 from dydit_cli.checkpoint.diffusers import read_pipeline, read_transformer
@@ -78,6 +80,8 @@ def read(path: CheckpointLike, reading: LoadOptions = LoadOptions()) -> Checkpoi
     found = replace(_read_folder(local, reading) if local.is_dir() else _read_file(local, reading), path=str(path))
     with naming(path):
         check_said(found, reading)
+        if reading.adapter is not None:
+            found = with_adapter(found, Path(reading.adapter))
         if reading.latent_stats is not None:
             found = with_norm(found, reading.latent_stats)
         return found if reading.flops_ratio is None else at_ratio(found, reading.flops_ratio)
@@ -124,6 +128,8 @@ def _read_folder(folder: Path, reading: LoadOptions) -> Checkpoint:
         if isinstance(header, dict) and header.get("_class_name") == "DiTTransformer2DModel":
             return read_transformer(folder, header, reading.timestep_variant)
         raise DyditError(f"{folder / CONFIG_FILE}: neither a dydit nor a diffusers DiTTransformer2DModel configuration")
+    if is_adapter_folder(folder):
+        raise refuse_alone(folder)
     files = [file for file in sorted(folder.iterdir()) if file.suffix in (*PICKLES, ".safetensors") or is_index(file)]
     indices = [file for file in files if is_index(file)]
     if len(indices or files) == 1:
@@ -137,6 +143,8 @@ def _read_file(file: Path, reading: LoadOptions) -> Checkpoint:
     if (file.suffix == ".safetensors" or is_index(file)) and (file.parent / CONFIG_FILE).is_file():
         # a weights file inside a folder whose config.json describes it
         return _read_folder(file.parent, reading)
+    if file.name == ADAPTER_WEIGHTS and is_adapter_folder(file.parent):
+        raise refuse_alone(file.parent)
     notes: list[str] = []
     trained: dict[str, Any] = {}
     if file.suffix in PICKLES:

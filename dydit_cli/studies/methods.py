@@ -109,7 +109,7 @@ class Start:
         """
         if row.tuning is None:
             return None
-        settings: dict[str, Any] = {"train.seed": row.seed}
+        settings: dict[str, Any] = {"train.seed": row.seed, "lora.merge": True}  # what is measured is a model
         recipe = self.tunings[row.tuning]
         train = recipe.train
         if row.tuning == "static" and train.teacher_weight and train.teacher is None:

@@ -14,6 +14,7 @@ from dydit_cli.artifacts.run import StepMetrics
 from dydit_cli.data.dataset import Dataset
 from dydit_cli.distributed import Distributed
 from dydit_cli.model.backbone import Backbone, DynamicBackbone
+from dydit_cli.model.lora import Lora, add_lora, merge_lora
 from dydit_cli.profiling.calibrate import Calibration
 from dydit_cli.train.batch import TrainingBatches
 from dydit_cli.train.recipe import Recipe
@@ -28,7 +29,8 @@ SKIPS_IN_A_ROW = 100
 class TrainResult:
     """`steps` is how many ran, those before a resumption included, and `images` how many they took; `interrupted` says that
     it was stopped before its last; `stopped` why the guard ended it; `main` that this is the main process; `unreadable` names
-    images of the data that could not be read; `calibration` is what calibrating the result came to."""
+    images of the data that could not be read; `calibration` is what calibrating the result came to. `trained_parameters` are
+    those that learn, of all `parameters`, the adapters' among them; `lora` is what was merged into the model's weights."""
 
     steps: int
     skipped: int
@@ -40,6 +42,9 @@ class TrainResult:
     main: bool = True
     unreadable: str = ""
     calibration: Calibration | None = None
+    parameters: int = 0
+    trained_parameters: int = 0
+    lora: Lora | None = None
 
 
 def train(
@@ -54,7 +59,7 @@ def train(
     on_step: Callable[[StepMetrics], None] | None = None,
     should_stop: Callable[[], bool] = lambda: False,
 ) -> TrainResult:
-    """Trains `model` in place on its device and leaves the EMA weights in it, in evaluation mode.
+    """Trains `model` in place on its device and leaves the EMA weights in it, adapters merged, in evaluation mode.
 
     `teacher` is whose output is a target where the recipe has a weight for it, by default `model` as it begins.
     Deterministic under `recipe.train.seed` on cpu. `save` is given the state every `recipe.train.save_every` steps, at an
@@ -70,7 +75,11 @@ def train(
     if resume is None and isinstance(model, DynamicBackbone) and recipe.routing.start == "importance":
         start_by_importance(model, recipe, data)
     fixed = FixedRouters(model, recipe, data) if isinstance(model, DynamicBackbone) else None
+    if recipe.lora.rank is not None:
+        add_lora(model, recipe.lora.rank, recipe.lora.alpha or recipe.lora.rank, settings.seed)
     trainer = Trainer(model, recipe, processes, teacher)
+    learning = sum(p.numel() for _, p in model.trainable())
+    parameters = model.num_parameters()
     batches = TrainingBatches(data, model.config, recipe, processes.part(settings.batch_size))
     facts: dict[str, Any] = {"skipped": 0, "skipped_in_a_row": 0, "seconds": 0.0}
     step = 0
@@ -109,6 +118,7 @@ def train(
             keep()
 
     trainer.ema.copy_to(model)
+    lora = merge_lora(model) if recipe.lora.rank is not None else None
     if fixed is not None:
         fixed.follow(recipe.routing.target(max(0, step - 1)))  # not an average of the thresholds on the way
     if isinstance(model, DynamicBackbone) and model.config.budgets:
@@ -123,6 +133,9 @@ def train(
         images=step * settings.batch_size,
         stopped=stopped,
         main=processes.main,
+        parameters=parameters,
+        trained_parameters=learning,
+        lora=lora,
     )
 
 

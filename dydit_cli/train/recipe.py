@@ -161,6 +161,16 @@ class CalibrationRecipe(SamplingSection):
     images: int = Field(default=16, ge=1, description="that are sampled")
 
 
+class LoraRecipe(Section):
+    """Adapters that are trained in the place of the weights, beside the routers (LoRA, arXiv 2106.09685); without a rank there
+    are none, and everything is trained."""
+
+    rank: int | None = Field(default=None, ge=1, description="of the matrices beside each Linear of attention and MLP")
+    alpha: float | None = Field(default=None, gt=0, description="they are multiplied by alpha / rank; by default by 1")
+    lr: float | None = Field(default=None, gt=0, description="the adapters' own lr; by default the model's")
+    merge: bool = Field(default=True, description="into the weights in the end; else the run leaves the adapter alone")
+
+
 class Recipe(RecipeFile):
     """One run; `model` is for `pretrain` alone."""
 
@@ -171,6 +181,7 @@ class Recipe(RecipeFile):
     train: TrainRecipe
     routing: RoutingRecipe = RoutingRecipe()
     calibration: CalibrationRecipe = CalibrationRecipe()
+    lora: LoraRecipe = LoraRecipe()
 
     @model_validator(mode="after")
     def _phases_fit(self) -> Recipe:
@@ -178,6 +189,8 @@ class Recipe(RecipeFile):
             raise ValueError("train.lr_warmup_steps is over train.steps")
         if not self.train.data_weight and not self.train.teacher_weight:
             raise ValueError("train.data_weight and train.teacher_weight are both 0: nothing is learned")
+        if self.lora.rank is None and self.lora != LoraRecipe():
+            raise ValueError("[lora] has no rank, without which there are no adapters; give lora.rank")
         low, high = self.routing.flops_ratio, self.routing.largest_ratio
         if high is not None and not low < high:
             raise ValueError(f"routing.largest_ratio {high:g} is not over routing.flops_ratio {low:g}")
@@ -198,7 +211,7 @@ def for_model(recipe: Recipe, config: ModelConfig) -> Recipe:
     return recipe.model_copy(update={"calibration": recipe.calibration.for_model(config)})
 
 
-SECTIONS = (Recipe, ModelRecipe, TrainRecipe, RoutingRecipe, CalibrationRecipe)
+SECTIONS = (Recipe, ModelRecipe, TrainRecipe, RoutingRecipe, CalibrationRecipe, LoraRecipe)
 
 
 PHASES = (
@@ -267,7 +280,7 @@ def defaults(section: Section, prefix: str = "") -> set[str]:
 
 
 # on these no step depends: a run may be continued with others
-FREE = {"train.save_every", "train.keep", "train.keep_state", "routing.calibrate"} | defaults(
+FREE = {"train.save_every", "train.keep", "train.keep_state", "routing.calibrate", "lora.merge"} | defaults(
     CalibrationRecipe(), "calibration."
 )
 

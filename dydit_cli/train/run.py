@@ -13,10 +13,9 @@ from typing import Any
 import torch
 
 from dydit_cli.artifacts.run import StepMetrics
-from dydit_cli.checkpoint import lineage
+from dydit_cli.checkpoint import adapter, lineage, native
 from dydit_cli.checkpoint.budgets import with_range
 from dydit_cli.checkpoint.checkpoint import Checkpoint, with_classes
-from dydit_cli.checkpoint.native import write_into
 from dydit_cli.checkpoint.options import LoadOptions
 from dydit_cli.checkpoint.read import CheckpointLike, read
 from dydit_cli.data.dataset import Dataset
@@ -29,6 +28,7 @@ from dydit_cli.files import locked
 from dydit_cli.model.backbone import Backbone
 from dydit_cli.model.config import ModelConfig, RoutedConfig
 from dydit_cli.model.families import build_model, families, family_of
+from dydit_cli.model.lora import Lora
 from dydit_cli.profiling.calibrate import calibrate, measure_range
 from dydit_cli.provenance import made_with
 from dydit_cli.train.loop import TrainResult, train
@@ -49,6 +49,8 @@ def random_start(recipe: Recipe) -> RunSpec:
     """Training the recipe's static model from random weights under its seed; raises `DyditError` where it has none."""
     if recipe.model is None:
         raise DyditError("the recipe has no [model] section; pretrain needs one")
+    if recipe.lora.rank is not None:
+        raise DyditError("lora.rank: adapters are for a trained model, and pretrain begins with random weights; use finetune")
     config = config_of(recipe.model)
     torch.manual_seed(recipe.train.seed)
     start = Checkpoint.of(build_model(config), lineage=[])
@@ -101,7 +103,11 @@ def tuned_start(checkpoint: CheckpointLike, recipe: Recipe, reading: LoadOptions
     start = read(checkpoint, reading)
     # a relative path would be another one's elsewhere; a hub id or a bundled name is the same everywhere
     path = str(Path(start.path).resolve()) if start.path is not None and Path(start.path).exists() else start.path
+    if reading.adapter is not None:
+        reading = replace(reading, adapter=str(Path(reading.adapter).resolve()))
     source = {"checkpoint": path, "reading": asdict(reading), "num_classes": num_classes}
+    if num_classes is not None and recipe.lora.rank is not None:
+        raise DyditError(f"{num_classes} classes: their label table begins anew, and with adapters it would not be trained")
     if num_classes is not None:
         start = with_classes(start, num_classes, recipe.train.seed)
     if recipe.routing.tokens == "layers" and isinstance(start.config, RoutedConfig):
@@ -216,7 +222,7 @@ def run_training(
     should_stop: Callable[[], bool] = lambda: False,
 ) -> TrainResult:
     """Trains, calibrates where the recipe has it, and writes config.json, model.safetensors (EMA weights), metrics.jsonl and
-    recipe.json.
+    recipe.json; where the recipe does not merge its adapters, these in the place of the first two (`checkpoint.adapter`).
 
     An interrupted run is saved like a finished one, its lineage saying how many steps it took, and its states stay beside
     it; the same call again continues it, to the same bits on a cpu. `on_begin` is given the step at which this starts.
@@ -276,6 +282,18 @@ def asked_of(recipe: Recipe) -> dict[str, Any]:
     return {"flops_ratio": recipe.routing.flops_ratio} if ratios is None else {"flops_ratios": list(ratios)}
 
 
+def leave(trained: Checkpoint, start: Checkpoint, lora: Lora | None, merge: bool, folder: Path) -> None:
+    """Writes the model into `folder`, or its adapter alone; what an earlier run left there of the other kind goes."""
+    if lora is None or merge:
+        native.write_into(trained, folder)
+        others = [adapter.CONFIG_FILE, adapter.WEIGHTS_FILE]
+    else:
+        adapter.write_adapter(folder, lora, trained, start)
+        others = [native.CONFIG_FILE, native.WEIGHTS_FILE, lineage.CARD_FILE]
+    for name in others:
+        (folder / name).unlink(missing_ok=True)
+
+
 def write_result(
     model: Backbone,
     spec: RunSpec,
@@ -297,6 +315,7 @@ def write_result(
         seed=recipe.train.seed,
         **(asked_of(recipe) if spec.dynamic else {}),
         **{part: routing for part, routing in parts.items() if routing != "learned"},
+        **({} if recipe.lora.rank is None else {"lora_rank": recipe.lora.rank}),
     )
     trained = Checkpoint.of(model, [*start.lineage, step], like=start)
     if data is not None:  # what the start does not tell is the data's
@@ -309,7 +328,7 @@ def write_result(
     elif ended and spec.dynamic and recipe.routing.calibrate:
         ratio = recipe.routing.flops_ratio
         trained, calibration = calibrate(trained, ratio, images=part.images, settings=part.settings, **options)
-    write_into(trained, folder.path)
+    leave(trained, start, result.lora, recipe.lora.merge, folder.path)
     if ended:
         folder.finish(recipe.train.keep_state)
     return replace(result, calibration=calibration, last=result.last or folder.last_metrics())

@@ -19,15 +19,17 @@ from typing import Any, TextIO
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
-from torch import Tensor
+from torch import Tensor, nn
 
 from dydit_cli.artifacts.run import BEGUN_FILE, METRICS_FILE, RECIPE_FILE, STATE_FOLDER, StepMetrics
+from dydit_cli.checkpoint.adapter import CONFIG_FILE as ADAPTER_FILE
 from dydit_cli.checkpoint.checkpoint import Checkpoint
 from dydit_cli.checkpoint.native import CONFIG_FILE
 from dydit_cli.checkpoint.stream import write_safetensors
 from dydit_cli.distributed import Distributed
 from dydit_cli.errors import DyditError
 from dydit_cli.files import Resumable, atomic_file, atomic_folder, check_output, sweep, write_json
+from dydit_cli.model.backbone import Backbone
 from dydit_cli.provenance import made_by
 from dydit_cli.train.batch import TrainingBatches
 from dydit_cli.train.recipe import FREE, Recipe, defaults, flat, recipe_from_dict, set_values, why_not_more_steps
@@ -49,9 +51,14 @@ class Saved:
     facts: dict[str, Any]
 
 
+def _changing(model: Backbone) -> list[tuple[str, nn.Parameter]]:
+    """What a run may change: what learns, and routers, which may be set."""
+    return [(name, p) for name, p in model.named_parameters() if p.requires_grad or model.config.is_router(name)]
+
+
 def capture(step: int, trainer: Trainer, batches: TrainingBatches, facts: dict[str, Any]) -> Saved:
     """Weights, EMA, optimiser, random numbers and data order after `step` steps; `facts` are the loop's own."""
-    tensors: dict[str, Tensor] = {f"model.{name}": p for name, p in trainer.model.named_parameters()}
+    tensors: dict[str, Tensor] = {f"model.{name}": p for name, p in _changing(trainer.model)}
     tensors |= {f"ema.{name}": p for name, p in trainer.ema.weights.items()}
     for name, p in trainer.model.trainable():
         tensors |= {f"optimizer.{name}.{key}": value for key, value in trainer.optimizer.state[p].items()}
@@ -67,9 +74,10 @@ def restore(saved: Saved, trainer: Trainer, batches: TrainingBatches) -> None:
     """The inverse of `capture`; raises `DyditError` where the state is another model's."""
     tensors = saved.tensors
     try:
-        for name, p in trainer.model.named_parameters():
+        for name, p in _changing(trainer.model):
             p.copy_(tensors[f"model.{name}"])
-            trainer.ema.weights[name].copy_(tensors[f"ema.{name}"])
+        for name, average in trainer.ema.weights.items():
+            average.copy_(tensors[f"ema.{name}"])
         for name, p in trainer.model.trainable():
             start = f"optimizer.{name}."
             # none at all where the guard has skipped every step so far
@@ -221,7 +229,8 @@ class RunFolder:
 
     def finished(self, recipe: Recipe) -> bool:
         """Whether the run of `recipe` has come to its end here."""
-        if self.states.exists() or not (self.path / CONFIG_FILE).is_file():
+        result = CONFIG_FILE if recipe.lora.merge else ADAPTER_FILE
+        if self.states.exists() or not (self.path / result).is_file():
             return False
         try:
             return recipe == recipe_from_dict(json.loads((self.path / RECIPE_FILE).read_text(encoding="utf-8")), "")

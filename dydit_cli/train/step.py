@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from dydit_cli.distributed import Distributed
 from dydit_cli.errors import DyditError
 from dydit_cli.model.backbone import Backbone, DynamicBackbone
+from dydit_cli.model.lora import is_adapter
 from dydit_cli.train.batch import Batch, complete_count
 from dydit_cli.train.muon import Muon
 from dydit_cli.train.objective import LossWeights, Objective, SampleLosses
@@ -18,7 +19,7 @@ from dydit_cli.train.recipe import Recipe, TrainRecipe
 
 
 class Ema:
-    """Averages every parameter of a model, by `decay` per step.
+    """Averages every parameter of a model that learns, by `decay` per step.
 
     The first steps use (1 + n) / (10 + n), so that a short run is not left with its initial weights.
     """
@@ -26,18 +27,22 @@ class Ema:
     def __init__(self, model: nn.Module, decay: float) -> None:
         self.decay = decay
         self.updates = 0
-        self.weights: dict[str, Tensor] = {name: p.detach().clone() for name, p in model.named_parameters()}
+        self.weights: dict[str, Tensor] = {name: p.detach().clone() for name, p in _learning(model)}
 
     @torch.no_grad()
     def update(self, model: nn.Module) -> None:
         decay = min(self.decay, (1 + self.updates) / (10 + self.updates))
         self.updates += 1
-        current = [p.detach() for _, p in model.named_parameters()]
+        current = [p.detach() for _, p in _learning(model)]
         torch._foreach_lerp_(list(self.weights.values()), current, 1 - decay)
 
     def copy_to(self, model: nn.Module) -> None:
         """Loads the averaged weights into `model`, whose tables stay its own."""
         model.load_state_dict({**model.state_dict(), **self.weights}, strict=True)
+
+
+def _learning(model: nn.Module) -> list[tuple[str, nn.Parameter]]:
+    return [(name, p) for name, p in model.named_parameters() if p.requires_grad]
 
 
 @dataclass(frozen=True)
@@ -160,13 +165,14 @@ def learning_rate(recipe: TrainRecipe, step: int) -> float:
 
 
 def make_optimizer(model: Backbone, recipe: Recipe) -> torch.optim.AdamW:
-    """The recipe's, the routers in a group of their own; Muon's matrices are those of the blocks."""
+    """The recipe's, routers and adapters in groups of their own; Muon's matrices are those of the blocks."""
     muon = recipe.train.optimizer == "muon"
-    parts: dict[str, list[nn.Parameter]] = {"others": [], "matrices": [], "routers": []}
+    parts: dict[str, list[nn.Parameter]] = {"others": [], "matrices": [], "routers": [], "adapters": []}
     for name, p in model.trainable():
         matrix = muon and p.ndim == 2 and model.config.blocks.match(name) is not None
-        parts["routers" if model.config.is_router(name) else "matrices" if matrix else "others"].append(p)
-    lr = {"routers": recipe.routing.router_lr or recipe.train.lr}
+        own = "routers" if model.config.is_router(name) else "adapters" if is_adapter(name) else None
+        parts[own or ("matrices" if matrix else "others")].append(p)
+    lr = {"routers": recipe.routing.router_lr or recipe.train.lr, "adapters": recipe.lora.lr or recipe.train.lr}
     groups = [
         {"params": members, "lr": lr.get(part, recipe.train.lr), "orthogonal": part == "matrices"}
         for part, members in parts.items()

@@ -65,6 +65,11 @@ def finetune(
         int | None, Opt("The same seed gives the same result.", metavar="N", default="the recipe's", of=int, parse=parse_seed)
     ] = None,
     setting: options.Settings = (),
+    lora: Annotated[
+        int | None,
+        Opt("Train adapters of this rank (LoRA) and the routers alone; the other weights stay.", metavar="RANK", min=1),
+    ] = None,
+    adapter_only: Annotated[bool, Opt("With --lora: write the adapter alone, not the model with it merged in.")] = False,
     num_classes: Annotated[int | None, Opt("Another number of classes: draws a new label table.", metavar="N")] = None,
     calibrate: Annotated[bool, Opt("Then shift the routers so that a sampling run has the FLOPs ratio, within 0.005.")] = False,
     resume: options.Resume = None,
@@ -80,10 +85,11 @@ def finetune(
     from dydit_cli.train.run import resolve_recipe, tuned_start, unfinished
 
     named = {"train.lr": lr, "routing.router_lr": router_lr, "train.batch_size": batch_size, "train.seed": seed}
+    named["lora.rank"] = lora
     values = {key: value for key, value in named.items() if value is not None}
-    at_end = {"routing.calibrate": True} if calibrate else {}
+    at_end = ({"routing.calibrate": True} if calibrate else {}) | ({"lora.merge": False} if adapter_only else {})
     if resume is not None:
-        only_resume(typed, "CKPT", "--calibrate", "--steps")
+        only_resume(typed, "CKPT", "--calibrate", "--adapter-only", "--steps")
         more_steps = {} if steps is None else {"train.steps": steps}
         folder, spec = resume, unfinished(resume, checkpoint, {**at_end, **more_steps})
     elif checkpoint is None or out is None:
@@ -115,9 +121,15 @@ def finetune(
                 f"calibrated: ratio of a sampling run {figures.ratio_before:.4f} before, {figures.ratio_after:.4f} after; "
                 f"every router shifted by {figures.shift:+g}"
             )
-        finish("finetune", result, folder, stop, json, **more)
+        parameters = {"parameters": result.parameters, "trained_parameters": result.trained_parameters}
+        if result.main and result.lora is not None:
+            share = result.trained_parameters / result.parameters
+            console.note(f"trained {result.trained_parameters:,} of {result.parameters:,} parameters ({share:.2%})")
+        finish("finetune", result, folder, stop, json, **parameters, **more)
+        apart = result.lora is not None and not spec.recipe.lora.merge
+        what = f"{spec.start.path or 'CKPT'} --adapter {folder}" if apart else str(folder)
         if result.main and not json and last and last.ratio is not None:
-            console.say(f"next: dydit profile {folder} --out DIR (measures the ratio without the training noise)")
+            console.say(f"next: dydit profile {what} --out DIR (measures the ratio without the training noise)")
 
 
 def check_digits_fit(name: str, start: Checkpoint, num_classes: int | None) -> None:
