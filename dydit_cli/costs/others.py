@@ -16,9 +16,9 @@ from dydit_cli.costs.memory import LiveBytes, bytes_of, forward_memory, touch, w
 from dydit_cli.costs.plan import Machine, Plan, held, output
 from dydit_cli.costs.sampling import sampling_cost
 from dydit_cli.costs.timing import describe_part, part_of, seconds_of, time_forward
-from dydit_cli.data.encode import DTYPES, FORMAT, SHARD_CLIPS, SHARD_SIZE
+from dydit_cli.data.encode import DTYPES, SHARD_CLIPS, SHARD_SIZE
 from dydit_cli.data.imagefolder import list_clips, list_pictures
-from dydit_cli.data.latents import SETTINGS_FILE, SHARDS
+from dydit_cli.data.latents import FORMAT, SETTINGS_FILE, SHARDS
 from dydit_cli.data.vae import load_encoder
 from dydit_cli.devices import pick_device
 from dydit_cli.errors import DyditError

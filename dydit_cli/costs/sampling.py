@@ -18,7 +18,7 @@ from dydit_cli.checkpoint.checkpoint import Checkpoint
 from dydit_cli.checkpoint.lineage import asked_ratio, set_ratio
 from dydit_cli.costs.memory import LiveBytes, forward_memory, touch
 from dydit_cli.costs.plan import Machine, Plan, held, output
-from dydit_cli.costs.timing import PATIENCE, describe_part, evaluate, part_of, seconds_of, time_forward
+from dydit_cli.costs.timing import PATIENCE, describe_part, evaluate, few_samples, part_of, seconds_of, time_forward
 from dydit_cli.data.vae import Decode
 from dydit_cli.devices import DTYPES, pick_device
 from dydit_cli.diffusion.options import ReadySettings
@@ -34,8 +34,6 @@ from dydit_cli.sampling.shards import SHARD_SIZE, ShardedRun
 
 TIMED = 4  # timesteps of a run that are timed: what a DyDiT does differs by them
 
-PART_BATCH = 8
-
 
 @dataclass(frozen=True)
 class SamplingCost:
@@ -50,7 +48,7 @@ class SamplingCost:
 
 
 def sampling_cost(loaded: Checkpoint, config: SamplingConfig, num: int, decoded: bool = True) -> SamplingCost:
-    """Of `num` images, `config.batch` at once, which are `decoded` where they are latents. Raises `DyditError` as `open_sampler` does."""
+    """Of `num` images, `config.batch` at once, `decoded` where they are latents; raises as `open_sampler`."""
     import diffusers.schedulers  # noqa: F401  # which the run would load, and hold
 
     device, ready, at_once = pick_device(config.device), config.settings.for_model(loaded.config), min(num, config.batch)
@@ -125,7 +123,8 @@ def run_seconds(
     halves = {t: 1 if ready.guidance_at(t) == 1 else 2 for t in computed}
     calls = sum(halves[t] for t in computed) * num  # samples that the model sees
     macs, ratio = static_macs(loaded.config), set_ratio(loaded.lineage) or asked_ratio(loaded.lineage) or 1.0
-    part, few = part_of(loaded, static=True), min(PART_BATCH, 2 * at_once)
+    part = part_of(loaded, static=True)
+    few = min(few_samples(part), 2 * at_once)
     device, most = machine.device, at_once * max(halves.values())
     seconds = time_forward(part, few, device, DTYPES[config.dtype])
     scaled = seconds / (few * static_macs(part.config)) * macs  # of a sample, everything on

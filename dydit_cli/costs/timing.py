@@ -20,6 +20,8 @@ from dydit_cli.model.macs import static_macs
 
 PART_DEPTH = 2  # blocks of a part: a Latte's come in pairs
 
+PART_MACS = 5e9  # of a part's step, forward
+
 PATIENCE = 2.0  # seconds: a step that takes longer is not run
 
 LEAST_SECONDS, MOST_STEPS = 1.0, 10  # so long a step is timed, or so often
@@ -57,6 +59,11 @@ def time_forward(checkpoint: Checkpoint, rows: int, device: torch.device, dtype:
     """Seconds of a call of a checkpoint's model as it is."""
     model = checkpoint.build().to(device, dtype)
     return seconds_of(partial(evaluate, model, rows, process_of(checkpoint.config).span[1]), device)
+
+
+def few_samples(part: Checkpoint) -> int:
+    """On how many samples a part is timed: some, and so many that their products take most of the time."""
+    return max(2, math.ceil(PART_MACS / static_macs(part.config)))
 
 
 def multiple(size: int, least: int, most: int) -> int:

@@ -11,7 +11,7 @@ import torch
 from dydit_cli.checkpoint.checkpoint import Checkpoint
 from dydit_cli.costs.memory import optimizer_bytes, touch, training_memory, training_state, weight_bytes
 from dydit_cli.costs.plan import Machine, Plan, output, total_memory
-from dydit_cli.costs.timing import PATIENCE, describe_part, multiple, part_of, seconds_of
+from dydit_cli.costs.timing import PATIENCE, describe_part, few_samples, multiple, part_of, seconds_of
 from dydit_cli.data.dataset import Dataset
 from dydit_cli.data.load import load_data
 from dydit_cli.devices import pick_device
@@ -27,9 +27,7 @@ from dydit_cli.train.step import Trainer
 
 METRICS_BYTES = 350  # a step's line
 
-PART_BATCH = 4
-
-AT_ONCE = 1e9  # MACs of a step that is timed without a look at a part of it
+AT_ONCE = 5e9  # MACs of a step that is timed without a look at a part of it
 
 
 def training_plan(spec: RunSpec, out: Path, device: str, force: bool) -> Plan:
@@ -115,7 +113,7 @@ def training_seconds(spec: RunSpec, data: Dataset, machine: Machine, peak: int, 
     if not kinds:
         return 0.0, "no step is left"
 
-    part, few = part_of(start), multiple(recipe.train.accumulation, least_batch(recipe, start), size)
+    part, few = part_of(start), multiple(recipe.train.accumulation, least_batch(recipe, part, start), size)
     scale = static_macs(start.config) * size / (static_macs(part.config) * few)
     roomy = not machine.free or 2 * peak < machine.free
     per_step: dict[int, float] = {}
@@ -133,9 +131,9 @@ def training_seconds(spec: RunSpec, data: Dataset, machine: Machine, peak: int, 
     return sum(per_step[step] * count for step, count in kinds.items()), how
 
 
-def least_batch(recipe: Recipe, start: Checkpoint) -> int:
-    """Of which the complete model sees a sample, where it sees any."""
-    return max(PART_BATCH, round(1 / recipe.routing.complete_share) if start.config.dynamic else 1)
+def least_batch(recipe: Recipe, part: Checkpoint, start: Checkpoint) -> int:
+    """Of a part that is timed; the complete model sees a sample of it, where it sees any."""
+    return max(few_samples(part), round(1 / recipe.routing.complete_share) if start.config.dynamic else 1)
 
 
 def time_steps(
