@@ -113,7 +113,8 @@ def training_seconds(spec: RunSpec, data: Dataset, machine: Machine, peak: int, 
     if not kinds:
         return 0.0, "no step is left"
 
-    part, few = part_of(start), multiple(recipe.train.accumulation, least_batch(recipe, part, start), size)
+    part = part_of(start)
+    few = multiple(recipe.train.accumulation, least_batch(recipe, part), size)
     scale = static_macs(start.config) * size / (static_macs(part.config) * few)
     roomy = not machine.free or 2 * peak < machine.free
     per_step: dict[int, float] = {}
@@ -131,9 +132,9 @@ def training_seconds(spec: RunSpec, data: Dataset, machine: Machine, peak: int, 
     return sum(per_step[step] * count for step, count in kinds.items()), how
 
 
-def least_batch(recipe: Recipe, part: Checkpoint, start: Checkpoint) -> int:
+def least_batch(recipe: Recipe, part: Checkpoint) -> int:
     """Of a part that is timed; the complete model sees a sample of it, where it sees any."""
-    return max(few_samples(part), round(1 / recipe.routing.complete_share) if start.config.dynamic else 1)
+    return max(few_samples(part), round(1 / recipe.routing.complete_share) if part.config.dynamic else 1)
 
 
 def time_steps(
