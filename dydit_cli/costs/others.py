@@ -74,11 +74,14 @@ def conversion_plan(static: Checkpoint, destination: Path, options: ConvertOptio
     machine, part = Machine.now(device), part_of(static)
     inputs = EquivalenceCheck.inputs_of(config)
     block = weight_bytes(config) // config.depth
-    activations = forward_memory(config, inputs, device)["activations"]
+    forward = forward_memory(config, inputs, device)
     spent = time_forward(part, inputs, device)
     seconds = 2 * spent * static_macs(static.config) / static_macs(part.config)
     return machine.plan(
-        {"a block, and its conversion": 3 * block, "activations, of both models": 2 * activations},
+        {
+            "a block, and its conversion": 3 * block,
+            "activations, of both models": 2 * (sum(forward.values()) - forward["weights"]),
+        },
         seconds=seconds,
         timing=f"the proof alone, {describe_part(part, static, inputs, spent)}",
         outputs=[output(destination, weight_bytes(config) - weight_bytes(static.config) + bytes_of(static.weights), force)],

@@ -25,6 +25,7 @@ from dydit_cli.diffusion.options import ReadySettings
 from dydit_cli.files import check_output
 from dydit_cli.model.caching import reused_numbers
 from dydit_cli.model.execution import FREE_SHARE, Executable, executor
+from dydit_cli.model.families import family_of
 from dydit_cli.model.macs import static_macs
 from dydit_cli.model.planning import ROWS
 from dydit_cli.profiling.options import ProfileOptions
@@ -49,7 +50,8 @@ class SamplingCost:
 
 def sampling_cost(loaded: Checkpoint, config: SamplingConfig, num: int, decoded: bool = True) -> SamplingCost:
     """Of `num` images, `config.batch` at once, `decoded` where they are latents; raises as `open_sampler`."""
-    import diffusers.schedulers  # noqa: F401  # which the run would load, and hold
+    if family_of(loaded.config).process == "gaussian":
+        from diffusers import DPMSolverMultistepScheduler  # noqa: F401  # as the run does, which holds all that it loads
 
     device, ready, at_once = pick_device(config.device), config.settings.for_model(loaded.config), min(num, config.batch)
     rows, dtype = at_once * (1 if ready.cfg == 1 else 2), DTYPES[config.dtype]

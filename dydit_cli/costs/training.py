@@ -32,6 +32,8 @@ AT_ONCE = 5e9  # MACs of a step that is timed without a look at a part of it
 
 def training_plan(spec: RunSpec, out: Path, device: str, force: bool) -> Plan:
     """Of `train.run.run_training`; raises `DyditError` where the data cannot be read or do not fit the model."""
+    import torch._dynamo  # noqa: F401  # which an optimiser loads, and holds
+
     folder, recipe, start = RunFolder(out), spec.recipe, spec.start
     data = load_data(recipe.data, start.config)
     data.check(start.config, start.latents)
