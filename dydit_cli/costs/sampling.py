@@ -6,6 +6,7 @@ Legend: M images, B batch, C channels, S size.
 from __future__ import annotations
 
 import math
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -50,9 +51,7 @@ class SamplingCost:
 
 def sampling_cost(loaded: Checkpoint, config: SamplingConfig, num: int, decoded: bool = True) -> SamplingCost:
     """Of `num` images, `config.batch` at once, `decoded` where they are latents; raises as `open_sampler`."""
-    if family_of(loaded.config).process == "gaussian":
-        from diffusers import DPMSolverMultistepScheduler  # noqa: F401  # as the run does, which holds all that it loads
-
+    loading = load_libraries(loaded)
     device, ready, at_once = pick_device(config.device), config.settings.for_model(loaded.config), min(num, config.batch)
     rows, dtype = at_once * (1 if ready.cfg == 1 else 2), DTYPES[config.dtype]
     touch(loaded.weights)
@@ -70,7 +69,16 @@ def sampling_cost(loaded: Checkpoint, config: SamplingConfig, num: int, decoded:
         memory["VAE"] = max(0, opened - memory["weights"]) + live.peak
         if seconds is not None:
             seconds += pictures * seconds_of(partial(decode, latent), device, warm_up=0)
+    seconds = None if seconds is None else seconds + loading
     return SamplingCost(machine, memory, seconds, timing, pictures * side * side * 3)
+
+
+def load_libraries(loaded: Checkpoint) -> float:
+    """Loads what a run does, which then holds it, and returns the seconds that it took."""
+    start = time.perf_counter()
+    if family_of(loaded.config).process == "gaussian":
+        from diffusers import DPMSolverMultistepScheduler  # noqa: F401
+    return time.perf_counter() - start
 
 
 def opened_model(loaded: Checkpoint, config: SamplingConfig, decoded: bool) -> tuple[Executable, Decode | None]:
