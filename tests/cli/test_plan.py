@@ -28,6 +28,7 @@ from dydit_cli.train.loop import frozen
 from dydit_cli.train.recipe import Recipe, recipe_from_dict
 from dydit_cli.train.step import Trainer
 from tests.cli.conftest import FAST, SMALL
+from tests.cli.test_readme import pictures_and_vae
 from tests.conftest import FAMILIES
 from tests.processes import dydit
 
@@ -130,6 +131,20 @@ def test_nothing_is_written(words: str, room: Path, tmp_path: Path, monkeypatch:
     assert planned["peak_memory"] == sum(planned["memory"].values()) > 0
     assert planned["writes"][0]["path"].startswith("out")
     assert not list(tmp_path.iterdir())
+
+
+def test_an_encoding_counts_what_is_missing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    pictures_and_vae(tmp_path / "images", tmp_path / "vae", classes=2)
+    words = ["encode", "images", "out", "--vae", "vae", "--size", 32, "--shard-size", 4, *FAST]
+    fresh = json.loads(dydit("plan", *words, "--json").stdout)["plan"]
+    assert fresh["writes"] == [{"path": "out", "bytes": 8 * 2 * 2 * 4 * 4 * 4 * 4, "state": "new", "why": None}]
+    assert fresh["memory"]["a shard"] == fresh["disk"] // 2
+    assert not (tmp_path / "out").exists()
+    assert dydit(*words).exit_code == 0
+    done = json.loads(dydit("plan", *words, "--json").stdout)["plan"]
+    assert (done["seconds"], done["writes"][0]["state"]) == (0, "continued")
+    assert "size 33: vae makes a latent pixel of 8" in dydit("plan", *words, "--size", 33).stderr
 
 
 def test_what_is_there_is_told(room: Path, tmp_path: Path) -> None:
