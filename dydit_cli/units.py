@@ -66,6 +66,12 @@ def seconds(value: float) -> str:
     return f"{minutes // 60} h {minutes % 60:02d} min"
 
 
+def size(bytes: float) -> str:
+    """`13.5 GB`."""
+    unit, prefix = scale_of(bytes)
+    return f"{bytes / unit:.{2 if prefix in 'TG' and prefix else 0}f} {prefix}B"
+
+
 def sampling(record: Mapping[str, Any]) -> str:
     """How a record's images were drawn: `ddim, 50 steps`, or `ODE by heun, 25 steps, 50 model calls`."""
     steps = "steps of its own choice" if record["steps"] is None else f"{record['steps']} steps"

@@ -29,7 +29,7 @@ LAYERS: tuple[set[str], ...] = (
     {"data"},
     {"compress", "profiling", "sampling"},
     {"train", "bench", "evaluate", "figures"},
-    {"reports"},
+    {"reports", "costs"},
     {"studies", "sharing"},
     {"cli"},
     {"__main__"},

@@ -120,7 +120,8 @@ def load(name: str, package: ModuleType = commands) -> Any:
 
         run_alone(f"dydit {words}")
     alone = typer.Typer(add_completion=False, **MARKUP)
-    alone.command(name, help=module.__doc__)(typed(getattr(module, name)))
+    rest = {"allow_interspersed_args": False} if getattr(module, "REST", False) else {}
+    alone.command(name, help=module.__doc__, context_settings=rest)(typed(getattr(module, name)))
     return get_command(alone)
 
 

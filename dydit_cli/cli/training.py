@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 from dydit_cli import units
 from dydit_cli.cli import console
 from dydit_cli.cli.build import Typed
+from dydit_cli.cli.planning import Planned, planned
 from dydit_cli.errors import DyditError
 
 if TYPE_CHECKING:
@@ -89,8 +90,12 @@ class Display:
 
 def train(what: str, spec: RunSpec, out: Path, device: str, force: bool, track: str | None, stop: Stop) -> TrainResult:
     """`run_training` with its progress shown, until it ends or `stop` is set."""
+    from dydit_cli.costs.training import check_room, training_plan
     from dydit_cli.train.run import run_training
 
+    if planned():
+        raise Planned(training_plan(spec, out, device, force))
+    check_room(spec, device)
     with console.stages() as work:
         display = Display(what, spec, out, work)
         return run_training(

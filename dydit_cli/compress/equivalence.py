@@ -30,9 +30,14 @@ class EquivalenceCheck:
     every_e: T C, the embeddings of all timesteps.
     """
 
+    @staticmethod
+    def inputs_of(config: RoutedConfig) -> int:
+        """How many random inputs a model of this size is run over."""
+        return max(2, min(MOST_INPUTS, int(MACS / static_macs(config))))
+
     def __init__(self, static: Checkpoint, config: RoutedConfig, seed: int) -> None:
         self._static, self._config = static, config
-        self.inputs = max(2, min(MOST_INPUTS, int(MACS / static_macs(config))))
+        self.inputs = self.inputs_of(config)
         self.off_timesteps = 0
         # without the bias; allocated at once, since what stays between two blocks keeps the allocator from giving back
         self._token_logits = torch.empty(config.depth, self.inputs, config.num_tokens, 1)

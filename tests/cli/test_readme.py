@@ -39,6 +39,7 @@ TEXT = "\n".join([README, *(page.read_text() for page in PAGES if page.exists())
 BLOCKS = re.findall(r"^```bash\n(.*?)^```", TEXT, flags=re.MULTILINE | re.DOTALL)
 COMMANDS = (
     "convert",
+    "plan",
     "finetune",
     "encode",
     "sample",

@@ -9,9 +9,12 @@ from pathlib import Path
 from typing import Annotated
 
 from dydit_cli.cli import console, options
+from dydit_cli.cli.planning import Planned, planned
 from dydit_cli.cli.training import show_next
 from dydit_cli.compress.options import ConvertOptions
 from dydit_cli.options import Arg
+
+PLANNED = True
 
 
 def convert(
@@ -25,6 +28,10 @@ def convert(
     from dydit_cli.compress.convert import TOLERANCE
     from dydit_cli.compress.convert import convert as run
 
+    if planned():
+        from dydit_cli.costs.others import conversion_plan
+
+        raise Planned(conversion_plan(options.read(source, loading), destination, config, force))
     report = run(source, destination, config, reading=loading, force=force)
     if json:
         console.as_json(report.to_dict())

@@ -13,9 +13,10 @@ from typing import Annotated, Literal
 from dydit_cli import units
 from dydit_cli.cli import console, options
 from dydit_cli.cli.build import Typed
+from dydit_cli.cli.planning import Planned, planned
 from dydit_cli.options import Arg, Opt
 
-SHARED = True
+SHARED = PLANNED = True
 
 
 def encode(
@@ -54,6 +55,10 @@ def encode(
     from dydit_cli.data.encode import encode as run
     from dydit_cli.data.imagefolder import describe_skipped
 
+    if planned():
+        from dydit_cli.costs.others import encoding_plan
+
+        raise Planned(encoding_plan(images, out, vae, size, frames, batch, shard_size, dtype, device, force))
     with typed.continues(), console.stages() as work:
         done = run(
             images, out, vae, size=size, frames=frames, batch=batch, shard_size=shard_size, dtype=dtype,

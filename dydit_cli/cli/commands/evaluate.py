@@ -15,6 +15,7 @@ from dydit_cli import units
 from dydit_cli.checkpoint.options import LoadOptions
 from dydit_cli.cli import console, options
 from dydit_cli.cli.build import Typed
+from dydit_cli.cli.planning import Planned, planned
 from dydit_cli.errors import DyditError
 from dydit_cli.evaluate.registry import features_help
 from dydit_cli.options import Arg, Opt
@@ -22,6 +23,8 @@ from dydit_cli.sampling.options import SamplingConfig
 
 if TYPE_CHECKING:
     from dydit_cli.artifacts.evaluation import Evaluation
+
+PLANNED = True
 
 # what images that are there already are evaluated with; all else is for a checkpoint to sample from
 OF_IMAGES = ("SAMPLES", "--reference", "--features", "--inception", "--out", "--batch", "--device", "--force", "--json")
@@ -85,6 +88,10 @@ def evaluate(
             images = images.first(num)
     extractor = find_extractor(features, inception=inception, device=config.device)
     against = open_reference(reference, extractor)
+    if planned():
+        from dydit_cli.costs.others import evaluation_plan
+
+        raise Planned(evaluation_plan((loaded, num) if images is None else images, against, extractor, config, out))
     if images is None:
         images = GeneratedImages(loaded, config, num)
     with console.stages() as work:

@@ -20,7 +20,7 @@ from dydit_cli.options import Opt, parse_seed
 if TYPE_CHECKING:
     from dydit_cli.checkpoint.checkpoint import Checkpoint
 
-SHARED = True
+SHARED = PLANNED = True
 
 
 def parse_ratio(text: str) -> float | tuple[float, float]:

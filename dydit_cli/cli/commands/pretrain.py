@@ -15,7 +15,7 @@ from dydit_cli.cli.training import finish, interruptible, only_resume, train
 from dydit_cli.errors import DyditError
 from dydit_cli.options import Arg
 
-SHARED = True
+SHARED = PLANNED = True
 
 
 def pretrain(

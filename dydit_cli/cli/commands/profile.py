@@ -16,6 +16,7 @@ from dydit_cli import units
 from dydit_cli.checkpoint.options import LoadOptions
 from dydit_cli.cli import console, options
 from dydit_cli.cli.build import Typed
+from dydit_cli.cli.planning import Planned, planned
 from dydit_cli.errors import DyditError
 from dydit_cli.options import Arg, Opt
 from dydit_cli.profiling.options import ProfileOptions
@@ -23,6 +24,8 @@ from dydit_cli.profiling.options import ProfileOptions
 if TYPE_CHECKING:
     from dydit_cli.artifacts.profile import Profile
     from dydit_cli.flops.published import StaticCount
+
+PLANNED = True
 
 Unit = Literal["mac", "flop"]
 
@@ -47,6 +50,8 @@ def profile(
         if option := typed.other_than("--table", "--unit", "--json"):
             what = checkpoints[0] if checkpoints else option
             raise DyditError(f"--table shows the published sizes and profiles nothing; leave {what} out")
+        if planned():
+            raise Planned(None)
         show_static_table(unit, json)
         return
     if not checkpoints:
@@ -64,6 +69,8 @@ def profile(
     folders = [out] if len(checkpoints) == 1 else [out / name for name in names_of(checkpoints)]
     work = list(zip(checkpoints, folders, strict=True))
     if width_only:
+        if planned():
+            raise Planned(None)
         show_width(work, out, loading, unit, force, json)
         return
 
@@ -72,6 +79,11 @@ def profile(
     from dydit_cli.profiling.profile import add_to_card
     from dydit_cli.profiling.profile import profile as run
 
+    if planned():
+        from dydit_cli.costs.sampling import profile_plan
+
+        every = [options.read_to_run(checkpoint, loading) for checkpoint in checkpoints]
+        raise Planned(profile_plan(every, out, config, device, force))
     check_output(out, force)
     results = []
     for checkpoint, folder in work:

@@ -13,6 +13,7 @@ from dydit_cli import units
 from dydit_cli.checkpoint.options import LoadOptions
 from dydit_cli.cli import console, options
 from dydit_cli.cli.build import Typed
+from dydit_cli.cli.planning import Planned, planned
 from dydit_cli.diffusion.options import SamplerSettings
 from dydit_cli.errors import DyditError
 from dydit_cli.options import Opt
@@ -21,7 +22,7 @@ from dydit_cli.sampling.options import SamplingConfig
 if TYPE_CHECKING:
     from dydit_cli.checkpoint.checkpoint import Checkpoint
 
-SHARED = True
+SHARED = PLANNED = True
 
 
 def sample(
@@ -64,6 +65,10 @@ def sample(
     config = replace(config, classes=options.class_numbers(classes, loaded))
     at_once = min(num, config.batch)
     options.show_cache(loaded, config.cache, config.settings, at_once, config.plan_memory, config.dtype)
+    if planned():
+        from dydit_cli.costs.sampling import sample_plan
+
+        raise Planned(sample_plan(loaded, out, config, num, shard_size if npz else None, npz, force))
     if npz:
         with typed.continues():
             write_array(loaded, out, config, num, shard_size, force, json)
