@@ -135,4 +135,4 @@ class Section:
 
     def as_part(self) -> Section:
         """Of a folder that belongs to another, whose summary and command cover it."""
-        return replace(self, summary="", metrics=(), origin=Origin(), files={}, film=None)
+        return replace(self, summary="", metrics=(), origin=Origin(), files={})
