@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import os
+from pathlib import Path
 
 import torch
 
 from dydit_cli.errors import DyditError
 from dydit_cli.options import DtypeName
+
+MEMINFO = Path("/proc/meminfo")
 
 DTYPES: dict[DtypeName, torch.dtype] = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -34,6 +37,29 @@ def synchronize(device: torch.device) -> None:
         torch.cuda.synchronize(device)
     elif device.type == "mps":
         torch.mps.synchronize()
+
+
+def free_memory(device: torch.device) -> int:
+    """Bytes that are free where `device` is, what the system would give up for them included; 0 where that cannot be told."""
+    return (
+        int(torch.cuda.mem_get_info(device)[0]) if device.type == "cuda" else _system_memory("MemAvailable", "SC_AVPHYS_PAGES")
+    )
+
+
+def total_memory(device: torch.device) -> int:
+    """Bytes of memory where `device` is, free or not; 0 where that cannot be told."""
+    return int(torch.cuda.mem_get_info(device)[1]) if device.type == "cuda" else _system_memory("MemTotal", "SC_PHYS_PAGES")
+
+
+def _system_memory(line: str, pages: str) -> int:
+    """By Linux's name of the line, or else by the number of pages as POSIX has it."""
+    if MEMINFO.is_file():
+        found = next((one for one in MEMINFO.read_text().splitlines() if one.startswith(f"{line}:")), None)
+        if found is not None:
+            return int(found.split()[1]) * 1024
+    if hasattr(os, "sysconf") and pages in os.sysconf_names:
+        return os.sysconf(pages) * os.sysconf("SC_PAGE_SIZE")
+    return 0
 
 
 def world_size() -> int:

@@ -11,10 +11,9 @@ from typing import Any, Literal
 
 import torch
 
-from dydit_cli.devices import describe_device
+from dydit_cli.devices import describe_device, free_memory, total_memory
 from dydit_cli.errors import DyditError
 from dydit_cli.files import check_output
-from dydit_cli.model.execution import MEMINFO, free_memory
 
 STATM = Path("/proc/self/statm")
 
@@ -120,19 +119,6 @@ def resident() -> int:
 def held(device: torch.device) -> int:
     """Bytes of the device's memory that this process holds now."""
     return torch.cuda.memory_allocated(device) if device.type == "cuda" else resident()
-
-
-def total_memory(device: torch.device) -> int:
-    """Bytes of memory where `device` is; 0 where that cannot be told."""
-    if device.type == "cuda":
-        return int(torch.cuda.get_device_properties(device).total_memory)
-    if MEMINFO.is_file():
-        found = next((line for line in MEMINFO.read_text().splitlines() if line.startswith("MemTotal:")), None)
-        if found is not None:
-            return int(found.split()[1]) * 1024
-    if hasattr(os, "sysconf") and "SC_PHYS_PAGES" in os.sysconf_names:
-        return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    return 0
 
 
 def free_disk(path: Path) -> int:

@@ -10,11 +10,11 @@ import torch
 
 from dydit_cli.checkpoint.checkpoint import Checkpoint
 from dydit_cli.costs.memory import optimizer_bytes, touch, training_memory, training_state, weight_bytes
-from dydit_cli.costs.plan import Machine, Plan, output, total_memory
+from dydit_cli.costs.plan import Machine, Plan, output
 from dydit_cli.costs.timing import PATIENCE, describe_part, few_samples, multiple, part_of, seconds_of
 from dydit_cli.data.dataset import Dataset
 from dydit_cli.data.load import load_data
-from dydit_cli.devices import pick_device
+from dydit_cli.devices import pick_device, total_memory
 from dydit_cli.distributed import Distributed
 from dydit_cli.errors import DyditError
 from dydit_cli.model.backbone import Backbone

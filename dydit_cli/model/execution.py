@@ -8,15 +8,14 @@ Legend: B batch, N tokens, C width, L depth.
 
 from __future__ import annotations
 
-import os
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Literal, Protocol, overload
 
 import torch
 from torch import Tensor, nn
 
+from dydit_cli.devices import free_memory
 from dydit_cli.errors import DyditError
 from dydit_cli.model.backbone import Backbone, DynamicBackbone
 from dydit_cli.model.caching import CacheOptions, CacheSchedule, Forecast
@@ -31,7 +30,6 @@ from dydit_cli.model.routing import BlockRouting, Routing
 from dydit_cli.model.sparse import EAGER, compiled
 from dydit_cli.model.weight_cache import Parts, SliceStats, WeightSlices
 
-MEMINFO = Path("/proc/meminfo")
 REUSED = CacheOptions(reuse_skipped=True)
 FREE_SHARE = 4  # copies of weights may take a quarter of the memory that is free
 
@@ -517,19 +515,6 @@ def static_twin(dynamic: DynamicBackbone) -> Backbone:
     weights = dynamic.state_dict()
     static.load_state_dict({name: weights[name] for name in static.state_dict()}, assign=True)
     return static.eval()
-
-
-def free_memory(device: torch.device) -> int:
-    """Bytes that are free where `device` is, what the system would give up for them included; 0 where that cannot be told."""
-    if device.type == "cuda":
-        return int(torch.cuda.mem_get_info(device)[0])
-    if MEMINFO.is_file():
-        available = next((line for line in MEMINFO.read_text().splitlines() if line.startswith("MemAvailable:")), None)
-        if available is not None:
-            return int(available.split()[1]) * 1024
-    if hasattr(os, "sysconf") and "SC_AVPHYS_PAGES" in os.sysconf_names:
-        return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    return 0
 
 
 def executor(

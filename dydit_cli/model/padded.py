@@ -23,10 +23,11 @@ from typing import Any, NamedTuple, cast
 import torch
 from torch import Tensor
 
+from dydit_cli.devices import free_memory
 from dydit_cli.errors import DyditError
 from dydit_cli.model.backbone import DynamicBackbone, RoutedBlock
 from dydit_cli.model.cuda_graphs import GraphedSteps
-from dydit_cli.model.execution import FREE_SHARE, SparseModel, free_memory
+from dydit_cli.model.execution import FREE_SHARE, SparseModel
 from dydit_cli.model.options import PaddedOptions, RunOptions
 from dydit_cli.model.routing import Routing
 from dydit_cli.model.sparse import EAGER, Pointwise
